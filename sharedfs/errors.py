@@ -1,0 +1,18 @@
+"""Errors named for the party at fault, so that the exit code and the message follow from the type.
+
+`CallerMistake`   the user asked for something that cannot be: exit code 2, one line that says what to do.
+`HostFault`       the kernel, a manager or a file on the host did not do its part: exit code 1.
+`BrokenInvariant` our own books contradict themselves: never caught, the service stops and says so.
+"""
+
+
+class CallerMistake(Exception):
+    """What was asked for cannot be done; the message says what to do instead."""
+
+
+class HostFault(Exception):
+    """The host refused or misbehaved; the message carries the path and what was found there."""
+
+
+class BrokenInvariant(Exception):
+    """One of I1..I10 does not hold; the message carries the state that broke it."""

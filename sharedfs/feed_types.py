@@ -1,0 +1,97 @@
+"""The narrow waist between a pool and the controller: what the feed says, as plain typed data.
+
+Tenants are listed once and referred to by `id`; id 0 is nobody. All sizes are bytes. `sequence` rises with every change
+of the holdings, so an unchanged number means an unchanged answer.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+NOBODY = 0
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TenantRef(_Frozen):
+    """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory."""
+
+    id: int
+    path: str
+    inode: int
+
+
+class ClassHolding(_Frozen):
+    """One sharing class and the bytes in it.
+
+    `owner` allocated the pages. `users` pay: they touched the pages lately (`users` includes `mapped`).
+    `foreign` bytes were charged by the kernel to their owner instead of the pool.
+    """
+
+    owner: int
+    users: tuple[int, ...]
+    mapped: tuple[int, ...]
+    foreign: bool
+    bytes: int
+
+
+class Holdings(_Frozen):
+    """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1)."""
+
+    pool: str
+    sequence: int
+    resident_bytes: int
+    foreign_bytes: int
+    tenants: tuple[TenantRef, ...]
+    classes: tuple[ClassHolding, ...]
+
+
+class FileHoldings(_Frozen):
+    """The part of the books that is one file. `path` is relative to the pool's root."""
+
+    path: str
+    inode: int
+    size_bytes: int
+    resident_bytes: int
+    classes: tuple[ClassHolding, ...]
+
+
+class FilesOfTenant(_Frozen):
+    """Every file of which a tenant uses pages."""
+
+    tenants: tuple[TenantRef, ...]
+    files: tuple[FileHoldings, ...]
+
+
+class UsersOfFile(_Frozen):
+    tenants: tuple[TenantRef, ...]
+    file: FileHoldings
+
+
+class PoolStatus(_Frozen):
+    """What `sharedfs status` shows of one pool. `requests` counts served requests by kind."""
+
+    name: str
+    mountpoint: str
+    daemon_pid: int
+    size_bytes: int
+    resident_bytes: int
+    foreign_bytes: int
+    tenants: int
+    files: int
+    data_path: str
+    mmap: str
+    pool_cgroup: str
+    sharing_classes: int
+    ledger_bytes: int
+    requests: dict[str, int]
+
+
+class PoolRecord(_Frozen):
+    """RUN/pools/NAME/pool.json: enough to find, judge and clean up a pool, whether its daemon lives or not."""
+
+    name: str
+    mountpoint: str
+    daemon_pid: int
+    daemon_started: float
+    pool_cgroup: str

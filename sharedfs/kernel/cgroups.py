@@ -1,0 +1,105 @@
+"""The memory cgroup hierarchy of this host: v1, v2 or hybrid, found by looking (see cgroups(7)).
+
+A cgroup is identified by its path below the root of the hierarchy that has the memory controller AND by the inode
+number of its directory: a path can come back as another cgroup, an inode number of cgroupfs does not while the
+old group is known to anybody.
+
+Every reader takes the hierarchy, so tests run on a directory that looks like one.
+"""
+
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from errno import ENODEV, ENOENT
+from pathlib import Path
+
+from sharedfs.errors import HostFault
+
+
+class CgroupVersion(IntEnum):
+    V1 = 1
+    V2 = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupRef:
+    """One cgroup, for as long as it lives. `path` starts with "/", as /proc/PID/cgroup has it."""
+
+    path: str
+    inode: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryHierarchy:
+    """Where the host keeps its memory controller.
+
+    `mount` is the directory of the hierarchy's root; `hybrid` says that v2 is mounted too but memory is on v1.
+    """
+
+    version: CgroupVersion
+    mount: Path
+    hybrid: bool = False
+
+    def directory(self, path: str) -> Path:
+        return self.mount / path.lstrip("/")
+
+    def find(self, path: str) -> CgroupRef | None:
+        """The cgroup that lives at `path` now, None when there is none."""
+        try:
+            return CgroupRef(path, os.stat(self.directory(path)).st_ino)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def lives(self, cgroup: CgroupRef) -> bool:
+        """Whether `cgroup` still exists: its path may be gone, or belong to a later group of the same name."""
+        return self.find(cgroup.path) == cgroup
+
+    def processes(self, path: str) -> list[int]:
+        """Process ids in the cgroup at `path`, none when the cgroup is gone."""
+        try:
+            return [int(line) for line in (self.directory(path) / "cgroup.procs").read_text().split()]
+        except (FileNotFoundError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (
+                2,
+                19,
+                95,
+            ):  # ENOENT, ENODEV, EOPNOTSUPP (threaded)
+                raise
+            return []
+
+    def path_in(self, proc_cgroup: bytes) -> str:
+        """The path in this hierarchy that a /proc/PID/cgroup names. Raises HostFault when it names none.
+
+        Lines are `ID:CONTROLLERS:PATH`; v2's is `0::PATH`. A removed group's path ends in " (deleted)".
+        """
+        for line in proc_cgroup.splitlines():
+            _, controllers, path = line.split(b":", 2)
+            if controllers == b"" if self.version is CgroupVersion.V2 else b"memory" in controllers.split(b","):
+                return os.fsdecode(path.removesuffix(b" (deleted)"))
+        raise HostFault(f"no memory cgroup in {proc_cgroup!r}")
+
+
+def find_memory_hierarchy(mountinfo: str | None = None) -> MemoryHierarchy:
+    """Look for the memory controller in `mountinfo` (default: this process's). v1 wins where it holds memory.
+
+    Raises HostFault when the host has no memory controller at all.
+    """
+    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
+    v1: Path | None = None
+    v2: Path | None = None
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        kind, _, super_options = right.split(" ", 2)
+        point = Path(left.split(" ")[4].encode().decode("unicode_escape"))
+        if kind == "cgroup" and "memory" in super_options.split(","):
+            v1 = v1 or point
+        elif kind == "cgroup2":
+            v2 = v2 or point
+    if v1 is not None:
+        return MemoryHierarchy(CgroupVersion.V1, v1, hybrid=v2 is not None)
+    if v2 is None:
+        raise HostFault("no memory cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup")
+    controllers = v2 / "cgroup.controllers"
+    if "memory" not in controllers.read_text().split():
+        raise HostFault(f"{controllers} lacks memory: boot with cgroup_enable=memory")
+    return MemoryHierarchy(CgroupVersion.V2, v2)

@@ -1,0 +1,1 @@
+"""The books: pure, no I/O, no async, no clock."""
