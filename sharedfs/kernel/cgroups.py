@@ -58,14 +58,10 @@ class MemoryHierarchy:
         """Process ids in the cgroup at `path`, none when the cgroup is gone."""
         try:
             return [int(line) for line in (self.directory(path) / "cgroup.procs").read_text().split()]
-        except (FileNotFoundError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in (
-                2,
-                19,
-                95,
-            ):  # ENOENT, ENODEV, EOPNOTSUPP (threaded)
-                raise
-            return []
+        except OSError as error:
+            if error.errno in (ENOENT, ENODEV):  # ENODEV: removed after we opened its file
+                return []
+            raise
 
     def path_in(self, proc_cgroup: bytes) -> str:
         """The path in this hierarchy that a /proc/PID/cgroup names. Raises HostFault when it names none.
