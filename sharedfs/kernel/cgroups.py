@@ -8,12 +8,14 @@ Every reader takes the hierarchy, so tests run on a directory that looks like on
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from errno import ENODEV, ENOENT
 from pathlib import Path
 
 from sharedfs.errors import HostFault
+from sharedfs.kernel.mounts import Mount, mounts
 
 
 class CgroupVersion(IntEnum):
@@ -75,27 +77,19 @@ class MemoryHierarchy:
         raise HostFault(f"no memory cgroup in {proc_cgroup!r}")
 
 
-def find_memory_hierarchy(mountinfo: str | None = None) -> MemoryHierarchy:
-    """Look for the memory controller in `mountinfo` (default: this process's). v1 wins where it holds memory.
+def find_memory_hierarchy(host_mounts: Sequence[Mount] | None = None) -> MemoryHierarchy:
+    """Look for the memory controller in `host_mounts` (default: this process's). v1 wins where it holds memory.
 
     Raises HostFault when the host has no memory controller at all.
     """
-    text = Path("/proc/self/mountinfo").read_text() if mountinfo is None else mountinfo
-    v1: Path | None = None
-    v2: Path | None = None
-    for line in text.splitlines():
-        left, _, right = line.partition(" - ")
-        kind, _, super_options = right.split(" ", 2)
-        point = Path(left.split(" ")[4].encode().decode("unicode_escape"))
-        if kind == "cgroup" and "memory" in super_options.split(","):
-            v1 = v1 or point
-        elif kind == "cgroup2":
-            v2 = v2 or point
+    found = mounts() if host_mounts is None else host_mounts
+    v1 = next((mount for mount in found if mount.kind == "cgroup" and "memory" in mount.super_options), None)
+    v2 = next((mount for mount in found if mount.kind == "cgroup2"), None)
     if v1 is not None:
-        return MemoryHierarchy(CgroupVersion.V1, v1, hybrid=v2 is not None)
+        return MemoryHierarchy(CgroupVersion.V1, Path(v1.mountpoint), hybrid=v2 is not None)
     if v2 is None:
         raise HostFault("no memory cgroup hierarchy is mounted: mount cgroup2 on /sys/fs/cgroup")
-    controllers = v2 / "cgroup.controllers"
+    controllers = Path(v2.mountpoint) / "cgroup.controllers"
     if "memory" not in controllers.read_text().split():
         raise HostFault(f"{controllers} lacks memory: boot with cgroup_enable=memory")
-    return MemoryHierarchy(CgroupVersion.V2, v2)
+    return MemoryHierarchy(CgroupVersion.V2, Path(v2.mountpoint))

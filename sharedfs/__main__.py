@@ -1,0 +1,5 @@
+"""`python -m sharedfs` is `sharedfs`."""
+
+from sharedfs.cli import main
+
+main()

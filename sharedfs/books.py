@@ -1,0 +1,99 @@
+"""The pool's books: the ledger and the tenants under one lock, for the threads that keep them.
+
+The data path (its own thread), the namespace, the mapping scan and the feed (trio's thread) all write or read here. The
+lock is held for a few microseconds and never across a system call.
+"""
+
+import threading
+from collections.abc import Iterable
+
+from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+from sharedfs.model.ledger import Ledger
+from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
+
+
+class Books:
+    """What the pool holds and who uses it. `page_bytes` is the unit of accounting."""
+
+    def __init__(self, hierarchy: MemoryHierarchy, page_bytes: int) -> None:
+        self.hierarchy = hierarchy
+        self.page_bytes = page_bytes
+        self.lock = threading.Lock()
+        self.ledger = Ledger(page_bytes)
+        self.tenants = TenantTable()
+        # Rises with each exit: a name of a cgroup then has to be looked up anew.
+        self.exits = 0
+        # Files that lost pages since the running mapping scan began: what it saw of them may be gone.
+        self._shrunk: set[int] = set()
+
+    # -- tenants -----------------------------------------------------------------------------------------------------
+
+    def tenant_at(self, path: str) -> TenantId:
+        """The tenant whose cgroup is at `path` now; NOBODY when there is no such cgroup (any more)."""
+        cgroup = self.hierarchy.find(path)
+        if cgroup is None:
+            return NOBODY
+        with self.lock:
+            return self.tenants.intern(cgroup.path, cgroup.inode)
+
+    def dead_tenants(self) -> list[TenantId]:
+        """The tenants whose cgroup is gone, or whose path is another cgroup's now."""
+        with self.lock:
+            known = self.tenants.live()
+        return [tenant.id for tenant in known if not self.hierarchy.lives(CgroupRef(tenant.path, tenant.inode))]
+
+    def exit(self, tenants: Iterable[TenantId]) -> None:
+        with self.lock:
+            for tenant in tenants:
+                self.ledger.exit(tenant)
+                self.tenants.remove(tenant)
+                self.exits += 1
+
+    # -- pages -------------------------------------------------------------------------------------------------------
+
+    def charge(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
+        """Bytes `start`..`end` (exclusive, not empty) of a file are resident and `tenant` used them."""
+        with self.lock:
+            self.ledger.charge(inode, start // self.page_bytes, (end - 1) // self.page_bytes, tenant)
+
+    def touch(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
+        """`tenant` used bytes `start`..`end` (exclusive, not empty) as far as they are resident."""
+        with self.lock:
+            self.ledger.touch(inode, start // self.page_bytes, (end - 1) // self.page_bytes, tenant)
+
+    def uncharge(self, inode: int, start: int, end: int | None = None) -> None:
+        """The whole pages within bytes `start`..`end` (exclusive; None: all that follow) are gone."""
+        first = -(-start // self.page_bytes)
+        last = None if end is None else end // self.page_bytes - 1
+        with self.lock:
+            self._shrunk.add(inode)
+            if last is None or last >= first:
+                self.ledger.uncharge(inode, first, last)
+
+    def has_pages(self, inode: int) -> bool:
+        with self.lock:
+            return self.ledger.resident_pages_of(inode) > 0
+
+    def drop(self, inode: int) -> None:
+        """The file is gone with all its pages."""
+        with self.lock:
+            self._shrunk.add(inode)
+            self.ledger.drop(inode)
+
+    # -- mappings ----------------------------------------------------------------------------------------------------
+
+    def begin_scan(self) -> None:
+        with self.lock:
+            self._shrunk.clear()
+
+    def set_mapped(self, inode: int, tenant: TenantId, pages: list[tuple[int, int]]) -> None:
+        """`tenant` maps just these page ranges (inclusive) of a file, as the running scan saw it.
+
+        A mapped page that is not resident in the books was allocated by a page fault in a hole, which the kernel
+        charged to the tenant: it becomes `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
+        """
+        with self.lock:
+            if pages and inode not in self._shrunk:
+                for first, last in self.ledger.absent(inode, pages):
+                    self.ledger.charge(inode, first, last, tenant, foreign=True)
+            self.ledger.set_mapped(inode, tenant, pages)

@@ -1,0 +1,231 @@
+"""The daemon: serves one pool. Puts the parts together, runs them in one nursery, and takes them apart again.
+
+claim the name ─▶ join the pool's cgroup ─▶ store ─▶ mount ─▶ channel ─▶ pyfuse3, scans and feed in trio
+"""
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import psutil
+import pyfuse3
+import trio
+
+from sharedfs import places, pools
+from sharedfs.books import Books
+from sharedfs.datapath import DataPath
+from sharedfs.errors import HostFault
+from sharedfs.feed_types import PoolRecord, PoolStatus
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.channel import Channel
+from sharedfs.kernel.fuse_wire import MAX_WRITE
+from sharedfs.kernel.mounts import mount_at
+from sharedfs.kernel.pagemap import PAGE_BYTES
+from sharedfs.kernel.passthrough import BackingFiles
+from sharedfs.mappings import MappingScan
+from sharedfs.namespace import Namespace
+from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
+from sharedfs.store import Store
+
+log = logging.getLogger("sharedfs")
+
+FILESYSTEM_TYPE = "fuse.sharedfs"
+_INITIALISATION_SECONDS = 10.0
+# How long a scan may take of our time: a scan of 50 ms is then made once a second at most.
+_SCAN_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOptions:
+    """What a pool is mounted with. Sizes are bytes, times seconds."""
+
+    mountpoint: str
+    name: str
+    size_bytes: int
+    cgroup_parent: str = "sharedfs"
+    reserve_bytes: int = 1 << 30
+    idle_seconds: float = 600.0
+    scan_seconds: float = 0.5
+    passthrough: bool = True
+
+
+class Pool:
+    """One served pool: its parts, and what the outside may ask of them."""
+
+    def __init__(self, options: PoolOptions, cgroup: PoolCgroup, resources: ExitStack) -> None:
+        self.options = options
+        self.cgroup = cgroup
+        self.books = Books(cgroup.hierarchy, PAGE_BYTES)
+        self.store = Store(options.size_bytes)
+        resources.callback(self.store.close)
+        self.data_path = DataPath(self.store, self.books)
+        resources.callback(self.data_path.close)
+        device_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        resources.callback(os.close, device_fd)
+        self.backing = BackingFiles(device_fd)
+        self.namespace = Namespace(
+            self.store,
+            self.books,
+            self.data_path,
+            lambda: self.backing if self.channel.passthrough else None,
+            options.reserve_bytes,
+        )
+        self.ended_by: BaseException | None = None
+        self._end = trio.Event()
+        self._trio_token: trio.lowlevel.TrioToken | None = None
+        self.channel = Channel(
+            device_fd,
+            self.data_path.handlers,
+            self.backing.id_of,
+            want_passthrough=options.passthrough,
+            on_end=self._on_channel_end,
+        )
+        self.data_path.connect(self.channel)
+        syscalls.mount(
+            options.name,
+            options.mountpoint,
+            FILESYSTEM_TYPE,
+            syscalls.MS_NOSUID | syscalls.MS_NODEV,
+            f"fd={device_fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_WRITE}",
+        )
+        resources.callback(self._unmount)
+        mount = mount_at(options.mountpoint)
+        if mount is None:
+            raise HostFault(f"{options.mountpoint} is not in /proc/self/mountinfo after mount(2)")
+        self.mappings = MappingScan(self.books, mount.device)
+        self._mounted = mount
+
+    def _unmount(self) -> None:
+        """Take our mount away, if it is still there; lazily, for tenants may be in it."""
+        if mount_at(self.options.mountpoint) == self._mounted:
+            with suppress(OSError):
+                syscalls.umount(self.options.mountpoint, syscalls.MNT_DETACH)
+
+    def _on_channel_end(self, error: BaseException | None) -> None:
+        """A pump ended (in its thread): so does the service."""
+        self.ended_by = self.ended_by or error
+        if self._trio_token is not None:
+            with suppress(trio.RunFinishedError):
+                self._trio_token.run_sync_soon(self._end.set)
+
+    def status(self) -> PoolStatus:
+        with self.books.lock:
+            statistics = self.books.ledger.statistics()
+            tenants = len(self.books.tenants)
+        passthrough = self.channel.passthrough
+        return PoolStatus(
+            name=self.options.name,
+            mountpoint=self.options.mountpoint,
+            daemon_pid=os.getpid(),
+            size_bytes=self.options.size_bytes,
+            resident_bytes=statistics.resident_bytes,
+            foreign_bytes=statistics.foreign_bytes,
+            tenants=tenants,
+            files=statistics.files,
+            data_path="exact+passthrough" if passthrough else "exact",
+            mmap="shared mappings at memory speed" if passthrough else "no shared mappings (ENODEV): needs Linux 6.9",
+            pool_cgroup=self.cgroup.path,
+            sharing_classes=statistics.classes,
+            ledger_bytes=statistics.memory_bytes,
+            requests={**self.data_path.requests, "namespace": self.channel.forwarded},
+        )
+
+    # -- the service -------------------------------------------------------------------------------------------------
+
+    async def serve(self, on_ready: Callable[[], None]) -> None:
+        """Serve until the mount is gone or a signal asks to stop. Raises what broke us."""
+        self._trio_token = trio.lowlevel.current_trio_token()
+        self.channel.start()
+        pyfuse3.init(self.namespace, self.channel.libfuse_mountpoint, set())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._stop_on_signal, name="signals")
+                nursery.start_soon(pyfuse3.main, name="namespace")
+                if not await trio.to_thread.run_sync(
+                    self.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
+                ):
+                    raise HostFault("the kernel did not start the FUSE connection")
+                nursery.start_soon(self._keep_scanning, name="mappings")
+                nursery.start_soon(self._keep_tenants, name="tenants")
+                nursery.start_soon(self._keep_aging, name="aging")
+                await nursery.start(self._serve_feed, name="feed")
+                on_ready()
+                await self._end.wait()
+                pyfuse3.terminate()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._unmount()
+            self.channel.close()
+            pyfuse3.close(unmount=False)
+        if self.ended_by is not None:
+            raise self.ended_by
+
+    async def _stop_on_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("%s: leaving the mount", signal.Signals(number).name)
+                self._unmount()
+                self._end.set()
+
+    async def _keep_scanning(self) -> None:
+        while True:
+            started = time.monotonic()
+            seen = await trio.to_thread.run_sync(self.mappings.scan)
+            self.mappings.apply(seen)
+            took = time.monotonic() - started
+            await trio.sleep(max(self.options.scan_seconds, took / _SCAN_SHARE) - took)
+
+    async def _keep_tenants(self) -> None:
+        """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
+        while True:
+            self.books.exit(self.books.dead_tenants())
+            await trio.sleep(self.options.scan_seconds)
+
+    async def _keep_aging(self) -> None:
+        """A touch counts for one to two halves of the idle time, a mapping for as long as it lasts."""
+        while True:
+            await trio.sleep(self.options.idle_seconds / 2)
+            with self.books.lock:
+                self.books.ledger.age()
+
+    async def _serve_feed(self, task_status: trio.TaskStatus[None]) -> None:
+        from sharedfs.feed import make_feed  # noqa: PLC0415 - the slow import; the mount serves already
+        from sharedfs.unix_http import serve_on_socket  # noqa: PLC0415
+
+        app = make_feed(self.options.name, self.store, self.books, self.status)
+        await serve_on_socket(app, places.feed_socket(self.options.name), task_status)
+
+
+@contextmanager
+def pool(options: PoolOptions) -> Iterator[Pool]:
+    """A mounted pool; everything is undone at the end, also when a part of the start fails."""
+    with ExitStack() as resources:
+        os.umask(0)  # the kernel has applied the caller's
+        resources.callback(os.close, pools.claim(options.name))
+        resources.callback(pools.forget, options.name)
+        cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
+        resources.callback(cgroup.leave)
+        made = Pool(options, cgroup, resources)
+        pools.write_record(
+            PoolRecord(
+                name=options.name,
+                mountpoint=options.mountpoint,
+                daemon_pid=os.getpid(),
+                daemon_started=psutil.Process().create_time(),
+                pool_cgroup=cgroup.path,
+                pool_cgroup_is_ours=cgroup.is_ours,
+            )
+        )
+        yield made
+
+
+def run(options: PoolOptions, on_ready: Callable[[], None]) -> None:
+    """Serve a pool until it is unmounted."""
+    with pool(options) as mounted:
+        trio.run(partial(mounted.serve, on_ready))

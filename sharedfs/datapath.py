@@ -1,0 +1,149 @@
+"""The data path: READ, WRITE, FALLOCATE, LSEEK and COPY_FILE_RANGE, answered on the wire.
+
+Each request is a system call on the backing file and a line in the books, for the cgroup of the thread that asked (I9).
+The daemon makes every allocation, so the kernel charges the pool (I2). Runs in the channel's request pump; the kernel
+holds the inode's lock over a write, truncation or allocation, so a system call and its line in the books are not torn
+apart by another one on the same file.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from errno import EIO
+
+from sharedfs.books import Books
+from sharedfs.callers import Callers
+from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.channel import Channel, RequestHandler
+from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.model.tenant import TenantId
+from sharedfs.store import Descriptors, Store
+
+_DATA_DESCRIPTORS = 4096
+_BODY = wire.IN_HEADER.size
+_REPLY_HEADER = wire.OUT_HEADER.size
+# A longer allocation is made beside the pump: other tenants' reads do not wait for it. 16 MiB take about 2 ms.
+_SLOW_ALLOCATION_BYTES = 16 << 20
+# A copy is answered in parts of this size; copy_file_range(2) may copy less than asked.
+_COPY_BYTES = 8 << 20
+
+
+class DataPath:
+    """The handlers for the channel. `connect` gives it the channel that it answers on."""
+
+    def __init__(self, store: Store, books: Books) -> None:
+        self._store = store
+        self._books = books
+        self._callers = Callers(books)
+        self._files = Descriptors(store.mount_fd, os.O_RDWR, _DATA_DESCRIPTORS)
+        self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
+        self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="allocate")
+        self._channel: Channel
+        self.requests = dict.fromkeys(("read", "write", "fallocate", "lseek", "copy_file_range"), 0)
+
+    @property
+    def handlers(self) -> Mapping[int, RequestHandler]:
+        return {
+            Opcode.READ: self._read,
+            Opcode.WRITE: self._write,
+            Opcode.FALLOCATE: self._fallocate,
+            Opcode.LSEEK: self._lseek,
+            Opcode.COPY_FILE_RANGE: self._copy_file_range,
+        }
+
+    def connect(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def discard(self, inode: int) -> None:
+        """Hold no descriptor of an inode that nobody has open. From any thread."""
+        self._files.discard(inode)
+
+    def close(self) -> None:
+        self._slow_lane.shutdown()
+        self._files.close()
+        self._callers.close()
+
+    def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
+        self.requests["read"] += 1
+        _, offset, size = wire.READ_IN.unpack_from(request, _BODY)
+        fd = self._files.get(self._store.node(node))
+        buffer = self._reply_buffer
+        length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
+        if length:
+            self._books.touch(node, offset, offset + length, self._callers.tenant_of(thread_id))
+        self._channel.reply_in_place(unique, buffer, length)
+
+    def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
+        self.requests["write"] += 1
+        _, offset, size, write_flags = wire.WRITE_IN.unpack_from(request, _BODY)
+        known = self._store.node(node)
+        fd = self._files.get(known)
+        if write_flags & wire.WRITE_KILL_SUIDGID and known.set_id:
+            drop_set_id(fd)
+            known.set_id = False
+        start = wire.WRITE_DATA_OFFSET
+        length = os.pwrite(fd, request[start : start + size], offset)
+        if length:
+            self._books.charge(node, offset, offset + length, self._callers.tenant_of(thread_id))
+        self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
+
+    def _fallocate(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
+        self.requests["fallocate"] += 1
+        _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
+        # The caller is asked for now, while its thread surely waits for this answer.
+        tenant = self._callers.tenant_of(thread_id)
+        if length <= _SLOW_ALLOCATION_BYTES:
+            self._allocate(node, mode, offset, length, tenant)
+            self._channel.reply(unique, 0)
+        else:
+            self._slow_lane.submit(self._answer, unique, lambda: self._allocate(node, mode, offset, length, tenant))
+
+    def _answer(self, unique: int, work: Callable[[], None]) -> None:
+        """Do `work` in the slow lane and answer with its outcome."""
+        try:
+            work()
+        except OSError as error:
+            self._channel.reply(unique, error.errno or EIO)
+        except BaseException as error:
+            self._channel.fail(error)
+        else:
+            self._channel.reply(unique, 0)
+
+    def _allocate(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
+        fd = self._store.open(self._store.node(node), os.O_RDWR)
+        try:
+            syscalls.fallocate(fd, mode, offset, length)
+        finally:
+            os.close(fd)
+        if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
+            self._books.uncharge(node, offset, offset + length)
+        else:
+            self._books.charge(node, offset, offset + length, tenant)
+
+    def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
+        self.requests["lseek"] += 1
+        _, offset, whence = wire.LSEEK_IN.unpack_from(request, _BODY)
+        found = os.lseek(self._files.get(self._store.node(node)), offset, whence)
+        self._channel.reply(unique, 0, wire.LSEEK_OUT.pack(found))
+
+    def _copy_file_range(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
+        self.requests["copy_file_range"] += 1
+        _, source_offset, target, _, target_offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request, _BODY)
+        source_fd, target_fd = (self._files.get(self._store.node(inode)) for inode in (node, target))
+        copied = os.copy_file_range(source_fd, target_fd, min(length, _COPY_BYTES), source_offset, target_offset)
+        if copied:
+            tenant = self._callers.tenant_of(thread_id)
+            self._books.touch(node, source_offset, source_offset + copied, tenant)
+            self._books.charge(target, target_offset, target_offset + copied, tenant)
+        self._channel.reply(unique, 0, wire.WRITE_OUT.pack(copied, 0))
+
+
+def drop_set_id(fd: int) -> None:
+    """What a write does to the set-id bits of a file whose writer may not keep them (set-gid stays without x)."""
+    mode = os.fstat(fd).st_mode
+    kept = mode & ~0o4000
+    if mode & 0o010:
+        kept &= ~0o2000
+    if kept != mode:
+        os.fchmod(fd, kept & 0o7777)

@@ -1,0 +1,101 @@
+"""The feed: what a pool tells the controller and the CLI, as HTTP on a Unix socket that only root can open.
+
+Every answer is one consistent reading of the books, taken under their lock. OpenAPI is at /openapi.json.
+"""
+
+import stat
+from collections.abc import Callable, Iterable
+
+from fastapi import FastAPI, HTTPException
+
+from sharedfs import __version__
+from sharedfs.books import Books
+from sharedfs.feed_types import (
+    ClassHolding,
+    FileHoldings,
+    FilesOfTenant,
+    Holdings,
+    PoolStatus,
+    TenantRef,
+    UsersOfFile,
+)
+from sharedfs.model.sharing import SharingClass
+from sharedfs.model.tenant import Tenant
+from sharedfs.store import Node, Store
+
+
+def make_feed(name: str, store: Store, books: Books, status: Callable[[], PoolStatus]) -> FastAPI:
+    """The application; `status` gives what only the daemon knows."""
+    app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
+
+    def file_holdings(node: Node | None, inode: int) -> FileHoldings:
+        with books.lock:
+            classes = books.ledger.file_holdings(inode)
+        return FileHoldings(
+            path=store.display_path(node) if node is not None else "",
+            inode=inode,
+            size_bytes=store.stat(node).st_size if node is not None else 0,
+            resident_bytes=sum(size_bytes for _, size_bytes in classes),
+            classes=_classes(classes),
+        )
+
+    @app.get("/v1/status")
+    async def get_status() -> PoolStatus:
+        return status()
+
+    @app.get("/v1/holdings")
+    async def get_holdings() -> Holdings:
+        with books.lock:
+            ledger = books.ledger
+            return Holdings(
+                pool=name,
+                sequence=ledger.sequence,
+                resident_bytes=ledger.resident_bytes,
+                foreign_bytes=ledger.foreign_bytes,
+                tenants=_tenants(books.tenants.live()),
+                classes=_classes(ledger.holdings()),
+            )
+
+    @app.get("/v1/tenants/files")
+    async def get_files_of_tenant(path: str) -> FilesOfTenant:
+        """Every file of which the tenant with this cgroup path uses pages."""
+        with books.lock:
+            live = books.tenants.live()
+            tenant = next((tenant for tenant in reversed(live) if tenant.path == path), None)
+            if tenant is None:
+                raise HTTPException(404, f"no tenant {path} in pool {name}")
+            inodes = books.ledger.files_of(tenant.id)
+        files = tuple(file_holdings(store.nodes.get(inode), inode) for inode in inodes)
+        return FilesOfTenant(tenants=_tenants(live), files=files)
+
+    @app.get("/v1/files/users")
+    async def get_users_of_file(path: str) -> UsersOfFile:
+        """Who uses the file at a path relative to the pool's root."""
+        try:
+            node = store.walk(path)
+        except OSError as error:
+            raise HTTPException(404, f"no file {path} in pool {name}: {error.strerror}") from error
+        if stat.S_ISDIR(store.stat(node).st_mode):
+            raise HTTPException(404, f"{path or '/'} in pool {name} is a directory: name a file in it")
+        with books.lock:
+            live = books.tenants.live()
+        return UsersOfFile(tenants=_tenants(live), file=file_holdings(node, node.inode))
+
+    return app
+
+
+def _tenants(live: Iterable[Tenant]) -> tuple[TenantRef, ...]:
+    return tuple(TenantRef(id=tenant.id, path=tenant.path, inode=tenant.inode) for tenant in live)
+
+
+def _classes(holdings: Iterable[tuple[SharingClass, int]]) -> tuple[ClassHolding, ...]:
+    return tuple(
+        ClassHolding(
+            owner=sharing.owner,
+            users=tuple(sorted(sharing.users)),
+            mapped=tuple(sorted(sharing.mapped)),
+            foreign=sharing.foreign,
+            bytes=size_bytes,
+        )
+        for sharing, size_bytes in holdings
+    )

@@ -1,0 +1,197 @@
+"""The channel: our relay between /dev/fuse and pyfuse3.
+
+pyfuse3 serves one end of a socket pair as if it were /dev/fuse. Two threads stand between the other end and the device:
+
+    kernel ── /dev/fuse ──▶ request pump ──▶ the data path (READ, WRITE, ...: answered here, in this thread)
+                                       └──▶ socket ──▶ pyfuse3 (everything else)
+    kernel ◀── /dev/fuse ── reply pump ◀── socket ◀── pyfuse3
+
+pyfuse3 hides the calling thread of a READ or WRITE and cannot turn on passthrough; on the wire both are a few bytes.
+The reply pump is a thread of its own because libfuse writes its replies with a blocking call from trio's thread: if
+that thread were to drain them as well, replies beyond the socket's buffer would hang it for good.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from errno import EAGAIN, EINTR, ENODEV, ENOENT
+
+from sharedfs.errors import HostFault
+from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel.fuse_wire import Opcode
+
+_SO_SNDBUFFORCE = 32
+_SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
+
+
+RequestHandler = Callable[[int, int, int, memoryview], None]
+"""Answers one request on the wire: (unique, node, thread_id, request). Runs in the request pump's thread.
+
+`request` holds the whole message (header and body, the body from byte 40 on) and is reused for the next one.
+`thread_id` is the calling thread, 0 when the kernel itself asks. Raises OSError to answer with its errno;
+otherwise it has written its reply with `Channel.reply` or will do so later.
+"""
+
+
+def offers_passthrough(init_in: memoryview) -> bool:
+    """Whether the kernel that sent this INIT request has FUSE_PASSTHROUGH."""
+    if len(init_in) < wire.INIT_IN.size:
+        return False
+    _, _, _, flags, flags2 = wire.INIT_IN.unpack_from(init_in)
+    return bool(flags & wire.INIT_EXT and (flags | flags2 << 32) & wire.INIT_PASSTHROUGH)
+
+
+class Channel:
+    """One FUSE connection. `backing_id_of(fh)` gives the passthrough id for an opened file, None for none.
+
+    `on_end` is called from a pump's thread when that pump ends: with None at the end of the connection, else with what
+    broke. `passthrough` says, once `initialised` is set, whether the kernel offered it and we took it.
+    """
+
+    def __init__(
+        self,
+        device_fd: int,
+        handlers: Mapping[int, RequestHandler],
+        backing_id_of: Callable[[int], int | None],
+        *,
+        want_passthrough: bool,
+        on_end: Callable[[BaseException | None], None],
+    ) -> None:
+        self._device_fd = device_fd
+        self._handlers = handlers
+        self._backing_id_of = backing_id_of
+        self._want_passthrough = want_passthrough
+        self._on_end = on_end
+        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._ours, self._theirs):
+            end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
+        # unique -> opcode of the forwarded requests whose replies we edit
+        self._edited: dict[int, int] = {}
+        self.initialised = threading.Event()
+        self.passthrough = False
+        self.answered = 0
+        self.forwarded = 0
+        self._pumps = [
+            threading.Thread(target=self._guard, args=(pump,), name=pump.__name__.strip("_"), daemon=True)
+            for pump in (self._request_pump, self._reply_pump)
+        ]
+
+    @property
+    def libfuse_mountpoint(self) -> str:
+        """What to give pyfuse3.init as the mountpoint: libfuse takes /dev/fd/N as an already mounted connection."""
+        return f"/dev/fd/{self._theirs.fileno()}"
+
+    def start(self) -> None:
+        for pump in self._pumps:
+            pump.start()
+
+    def close(self) -> None:
+        """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the connection."""
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RDWR)
+
+    def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
+        """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
+        length = wire.OUT_HEADER.size + sum(map(len, parts))
+        self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
+
+    def reply_in_place(self, unique: int, buffer: memoryview, body_bytes: int) -> None:
+        """Answer with `body_bytes` of body that lie in `buffer` behind room for the header: one copy less."""
+        length = wire.OUT_HEADER.size + body_bytes
+        wire.OUT_HEADER.pack_into(buffer, 0, length, 0, unique)
+        self._write([buffer[:length]])
+
+    def fail(self, error: BaseException) -> None:
+        """A handler that went on outside the pump broke: the connection's end is for the owner to decide."""
+        self._on_end(error)
+
+    def _write(self, parts: list[bytes | memoryview]) -> None:
+        try:
+            os.writev(self._device_fd, parts)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENODEV):  # interrupted meanwhile; or the connection is over
+                raise
+
+    def _guard(self, pump: Callable[[], None]) -> None:
+        try:
+            pump()
+        except BaseException as error:
+            self._on_end(error)
+        else:
+            self._on_end(None)
+
+    def _request_pump(self) -> None:
+        buffer = bytearray(wire.REQUEST_BYTES)
+        view = memoryview(buffer)
+        device_fd, unpack, handlers = self._device_fd, wire.IN_HEADER.unpack_from, self._handlers
+        while True:
+            try:
+                length = os.readv(device_fd, [buffer])
+            except OSError as error:
+                if error.errno in (ENOENT, EINTR, EAGAIN):  # ENOENT: the request was interrupted before we read it
+                    continue
+                if error.errno == ENODEV:  # unmounted
+                    return
+                raise
+            _, opcode, unique, node, _, _, thread_id, _, _ = unpack(buffer)
+            handler = handlers.get(opcode)
+            if handler is not None:
+                self.answered += 1
+                try:
+                    handler(unique, node, thread_id, view[:length])
+                except OSError as error:
+                    self.reply(unique, error.errno or 5)
+                continue
+            if opcode == Opcode.INTERRUPT:
+                continue  # no handler of ours waits for a tenant, so there is nothing to interrupt
+            if opcode in (Opcode.INIT, Opcode.OPEN, Opcode.CREATE):
+                if opcode == Opcode.INIT:
+                    self.passthrough = self._want_passthrough and offers_passthrough(view[wire.IN_HEADER.size : length])
+                self._edited[unique] = opcode
+            self.forwarded += 1
+            self._ours.sendall(view[:length])
+
+    def _reply_pump(self) -> None:
+        buffer = bytearray(wire.REQUEST_BYTES)
+        view = memoryview(buffer)
+        while True:
+            length = self._ours.recv_into(buffer)
+            if length == 0:
+                return
+            _, error, unique = wire.OUT_HEADER.unpack_from(buffer)
+            opcode = self._edited.pop(unique, None)
+            if opcode is not None and error == 0:
+                body = view[wire.OUT_HEADER.size : length]
+                if opcode == Opcode.INIT:
+                    self._edit_init(body)
+                else:
+                    self._edit_open(body[wire.ENTRY_OUT_BYTES :] if opcode == Opcode.CREATE else body)
+            self._write([view[:length]])
+            if opcode == Opcode.INIT:
+                self.initialised.set()
+
+    def _edit_init(self, body: memoryview) -> None:
+        if len(body) < wire.INIT_OUT.size:
+            raise HostFault(f"libfuse's INIT reply has {len(body)} bytes, {wire.INIT_OUT.size} expected")
+        fields = list(wire.INIT_OUT.unpack_from(body))
+        flags = fields[3] | fields[10] << 32
+        # The kernel then truncates and drops set-id bits through SETATTR, in the order that Linux does it in.
+        flags &= ~(wire.INIT_ATOMIC_O_TRUNC | wire.INIT_HANDLE_KILLPRIV)
+        flags |= wire.INIT_MAX_PAGES
+        if self.passthrough:
+            flags |= wire.INIT_EXT | wire.INIT_PASSTHROUGH
+            fields[11] = 1  # max_stack_depth: the backing file's filesystem stacks on nothing
+        fields[3], fields[10] = flags & 0xFFFFFFFF, flags >> 32
+        fields[6], fields[8] = wire.MAX_WRITE, wire.PAGES_PER_WRITE
+        wire.INIT_OUT.pack_into(body, 0, *fields)
+
+    def _edit_open(self, body: memoryview) -> None:
+        handle, flags, _ = wire.OPEN_OUT.unpack_from(body)
+        # DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH beside it, mmap goes to the backing file.
+        flags = flags & ~wire.FOPEN_KEEP_CACHE | wire.FOPEN_DIRECT_IO
+        backing_id = self._backing_id_of(handle)
+        if backing_id is not None:
+            flags |= wire.FOPEN_PASSTHROUGH
+        wire.OPEN_OUT.pack_into(body, 0, handle, flags, backing_id or 0)

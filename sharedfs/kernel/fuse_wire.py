@@ -1,0 +1,69 @@
+"""The FUSE messages that we read or write ourselves. Layouts and numbers are those of linux/fuse.h.
+
+Only what the channel and the data path touch is here; everything else passes through to libfuse unread.
+"""
+
+from enum import IntEnum
+from struct import Struct
+
+ROOT_NODE = 1
+
+
+class Opcode(IntEnum):
+    LOOKUP = 1
+    FORGET = 2
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    RELEASE = 18
+    INIT = 26
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    LSEEK = 46
+    COPY_FILE_RANGE = 47
+
+
+# fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding. `pid` is the calling thread's id.
+IN_HEADER = Struct("<IIQQIIIHH")
+# fuse_out_header: len, error (a negative errno), unique
+OUT_HEADER = Struct("<IiQ")
+
+# The bodies below follow IN_HEADER, so they are unpacked at offset IN_HEADER.size (40).
+READ_IN = Struct("<QQI")  # fuse_read_in: fh, offset, size, (read_flags, lock_owner, flags, padding)
+WRITE_IN = Struct("<QQII")  # fuse_write_in: fh, offset, size, write_flags, (lock_owner, flags, padding)
+WRITE_DATA_OFFSET = IN_HEADER.size + 40  # the data follows the whole fuse_write_in
+WRITE_OUT = Struct("<II")  # fuse_write_out: size, padding
+FALLOCATE_IN = Struct("<QQQI")  # fuse_fallocate_in: fh, offset, length, mode, (padding)
+LSEEK_IN = Struct("<QQI")  # fuse_lseek_in: fh, offset, whence, (padding)
+LSEEK_OUT = Struct("<Q")
+COPY_FILE_RANGE_IN = Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
+
+WRITE_KILL_SUIDGID = 1 << 2
+
+# fuse_init_out: major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,
+# max_pages, map_alignment, flags2, max_stack_depth
+INIT_OUT = Struct("<IIIIHHIIHHII")
+INIT_IN = Struct("<IIIII")  # fuse_init_in: major, minor, max_readahead, flags, flags2
+
+# fuse_open_out: fh, open_flags, backing_id. A CREATE reply has fuse_entry_out (128 bytes) before it.
+OPEN_OUT = Struct("<QIi")
+ENTRY_OUT_BYTES = 128
+
+# INIT flags; bits from 32 on are in flags2.
+INIT_ATOMIC_O_TRUNC = 1 << 3
+INIT_HANDLE_KILLPRIV = 1 << 19
+INIT_MAX_PAGES = 1 << 22
+INIT_EXT = 1 << 30
+INIT_PASSTHROUGH = 1 << 37
+
+FOPEN_DIRECT_IO = 1 << 0
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_PASSTHROUGH = 1 << 7
+
+MAX_WRITE = 1 << 20
+PAGES_PER_WRITE = MAX_WRITE // 4096
+# What libfuse reads at most, too: the kernel fills a batch of forgets up to the reader's buffer.
+REQUEST_BYTES = MAX_WRITE + 4096

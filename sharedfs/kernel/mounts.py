@@ -1,0 +1,52 @@
+"""The mounts of this process's namespace, from /proc/self/mountinfo: found without touching any of them."""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor)."""
+
+    device: tuple[int, int]
+    mountpoint: str
+    kind: str
+    source: str
+    super_options: frozenset[str]
+
+
+def parse_mountinfo(text: bytes) -> list[Mount]:
+    """The mounts in the order they were made: where two share a mountpoint, the later one is on top."""
+    mounts = []
+    for line in text.splitlines():
+        left, _, right = line.partition(b" - ")
+        fields = left.split(b" ")
+        kind, source, super_options = right.split(b" ", 2)
+        major, _, minor = fields[2].partition(b":")
+        mounts.append(
+            Mount(
+                (int(major), int(minor)),
+                _unescape(fields[4]),
+                os.fsdecode(kind),
+                _unescape(source),
+                frozenset(os.fsdecode(super_options).split(",")),
+            )
+        )
+    return mounts
+
+
+def mounts() -> list[Mount]:
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def mount_at(mountpoint: str) -> Mount | None:
+    """What is mounted on top at exactly `mountpoint`, None for nothing."""
+    return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))

@@ -1,0 +1,110 @@
+"""The system calls that Python's standard library lacks, as plain functions that raise OSError.
+
+Numbers of the mount API are the same on every architecture (asm-generic/unistd.h); all else goes through glibc's names.
+"""
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_size_t, c_ubyte, c_uint, c_ulong, c_void_p
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+MS_NOSUID = 0x2
+MS_NODEV = 0x4
+MNT_DETACH = 0x2
+
+AT_EMPTY_PATH = 0x1000
+RENAME_NOREPLACE = 0x1
+RENAME_EXCHANGE = 0x2
+
+FALLOC_FL_KEEP_SIZE = 0x1
+FALLOC_FL_PUNCH_HOLE = 0x2
+
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC = 0x1
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_FSMOUNT_CLOEXEC = 0x1
+_MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 0x2, 0x4
+
+_HANDLE_BYTES = 128  # MAX_HANDLE_SZ, linux/exportfs.h; tmpfs needs 12
+
+
+class _FileHandle(Structure):
+    _fields_ = [("handle_bytes", c_uint), ("handle_type", c_int), ("f_handle", c_ubyte * _HANDLE_BYTES)]
+
+
+_libc.syscall.restype = c_long
+_libc.mount.argtypes = [c_char_p, c_char_p, c_char_p, c_ulong, c_char_p]
+_libc.umount2.argtypes = [c_char_p, c_int]
+_libc.name_to_handle_at.argtypes = [c_int, c_char_p, POINTER(_FileHandle), POINTER(c_int), c_int]
+_libc.open_by_handle_at.argtypes = [c_int, POINTER(_FileHandle), c_int]
+_libc.renameat2.argtypes = [c_int, c_char_p, c_int, c_char_p, c_uint]
+_libc.fallocate.argtypes = [c_int, c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.recv.argtypes = [c_int, c_void_p, c_size_t, c_int]
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str, target: str, kind: str, flags: int, options: str) -> None:
+    _checked(
+        _libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), flags, options.encode()), f"mount {target}"
+    )
+
+
+def umount(target: str, flags: int = 0) -> None:
+    _checked(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
+
+
+def detached_tmpfs(size_bytes: int) -> int:
+    """A descriptor of the root directory of a new tmpfs that is mounted nowhere: no path leads to it.
+
+    It and its memory are gone when the last descriptor into it is closed, however that comes about. Linux >= 5.2.
+    """
+    context = _checked(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC), "fsopen tmpfs")
+    try:
+        for key, value in (("source", "sharedfs"), ("size", str(size_bytes)), ("mode", "0700")):
+            _checked(
+                _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), value.encode(), 0),
+                f"fsconfig tmpfs {key}={value}",
+            )
+        _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"inode64", None, 0), "fsconfig inode64")
+        _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create")
+        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
+        root = _checked(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), "fsmount tmpfs")
+    finally:
+        os.close(context)
+    try:  # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+    finally:
+        os.close(root)
+
+
+def name_to_handle(directory_fd: int, name: bytes) -> bytes:
+    """The file handle of `name` in a directory (of the directory itself for b""), never following a link.
+
+    A handle names the inode for as long as it lives and holds no descriptor.
+    """
+    handle = _FileHandle(handle_bytes=_HANDLE_BYTES)
+    mount_id = c_int()
+    flags = 0 if name else AT_EMPTY_PATH
+    _checked(_libc.name_to_handle_at(directory_fd, name, byref(handle), byref(mount_id), flags), "name_to_handle_at")
+    return bytes(handle)[: 8 + handle.handle_bytes]
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """A new descriptor of the inode that `handle` names. ESTALE when the inode is gone. Needs CAP_DAC_READ_SEARCH."""
+    native = _FileHandle.from_buffer_copy(handle.ljust(8 + _HANDLE_BYTES, b"\0"))
+    return _checked(_libc.open_by_handle_at(mount_fd, byref(native), flags | os.O_CLOEXEC), "open_by_handle_at")
+
+
+def rename(old_directory_fd: int, old: bytes, new_directory_fd: int, new: bytes, flags: int) -> None:
+    _checked(_libc.renameat2(old_directory_fd, old, new_directory_fd, new, flags), "renameat2")
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    _checked(_libc.fallocate(fd, mode, offset, length), "fallocate")

@@ -1,0 +1,101 @@
+"""Mappings: which tenants map which pages of the pool, found in page tables.
+
+A mapped access never calls the daemon, so a scan looks for it: the processes of the host whose maps show the mount,
+and of these mappings the pages that are present. The kernel maps up to 64 KiB around a page that is read for the first
+time (fault-around), so a page that was mapped and never looked at can be among them: to the kernel it is in use.
+
+`scan` reads /proc only and runs in a worker thread; what it saw is put into the books afterwards.
+"""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import psutil
+
+from sharedfs.books import Books
+from sharedfs.kernel import proc
+from sharedfs.kernel.pagemap import PAGE_BYTES, PagemapReader
+from sharedfs.model.tenant import NOBODY, TenantId
+
+PageRange = tuple[int, int]
+Seen = dict[tuple[int, TenantId], list[PageRange]]
+
+
+class MappingScan:
+    """Finds the mappings of one mount, known by its `device`, and keeps the books' view of them."""
+
+    def __init__(self, books: Books, device: tuple[int, int]) -> None:
+        self._books = books
+        self._device = device
+        self._reader = PagemapReader()
+        self._known: set[tuple[int, TenantId]] = set()
+        # Identity of the processes that mapped something at the last scan: (pid, start time).
+        self.mapping_processes: frozenset[tuple[int, float]] = frozenset()
+
+    def scan(self) -> Seen:
+        """The page ranges (inclusive, in order, apart) of each file that each tenant maps now. Blocks on /proc."""
+        self._books.begin_scan()
+        ranges: defaultdict[tuple[int, TenantId], list[PageRange]] = defaultdict(list)
+        processes = set()
+        for process_id in proc.process_ids():
+            mappings = proc.mappings_of_device(process_id, self._device)
+            if not mappings:
+                continue
+            try:
+                started = psutil.Process(process_id).create_time()
+                tenant = self._tenant_of(process_id)
+                present = list(self._present(process_id, mappings))
+                if psutil.Process(process_id).create_time() != started:
+                    continue  # the id became another process's: what was read is a mixture of two
+            except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+                continue
+            processes.add((process_id, started))
+            for inode, pages in present:
+                ranges[inode, tenant] += pages
+        self.mapping_processes = frozenset(processes)
+        return {key: merged(pages) for key, pages in ranges.items() if key[1] != NOBODY}
+
+    def apply(self, seen: Seen) -> None:
+        """Put what a scan saw into the books; mappings that it no longer saw are gone."""
+        for inode, tenant in self._known - seen.keys():
+            self._books.set_mapped(inode, tenant, [])
+        for (inode, tenant), pages in seen.items():
+            self._books.set_mapped(inode, tenant, pages)
+        self._known = set(seen)
+
+    def _tenant_of(self, process_id: int) -> TenantId:
+        text = proc.process_cgroup(process_id)
+        return NOBODY if text is None else self._books.tenant_at(self._books.hierarchy.path_in(text))
+
+    def _present(self, process_id: int, mappings: Sequence[proc.Mapping]) -> Iterable[tuple[int, list[PageRange]]]:
+        fd = os.open(f"/proc/{process_id}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for mapping in mappings:
+                yield (
+                    mapping.inode,
+                    [
+                        (
+                            (start - mapping.start + mapping.offset) // PAGE_BYTES,
+                            (end - mapping.start + mapping.offset) // PAGE_BYTES - 1,
+                        )
+                        for start, end in self._reader.present(fd, mapping.start, mapping.end)
+                    ],
+                )
+        finally:
+            os.close(fd)
+
+
+def merged(ranges: list[PageRange]) -> list[PageRange]:
+    """Inclusive page ranges in order, with those that touch or overlap made one.
+
+    >>> merged([(8, 9), (0, 3), (4, 5), (2, 4)])
+    [(0, 5), (8, 9)]
+    """
+    result: list[PageRange] = []
+    for first, last in sorted(ranges):
+        if result and first <= result[-1][1] + 1:
+            result[-1] = (result[-1][0], max(result[-1][1], last))
+        else:
+            result.append((first, last))
+    return result

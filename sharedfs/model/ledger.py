@@ -1,0 +1,279 @@
+"""The books of one pool: which tenants use which pages, and how many bytes each sharing class holds.
+
+Verbs are the kernel's: `charge` makes pages resident, `uncharge` takes them away, `touch` records a use of pages that
+are there. All of them are one algorithm: a `Step` of a tenant is applied to a range of a file's `PageMap`, and the
+moves that come back are posted to the `SharingTable`. `exit` and `age` change classes instead, and visit no page (I4).
+
+A file is in the books while it has resident pages, under a number that the caller chooses (the inode's). Pages are
+numbered from 0 in each file; ranges are inclusive.
+
+There is no clock, no I/O and no lock here: one caller at a time, who says when a generation has passed.
+"""
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sharedfs.errors import BrokenInvariant
+from sharedfs.model.pages import Move, PageMap
+from sharedfs.model.ranges import LAST_PAGE, PageRange, check_range, flat, gaps, merged
+from sharedfs.model.sharing import SharingClass
+from sharedfs.model.sharing_table import ABSENT, SharingTable
+from sharedfs.model.steps import StepMemo
+from sharedfs.model.tenant import NOBODY, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerStatistics:
+    """How big the books are. `classes` have pages; `class_ids` counts dead ids and empty classes too.
+
+    `page_map_bytes` are the cells of all page maps; `memory_bytes` is an estimate of the whole ledger, maps included.
+    """
+
+    sequence: int
+    resident_bytes: int
+    foreign_bytes: int
+    files: int
+    classes: int
+    class_ids: int
+    compactions: int
+    page_map_bytes: int
+    memory_bytes: int
+
+
+class Ledger:
+    """The books of one pool.
+
+    `page_bytes`: the kernel's page size. `spare_ids`: dead class ids that are never worth a compaction; small in tests.
+    Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`).
+    """
+
+    def __init__(self, page_bytes: int = 4096, *, spare_ids: int = 1024) -> None:
+        if page_bytes <= 0:
+            raise ValueError(f"a page of {page_bytes} bytes")
+        self._page_bytes = page_bytes
+        self._table = SharingTable(spare_ids)
+        self._steps = StepMemo(self._table)
+        self._files: dict[int, PageMap] = {}
+        self._mappings: dict[TenantId, dict[int, tuple[array[int], int]]] = {}
+        """What `set_mapped` was told last: the ranges, and the births of the file's map when they were applied."""
+        self._sequence = 0
+        self._compactions = 0
+
+    # -- Operations on pages -------------------------------------------------------------------------------------------
+
+    def charge(self, file: int, first_page: int, last_page: int, tenant: TenantId, *, foreign: bool = False) -> int:
+        """Make a range resident: absent pages become `tenant`'s, those that are there are touched by it.
+
+        `foreign`: the kernel charged the absent ones to `tenant`'s own cgroup (I2). For NOBODY they are unclaimed.
+        Returns the pages newly resident. O(1) for one page, O(pages) by comparing memory for more.
+        """
+        check_range(first_page, last_page)
+        steps = self._steps.of(tenant)
+        pages = self._files.get(file)
+        if pages is None:
+            pages = self._files[file] = PageMap()
+        births = pages.births
+        self._post(pages.charge(first_page, last_page, steps.charge_foreign if foreign else steps.charge))
+        return pages.births - births
+
+    def touch(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
+        """`tenant` read or wrote a range. Absent pages stay absent; a file without pages and NOBODY have no effect.
+
+        O(1) for one page, and for a file all of whose classes `tenant` touched lately; else O(pages) as `charge`.
+        """
+        if not 0 <= first_page <= last_page:
+            check_range(first_page, last_page)
+        pages = self._files.get(file)
+        if pages is not None:
+            moves = pages.apply(first_page, last_page, self._steps.of(tenant).touch)
+            if moves:
+                self._post(moves)
+
+    def uncharge(self, file: int, first_page: int, last_page: int | None = None) -> int:
+        """A range is resident no more (truncated, punched); None: to the end. Returns the pages freed. O(pages)."""
+        last_page = LAST_PAGE if last_page is None else last_page
+        check_range(first_page, last_page)
+        pages = self._files.get(file)
+        if pages is None:
+            return 0
+        moves = pages.uncharge(first_page, last_page, self._steps.uncharge)
+        if not pages.pages_by_class:
+            self._forget(file)
+        self._post(moves)
+        return sum(move.pages for move in moves)
+
+    def drop(self, file: int) -> int:
+        """`file` is gone. Returns the pages freed. O(its classes + tenants with mappings)."""
+        pages = self._files.get(file)
+        if pages is None:
+            return 0
+        self._forget(file)
+        self._post([Move(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
+        return pages.resident_pages
+
+    def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> None:
+        """The pages of `file` that `tenant` has mapped are exactly `ranges`, in any order; absent ones are ignored.
+
+        O(ranges) when they are those of the last call and no page of the file is new since; otherwise
+        O(ranges + pages with a cell), or O(ranges + classes) when a file is mapped entirely, or not at all, as before.
+        """
+        told = flat(ranges)
+        pages = self._files.get(file)
+        mappings = self._mappings.get(tenant, {})
+        if pages is not None and mappings.get(file) == (told, pages.births):
+            return
+        runs = merged(ranges)
+        if pages is None or tenant == NOBODY:
+            return
+        steps = self._steps.of(tenant)
+        moves: list[Move] = []
+        if not pages.fixed_by(steps.map):
+            for first_page, last_page in runs:
+                moves += pages.apply(first_page, last_page, steps.map)
+        if not pages.fixed_by(steps.unmap):
+            for first_page, last_page in gaps(runs):
+                moves += pages.apply(first_page, last_page, steps.unmap)
+        self._post(moves)
+        if runs:
+            self._mappings.setdefault(tenant, {})[file] = (told, pages.births)
+        else:
+            mappings.pop(file, None)
+
+    # -- Operations on classes: no page is visited ---------------------------------------------------------------------
+
+    def exit(self, tenant: TenantId) -> None:
+        """`tenant` owns and uses nothing any more; the other users of its pages share them. O(its classes) (I4)."""
+        self._mappings.pop(tenant, None)
+        self._steps.forget(tenant)
+        if self._table.exit(tenant):
+            self._sequence += 1
+
+    def age(self) -> None:
+        """A generation has passed: touches before the last one count no more (`SharingClass.aged`). O(classes)."""
+        self._steps.clear()
+        if self._table.age():
+            self._sequence += 1
+
+    # -- Questions -----------------------------------------------------------------------------------------------------
+
+    @property
+    def sequence(self) -> int:
+        """Rises with every change of what pages there are and who uses them: unchanged, all answers are unchanged."""
+        return self._sequence
+
+    @property
+    def resident_bytes(self) -> int:
+        """O(1)."""
+        return self._table.resident_pages * self._page_bytes
+
+    @property
+    def foreign_bytes(self) -> int:
+        """Resident bytes that the kernel charged to their owner's cgroup instead of the pool's (I2). O(classes)."""
+        return sum(pages for held, pages in self._table.holdings() if held.foreign) * self._page_bytes
+
+    def holdings(self) -> list[tuple[SharingClass, int]]:
+        """Every class that has pages, with its bytes; they sum to `resident_bytes` (I1). By class id. O(classes)."""
+        return [(held, pages * self._page_bytes) for held, pages in self._table.holdings()]
+
+    def file_holdings(self, file: int) -> list[tuple[SharingClass, int]]:
+        """The part of `holdings` that is in `file`; nothing when it has no resident page. O(classes of the file)."""
+        pages = self._files.get(file)
+        if pages is None:
+            return []
+        by_id: dict[int, int] = {}
+        for raw, count in pages.pages_by_class.items():
+            canonical = self._table.alias[raw]
+            by_id[canonical] = by_id.get(canonical, 0) + count
+        return [(self._table.held(raw), by_id[raw] * self._page_bytes) for raw in sorted(by_id)]
+
+    def files(self) -> list[int]:
+        """Files that have resident pages, ascending. O(files log files)."""
+        return sorted(self._files)
+
+    def files_of(self, tenant: TenantId) -> list[int]:
+        """Files of which `tenant` uses pages, ascending. O(files x their classes)."""
+        ids, alias = self._table.ids_used_by(tenant), self._table.alias
+        return sorted(
+            file for file, pages in self._files.items() if any(alias[raw] in ids for raw in pages.pages_by_class)
+        )
+
+    def resident_pages_of(self, file: int) -> int:
+        """O(classes of the file)."""
+        pages = self._files.get(file)
+        return 0 if pages is None else pages.resident_pages
+
+    def absent(self, file: int, ranges: Iterable[PageRange]) -> list[PageRange]:
+        """The parts of `ranges` that are not resident, ascending and merged. O(ranges + pages that have a cell)."""
+        runs = merged(ranges)
+        pages = self._files.get(file)
+        if pages is None:
+            return runs
+        return [gap for first, last in runs for gap in gaps(pages.resident_runs(first, last), first, last)]
+
+    def statistics(self) -> LedgerStatistics:
+        """How big the books are. O(files + chunks + classes)."""
+        maps = self._files.values()
+        told = sum(
+            len(ranges) * ranges.itemsize for by_file in self._mappings.values() for ranges, _ in by_file.values()
+        )
+        return LedgerStatistics(
+            sequence=self._sequence,
+            resident_bytes=self.resident_bytes,
+            foreign_bytes=self.foreign_bytes,
+            files=len(self._files),
+            classes=sum(1 for _ in self._table.holdings()),
+            class_ids=self._table.ids_in_use,
+            compactions=self._compactions,
+            page_map_bytes=sum(pages.map_bytes for pages in maps),
+            memory_bytes=sum(pages.memory_bytes for pages in maps)
+            + self._table.memory_bytes
+            + self._steps.memory_bytes
+            + told,
+        )
+
+    def check(self) -> None:
+        """Prove the books from the pages up; raise BrokenInvariant with the state that contradicts them. O(pages)."""
+        self._table.check()
+        self._steps.check()
+        by_id: dict[int, int] = {}
+        for file, pages in self._files.items():
+            if not pages.pages_by_class:
+                raise BrokenInvariant(f"I1: file {file} is in the books without a page")
+            pages.check()
+            for raw, count in pages.pages_by_class.items():
+                canonical = self._table.alias[raw]
+                by_id[canonical] = by_id.get(canonical, 0) + count
+        posted = {raw: count for raw in sorted(by_id) if (count := self._table.pages_of(raw))}
+        if by_id != posted or sum(by_id.values()) != self._table.resident_pages:
+            raise BrokenInvariant(
+                f"I1: the page maps have {by_id}, the table {posted}, resident {self._table.resident_pages} pages"
+            )
+
+    # -- Inside --------------------------------------------------------------------------------------------------------
+
+    def _post(self, moves: Sequence[Move]) -> None:
+        """Book what a page map has moved; afterwards, when ids have become many, reuse those that died."""
+        if not moves:
+            return
+        for raw, target, pages in moves:
+            self._table.move(raw, target, pages)
+        self._sequence += 1
+        if self._table.crowded:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Write the page maps that hold aliases with what these stand for, and free the ids. O(pages), amortised."""
+        canonical = np.array(self._table.alias, dtype=np.uint32)
+        for pages in self._files.values():
+            pages.relabel(canonical)
+        self._table.reclaim()
+        self._steps.clear()
+        self._compactions += 1
+
+    def _forget(self, file: int) -> None:
+        del self._files[file]
+        for by_file in self._mappings.values():
+            by_file.pop(file, None)

@@ -1,0 +1,95 @@
+"""What the books know about a page: who owns it, who uses it, and how that changes.
+
+Pages with the same owner and the same users are one line in the books, a `SharingClass`. A tenant uses a page when it
+touched it lately or has it mapped. "Lately" is two generations: a touch puts a tenant into `recent`; each `aged` moves
+`recent` to `older` and forgets who was in `older` only. So a touch counts for one to two ageing periods, and no page
+needs a time of its own.
+
+The rules below are pure, and return an equal class when they change nothing. The whole ledger rests on two properties:
+
+- A rule for tenant U looks at U alone, and adds or removes U alone. So it commutes with `without(T)` for every other T,
+  and what was memoised about U stays true when T exits (`steps` relies on it).
+- No rule changes `foreign`, nor, but for `without`, the owner: pages move between classes, charges do not move.
+"""
+
+from dataclasses import dataclass, replace
+
+from sharedfs.model.tenant import NOBODY, TenantId
+
+NO_TENANTS: frozenset[TenantId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class SharingClass:
+    """Pages with one owner and the same users.
+
+    `owner` allocated the pages; NOBODY when it has exited. `recent` and `older` touched them, in this generation and in
+    the one before, and are disjoint; `mapped` have them in a page table, and may be in either as well. `foreign` pages
+    were charged by the kernel to the owner's own cgroup, not to the pool: a mapped hole (I2).
+    """
+
+    owner: TenantId
+    recent: frozenset[TenantId] = NO_TENANTS
+    older: frozenset[TenantId] = NO_TENANTS
+    mapped: frozenset[TenantId] = NO_TENANTS
+    foreign: bool = False
+
+    @property
+    def users(self) -> frozenset[TenantId]:
+        """Those who pay. Empty: the pages are unclaimed."""
+        return self.recent | self.older | self.mapped
+
+    @property
+    def tenants(self) -> frozenset[TenantId]:
+        """Everybody whose exit changes this class: the users, and the owner unless it is NOBODY."""
+        return self.users if self.owner == NOBODY else self.users | {self.owner}
+
+    @classmethod
+    def charged_by(cls, tenant: TenantId, *, foreign: bool = False) -> "SharingClass":
+        """New pages: whoever allocates owns and uses them. By NOBODY, they are unclaimed from the start."""
+        return cls(tenant, NO_TENANTS if tenant == NOBODY else frozenset((tenant,)), foreign=foreign)
+
+    def touched_by(self, tenant: TenantId) -> "SharingClass":
+        """`tenant` read or wrote. NOBODY leaves no trace."""
+        if tenant == NOBODY or tenant in self.recent:
+            return self
+        return replace(self, recent=self.recent | {tenant}, older=self.older - {tenant})
+
+    def mapped_by(self, tenant: TenantId) -> "SharingClass":
+        """`tenant` has the pages in a page table, which says nothing about when it last used them."""
+        if tenant == NOBODY or tenant in self.mapped:
+            return self
+        return replace(self, mapped=self.mapped | {tenant})
+
+    def unmapped_by(self, tenant: TenantId) -> "SharingClass":
+        """`tenant` has them no longer in a page table.
+
+        It could use them until this moment, so this counts as a touch: otherwise pages whose only user unmapped them
+        would be unclaimed while that user lives, and `munmap` before each ageing would be a way not to pay.
+        """
+        if tenant not in self.mapped:
+            return self
+        return replace(self, mapped=self.mapped - {tenant}).touched_by(tenant)
+
+    def without(self, tenant: TenantId) -> "SharingClass":
+        """`tenant` has exited. O(users)."""
+        if tenant == NOBODY or tenant not in self.tenants:
+            return self
+        return SharingClass(
+            owner=NOBODY if self.owner == tenant else self.owner,
+            recent=self.recent - {tenant},
+            older=self.older - {tenant},
+            mapped=self.mapped - {tenant},
+            foreign=self.foreign,
+        )
+
+    def aged(self) -> "SharingClass":
+        """A generation has passed: who touched before it, and not in it, is a user no more.
+
+        Ageing hands the bill to those who still use the pages; it never leaves them without a payer. When nobody
+        touched or mapped them since, those who touched last keep paying for as long as they live: a writer does not
+        stop paying for what it keeps in memory by never reading it again.
+        """
+        if not self.recent and not self.mapped:
+            return self
+        return replace(self, recent=NO_TENANTS, older=self.recent)

@@ -1,0 +1,76 @@
+"""Who uses the pool: a tenant is one cgroup for as long as it lives, under a small number.
+
+A path can come back as another cgroup, and so can, later, an inode number: only the pair tells cgroups apart, and only
+while they live. The books need a name that outlives both, so each identity is interned to a `TenantId` that is
+never used again.
+"""
+
+from dataclasses import dataclass
+from typing import NewType
+
+from sharedfs.errors import BrokenInvariant
+
+TenantId = NewType("TenantId", int)
+
+NOBODY = TenantId(0)
+"""The owner of pages whose owner is gone, and the tenant of operations that nobody can be asked to pay for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One cgroup: its path below the hierarchy's root, and the inode number of its directory."""
+
+    id: TenantId
+    path: str
+    inode: int
+
+
+class TenantTable:
+    """The live tenants, by identity and by id. Every method but `live` is O(1)."""
+
+    def __init__(self) -> None:
+        self._by_id: dict[TenantId, Tenant] = {}
+        self._by_identity: dict[tuple[str, int], Tenant] = {}
+        self._last_id = NOBODY
+
+    def intern(self, path: str, inode: int) -> TenantId:
+        """The id of this cgroup, a new one when it was not known (ids count from 1)."""
+        tenant = self._by_identity.get((path, inode))
+        if tenant is None:
+            self._last_id = TenantId(self._last_id + 1)
+            tenant = Tenant(self._last_id, path, inode)
+            self._by_id[tenant.id] = self._by_identity[path, inode] = tenant
+        return tenant.id
+
+    def find(self, path: str, inode: int) -> TenantId | None:
+        """The id of this cgroup, None when it is not a live tenant."""
+        tenant = self._by_identity.get((path, inode))
+        return None if tenant is None else tenant.id
+
+    def get(self, tenant_id: TenantId) -> Tenant | None:
+        """The live tenant with this id, None when there is none (any more)."""
+        return self._by_id.get(tenant_id)
+
+    def live(self) -> list[Tenant]:
+        """The live tenants, oldest first. O(tenants)."""
+        return list(self._by_id.values())
+
+    def remove(self, tenant_id: TenantId) -> Tenant:
+        """Forget a tenant that has exited, and return what it was. Its id is never given again.
+
+        Raises KeyError when no live tenant has this id.
+        """
+        tenant = self._by_id.pop(tenant_id)
+        del self._by_identity[tenant.path, tenant.inode]
+        return tenant
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def check(self) -> None:
+        """Raise BrokenInvariant unless ids and identities name the same tenants. O(tenants)."""
+        by_identity = {(tenant.path, tenant.inode): tenant for tenant in self._by_id.values()}
+        if by_identity != self._by_identity:
+            raise BrokenInvariant(f"I9: tenants by id {self._by_id} are not those by identity {self._by_identity}")
+        if any(not NOBODY < tenant_id <= self._last_id for tenant_id in self._by_id):
+            raise BrokenInvariant(f"I9: a tenant id outside 1..{self._last_id} in {self._by_id}")

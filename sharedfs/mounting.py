@@ -1,0 +1,169 @@
+"""Mounting and unmounting from the command line: every check that can be made before anything is changed."""
+
+import os
+import stat
+import subprocess
+import sys
+from contextlib import suppress
+from errno import EBUSY
+from pathlib import Path
+
+import psutil
+
+from sharedfs import places, pools
+from sharedfs.daemon import FILESYSTEM_TYPE, PoolOptions, run
+from sharedfs.errors import CallerMistake, HostFault
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.mounts import mount_at
+from sharedfs.units import format_size
+
+_DAEMON_END_SECONDS = 20.0
+
+
+def resolve(mountpoint: str) -> str:
+    """The absolute path of a mountpoint. Its last component is not looked at: what is mounted there may be dead."""
+    absolute = os.path.abspath(mountpoint)
+    parent, last = os.path.split(absolute)
+    resolved = os.path.join(os.path.realpath(parent), last)
+    if mount_at(resolved) is None and os.path.islink(resolved):
+        return os.path.realpath(resolved)
+    return resolved
+
+
+def require_root() -> None:
+    if os.geteuid() != 0:
+        raise CallerMistake("sharedfs mounts filesystems and reads cgroups: run it as root")
+
+
+def check(options: PoolOptions) -> None:
+    """Raises CallerMistake for everything that would keep the pool from being mounted as asked."""
+    require_root()
+    pools.check_name(options.name)
+    memory = psutil.virtual_memory().total
+    if not 0 < options.size_bytes <= memory:
+        raise CallerMistake(
+            f"--size {format_size(options.size_bytes)} must be more than 0 and at most this host's memory, "
+            f"{format_size(memory)}"
+        )
+    if not Path("/dev/fuse").exists():
+        raise CallerMistake("there is no /dev/fuse: load the module with `modprobe fuse`, or pass the device through")
+    _check_mountpoint(options.mountpoint)
+    record = pools.read_record(options.name)
+    if record is not None and pools.is_served(record):
+        raise CallerMistake(
+            f"a pool named {options.name} is already mounted at {record.mountpoint}: choose another --name"
+        )
+
+
+def _check_mountpoint(mountpoint: str) -> None:
+    mounted = mount_at(mountpoint)
+    if mounted is not None:
+        kind = "a pool" if mounted.kind == FILESYSTEM_TYPE else f"a filesystem ({mounted.kind})"
+        raise CallerMistake(
+            f"{kind} is already mounted at {mountpoint}: `sharedfs umount {mountpoint}` first, or choose another place"
+        )
+    try:
+        if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
+            raise CallerMistake(f"{mountpoint} is not a directory: give an empty directory")
+        if os.listdir(mountpoint):
+            raise CallerMistake(f"{mountpoint} is not empty: give an empty directory")
+    except FileNotFoundError:
+        raise CallerMistake(f"{mountpoint} does not exist: `mkdir -p {mountpoint}` first") from None
+
+
+def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
+    """Serve in this process. `ready_fd` is closed after a byte when the mount serves, and the log goes to its file."""
+    check(options)
+    dead = pools.read_record(options.name)
+    if dead is not None:
+        pools.clean_up_dead(dead)
+
+    def on_ready() -> None:
+        if ready_fd is not None:
+            _log_to_file(options.name)
+            os.write(ready_fd, b"\n")
+            os.close(ready_fd)
+
+    run(options, on_ready)
+
+
+def mount_in_background(options: PoolOptions) -> int:
+    """Start a daemon with these options and wait until it serves; its exit code when it does not.
+
+    A daemon that cannot start says why on our standard error itself.
+    """
+    check(options)
+    ours, theirs = os.pipe()
+    arguments = [options.mountpoint, "--foreground", f"--ready-fd={theirs}"]
+    arguments += [f"--name={options.name}", f"--size={options.size_bytes}", f"--cgroup-parent={options.cgroup_parent}"]
+    arguments += [f"--reserve={options.reserve_bytes}", f"--idle={options.idle_seconds}"]
+    if not options.passthrough:
+        arguments.append("--no-passthrough")
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "sharedfs", "mount", *arguments],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs],
+        start_new_session=True,
+        cwd="/",
+    )
+    os.close(theirs)
+    try:
+        return 0 if os.read(ours, 1) else daemon.wait()
+    finally:
+        os.close(ours)
+
+
+def _log_to_file(name: str) -> None:
+    """From here on nobody reads our standard error."""
+    log = os.open(
+        places.pool_directory(name) / "daemon.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
+    )
+    for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
+        os.dup2(log, stream)
+    os.close(log)
+
+
+def umount(mountpoint: str) -> None:
+    """Unmount the pool at `mountpoint` and wait until its daemon is gone and the host as it was."""
+    require_root()
+    record = next((record for record in pools.records() if record.mountpoint == mountpoint), None)
+    mounted = mount_at(mountpoint)
+    if record is None and (mounted is None or mounted.kind != FILESYSTEM_TYPE):
+        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+    daemon = None if record is None else pools.daemon_of(record)
+    if mounted is not None and mounted.kind == FILESYSTEM_TYPE:
+        _take_away(mountpoint, alive=daemon is not None)
+    if daemon is not None:
+        try:
+            daemon.wait(_DAEMON_END_SECONDS)
+        except psutil.TimeoutExpired:
+            raise HostFault(f"the daemon of {mountpoint} (pid {daemon.pid}) did not end after the unmount") from None
+    if record is not None:
+        pools.clean_up_dead(record)
+
+
+def _take_away(mountpoint: str, *, alive: bool) -> None:
+    try:
+        syscalls.umount(mountpoint, 0 if alive else syscalls.MNT_DETACH)
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+        raise CallerMistake(
+            f"{mountpoint} is in use{_users_of(mountpoint)}: end its users, then unmount again"
+        ) from None
+
+
+def _users_of(mountpoint: str) -> str:
+    """Processes that visibly use the mount, for the message; symbolic links in /proc are read, not followed."""
+    users = []
+    for process in psutil.process_iter(["pid", "name"]):
+        links = [f"/proc/{process.pid}/cwd", f"/proc/{process.pid}/root"]
+        with suppress(OSError):
+            links += (entry.path for entry in os.scandir(f"/proc/{process.pid}/fd"))
+        for link in links:
+            with suppress(OSError):
+                target = os.readlink(link)
+                if target == mountpoint or target.startswith(mountpoint + "/"):
+                    users.append(f"{process.info['name']} ({process.pid})")
+                    break
+    return f" by {', '.join(users[:5])}" if users else ""

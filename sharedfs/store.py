@@ -1,0 +1,295 @@
+"""The store: a private tmpfs that holds the pool's tree as it is.
+
+Names, modes, links, xattrs and times are tmpfs's own, so their semantics are too. The tmpfs is mounted nowhere: no path
+of the host leads into it, and it is gone with the last descriptor into it.
+
+Layout of the tmpfs:   tree/ what tenants see       removed/ unlinked files that somebody still uses, by inode number
+
+An inode is known by its number (the FUSE node id; tmpfs with inode64 never gives one twice) and reached by its file
+handle, so a million files need no million descriptors. A name is always one component below a directory descriptor and
+never followed. All functions raise OSError and are called from trio's thread, except where they say otherwise.
+"""
+
+import os
+import stat
+from errno import EINVAL, ENOENT, ESTALE
+
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.fuse_wire import ROOT_NODE
+
+_TREE, _REMOVED = b"tree", b"removed"
+_PATH_DESCRIPTORS = 2048
+SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
+
+
+class Node:
+    """An inode of the store that the kernel has heard of, or that has pages."""
+
+    __slots__ = ("handle", "inode", "lookups", "opens", "removed_name", "removed_stat", "set_id")
+
+    def __init__(self, inode: int, handle: bytes) -> None:
+        self.inode = inode
+        self.handle = handle
+        self.lookups = 0  # how often the kernel was told of it, less its FORGETs
+        self.opens = 0
+        self.set_id = False  # may have set-id bits: a write must clear them
+        self.removed_name: bytes | None = None  # the last name of a file without one
+        self.removed_stat: os.stat_result | None = None  # a removed directory is no more than its last attributes
+
+
+class Descriptors:
+    """A bounded cache of descriptors by inode. One thread calls `get`; `discard` may come from another.
+
+    First in, first out: a hit must cost no more than one dict look-up, and opening anew costs 4 us.
+    """
+
+    def __init__(self, mount_fd: int, flags: int, capacity: int) -> None:
+        self._mount_fd = mount_fd
+        self._flags = flags
+        self._capacity = capacity
+        self._open: dict[int, int] = {}
+
+    def get(self, node: Node) -> int:
+        fd = self._open.get(node.inode)
+        if fd is None:
+            fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
+            while len(self._open) >= self._capacity:
+                self.discard(next(iter(self._open)))
+            self._open[node.inode] = fd
+        return fd
+
+    def discard(self, inode: int) -> None:
+        fd = self._open.pop(inode, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        for inode in list(self._open):
+            self.discard(inode)
+
+
+class Store:
+    """The tree and the table of its known inodes."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self.size_bytes = size_bytes
+        self.mount_fd = syscalls.detached_tmpfs(size_bytes)
+        for name, mode in ((_TREE, 0o1777), (_REMOVED, 0o700)):
+            os.mkdir(name, dir_fd=self.mount_fd)
+            os.chmod(name, mode, dir_fd=self.mount_fd)
+        self._removed_fd = os.open(_REMOVED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount_fd)
+        tree = os.stat(_TREE, dir_fd=self.mount_fd)
+        self._tree_inode = tree.st_ino
+        self._paths = Descriptors(self.mount_fd, os.O_PATH | os.O_NOFOLLOW, _PATH_DESCRIPTORS)
+        root = Node(ROOT_NODE, syscalls.name_to_handle(self.mount_fd, _TREE))
+        root.lookups = 1  # the kernel never forgets the root
+        self.nodes: dict[int, Node] = {ROOT_NODE: root}
+
+    def close(self) -> None:
+        self._paths.close()
+        os.close(self._removed_fd)
+        os.close(self.mount_fd)
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
+
+    def node(self, inode: int) -> Node:
+        """The known inode of that number. ESTALE when we never heard of it."""
+        found = self.nodes.get(inode)
+        if found is None:
+            raise OSError(ESTALE, os.strerror(ESTALE))
+        return found
+
+    def stat(self, node: Node) -> os.stat_result:
+        if node.removed_stat is not None:
+            return node.removed_stat
+        return os.fstat(self._paths.get(node))
+
+    def open(self, node: Node, flags: int) -> int:
+        """A new descriptor of the inode, the caller's to close. Safe from any thread."""
+        return syscalls.open_by_handle(self.mount_fd, node.handle, flags)
+
+    def descriptor_path(self, node: Node) -> str:
+        """A path of this process's own that names the inode, for calls that take no O_PATH descriptor."""
+        return f"/proc/self/fd/{self._paths.get(node)}"
+
+    def read_symlink(self, node: Node) -> bytes:
+        return os.readlink(b"", dir_fd=self._paths.get(node))
+
+    def display_path(self, node: Node) -> str:
+        """Where the inode is in the tree, for people: "" is the root; the name it had, when it was unlinked."""
+        if node.removed_name is not None:
+            return f"{os.fsdecode(node.removed_name)} (deleted)"
+        path = os.readlink(self.descriptor_path(node))
+        return path.removeprefix("/" + os.fsdecode(_TREE)).removeprefix("/")
+
+    def forget(self, inode: int, count: int, *, keep: bool) -> bool:
+        """The kernel dropped `count` references; True when the inode is gone from the store by that.
+
+        An inode that the kernel no longer refers to is found again by name, so it is dropped from the table: not if the
+        books `keep` it, who name it to people.
+        """
+        node = self.nodes.get(inode)
+        if node is None or inode == ROOT_NODE:
+            return False
+        node.lookups -= count
+        if node.lookups > 0:
+            return False
+        if node.removed_name is None:
+            if not keep:
+                self._drop(inode)
+            return False
+        if node.removed_stat is None:
+            os.unlink(b"%d" % inode, dir_fd=self._removed_fd)
+        self._drop(inode)
+        return True
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+        """The inode of a name in a directory; "." and ".." too. The root's `st_ino` is tmpfs's: use `node.inode`."""
+        directory = self._directory(parent)
+        if name == b".." and parent.inode == ROOT_NODE:
+            name = b"."
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        inode = self._number(found)
+        node = self.nodes.get(inode)
+        if node is None:
+            node = self.nodes[inode] = Node(inode, syscalls.name_to_handle(directory, name))
+        node.set_id = bool(found.st_mode & SET_ID_BITS)
+        return node, found
+
+    def walk(self, path: str) -> Node:
+        """The inode at a path relative to the tree's root, never through a symlink. ENOENT when there is none."""
+        node = self.nodes[ROOT_NODE]
+        for name in os.fsencode(path).split(b"/"):
+            if name not in (b"", b"."):
+                if name == b"..":
+                    raise OSError(ENOENT, os.strerror(ENOENT))
+                node, _ = self.lookup(node, name)
+        return node
+
+    def names(self, node: Node) -> list[bytes]:
+        """The names in a directory now, without "." and ".."; none in a removed one."""
+        if node.removed_stat is not None:
+            return []
+        fd = self.open(node, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return [os.fsencode(name) for name in os.listdir(fd)]
+        finally:
+            os.close(fd)
+
+    def make(self, parent: Node, name: bytes, mode: int, uid: int, gid: int, device: int = 0) -> None:
+        """Make a regular file, FIFO, socket or device node that belongs to its creator. EEXIST when there is one."""
+        directory = self._directory(parent, name)
+        os.mknod(name, mode, device, dir_fd=directory)
+        self._own(parent, directory, name, mode, uid, gid)
+
+    def make_directory(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> None:
+        directory = self._directory(parent, name)
+        os.mkdir(name, dir_fd=directory)
+        os.chmod(name, mode & 0o7777 | self._inherited_set_gid(parent), dir_fd=directory)
+        self._own(parent, directory, name, 0, uid, gid)
+
+    def make_symlink(self, parent: Node, name: bytes, target: bytes, uid: int, gid: int) -> None:
+        directory = self._directory(parent, name)
+        os.symlink(target, name, dir_fd=directory)
+        self._own(parent, directory, name, 0, uid, gid)
+
+    def link(self, node: Node, parent: Node, name: bytes) -> None:
+        directory = self._directory(parent, name)
+        os.link(self.descriptor_path(node), name, dst_dir_fd=directory, follow_symlinks=True)
+
+    def unlink(self, parent: Node, name: bytes) -> int | None:
+        """Remove a name that is no directory; the inode's number when the inode is gone by that, else None.
+
+        A file without a name lives on in removed/ while the kernel has a reference: it may be open or mapped (a mapping
+        holds the file's FUSE inode, so the kernel's FORGET comes after the last munmap).
+        """
+        directory = self._directory(parent, name)
+        node, found = self.lookup(parent, name)
+        if found.st_nlink > 1:
+            os.unlink(name, dir_fd=directory)
+            return None
+        if node.lookups == 0:
+            os.unlink(name, dir_fd=directory)
+            self._drop(node.inode)
+            return node.inode
+        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self._removed_fd)
+        node.removed_name = name
+        return None
+
+    def remove_directory(self, parent: Node, name: bytes) -> None:
+        directory = self._directory(parent, name)
+        node, found = self.lookup(parent, name)
+        os.rmdir(name, dir_fd=directory)
+        self._removed_directory(node, name, found)
+
+    def rename(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> int | None:
+        """renameat2(2); the number of the inode that is gone by that, else None."""
+        old_directory, new_directory = self._directory(parent, name), self._directory(new_parent, new_name)
+        replaced = None if flags else self._replaced_by_rename(parent, name, new_parent, new_name)
+        if replaced is None:
+            syscalls.rename(old_directory, name, new_directory, new_name, flags)
+            return None
+        node, found = replaced
+        keeps_file = not stat.S_ISDIR(found.st_mode) and node.lookups > 0 and found.st_nlink == 1
+        if keeps_file:  # a second name first, so that the replaced file is never without one
+            os.link(self.descriptor_path(node), b"%d" % node.inode, dst_dir_fd=self._removed_fd, follow_symlinks=True)
+        try:
+            syscalls.rename(old_directory, name, new_directory, new_name, flags)
+        except OSError:
+            if keeps_file:
+                os.unlink(b"%d" % node.inode, dir_fd=self._removed_fd)
+            raise
+        if stat.S_ISDIR(found.st_mode):
+            self._removed_directory(node, new_name, found)
+        elif keeps_file:
+            node.removed_name = new_name
+        elif found.st_nlink == 1:
+            self._drop(node.inode)
+            return node.inode
+        return None
+
+    def _replaced_by_rename(
+        self, parent: Node, name: bytes, new_parent: Node, new_name: bytes
+    ) -> tuple[Node, os.stat_result] | None:
+        """What a rename without flags takes the name from, None for nothing."""
+        try:
+            target, found = self.lookup(new_parent, new_name)
+        except FileNotFoundError:
+            return None
+        source, _ = self.lookup(parent, name)
+        return None if source is target else (target, found)
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _directory(self, node: Node, new_name: bytes = b"x") -> int:
+        """The descriptor of a directory in which `new_name` may be used; one component and nothing else."""
+        if not new_name or b"/" in new_name or new_name in (b".", b".."):
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        if node.removed_stat is not None:
+            raise OSError(ENOENT, os.strerror(ENOENT))
+        return self._paths.get(node)
+
+    def _number(self, found: os.stat_result) -> int:
+        """The number that the kernel knows an inode by: the tree's root is FUSE's node 1."""
+        return ROOT_NODE if found.st_ino == self._tree_inode else found.st_ino
+
+    def _inherited_set_gid(self, parent: Node) -> int:
+        return os.fstat(self._paths.get(parent)).st_mode & stat.S_ISGID
+
+    def _own(self, parent: Node, directory: int, name: bytes, mode: int, uid: int, gid: int) -> None:
+        """Give a new inode to its creator. A set-gid directory gives its own group, as tmpfs did by itself."""
+        os.chown(name, uid, -1 if self._inherited_set_gid(parent) else gid, dir_fd=directory, follow_symlinks=False)
+        if mode & SET_ID_BITS:  # chown took them away
+            os.chmod(name, stat.S_IMODE(mode), dir_fd=directory)
+
+    def _removed_directory(self, node: Node, name: bytes, last: os.stat_result) -> None:
+        node.removed_name, node.removed_stat = name, last
+        self._paths.discard(node.inode)
+        if node.lookups == 0:
+            self._drop(node.inode)
+
+    def _drop(self, inode: int) -> None:
+        self._paths.discard(inode)
+        del self.nodes[inode]
