@@ -37,8 +37,9 @@ log = logging.getLogger("sharedfs")
 
 FILESYSTEM_TYPE = "fuse.sharedfs"
 _INITIALISATION_SECONDS = 10.0
-# How long a scan may take of our time: a scan of 50 ms is then made once a second at most.
+# A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
 _SCAN_SHARE = 0.05
+_LONGEST_SCAN_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Pool:
             pool_cgroup=self.cgroup.path,
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
+            mapping_scans=self.mappings.scans,
             requests={**self.data_path.requests, "namespace": self.channel.forwarded},
         )
 
@@ -179,7 +181,7 @@ class Pool:
             seen = await trio.to_thread.run_sync(self.mappings.scan)
             self.mappings.apply(seen)
             took = time.monotonic() - started
-            await trio.sleep(max(self.options.scan_seconds, took / _SCAN_SHARE) - took)
+            await trio.sleep(max(self.options.scan_seconds, min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS)))
 
     async def _keep_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""

@@ -69,7 +69,7 @@ class UsersOfFile(_Frozen):
 
 
 class PoolStatus(_Frozen):
-    """What `sharedfs status` shows of one pool. `requests` counts served requests by kind."""
+    """What `sharedfs status` shows of one pool. `requests` counts served requests by kind, `mapping_scans` finished scans."""
 
     name: str
     mountpoint: str
@@ -84,6 +84,7 @@ class PoolStatus(_Frozen):
     pool_cgroup: str
     sharing_classes: int
     ledger_bytes: int
+    mapping_scans: int
     requests: dict[str, int]
 
 

@@ -30,30 +30,26 @@ class MappingScan:
         self._device = device
         self._reader = PagemapReader()
         self._known: set[tuple[int, TenantId]] = set()
-        # Identity of the processes that mapped something at the last scan: (pid, start time).
-        self.mapping_processes: frozenset[tuple[int, float]] = frozenset()
+        self.scans = 0
 
     def scan(self) -> Seen:
         """The page ranges (inclusive, in order, apart) of each file that each tenant maps now. Blocks on /proc."""
         self._books.begin_scan()
         ranges: defaultdict[tuple[int, TenantId], list[PageRange]] = defaultdict(list)
-        processes = set()
         for process_id in proc.process_ids():
             mappings = proc.mappings_of_device(process_id, self._device)
             if not mappings:
                 continue
             try:
-                started = psutil.Process(process_id).create_time()
+                process = psutil.Process(process_id)
                 tenant = self._tenant_of(process_id)
                 present = list(self._present(process_id, mappings))
-                if psutil.Process(process_id).create_time() != started:
+                if not process.is_running():
                     continue  # the id became another process's: what was read is a mixture of two
             except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
                 continue
-            processes.add((process_id, started))
             for inode, pages in present:
                 ranges[inode, tenant] += pages
-        self.mapping_processes = frozenset(processes)
         return {key: merged(pages) for key, pages in ranges.items() if key[1] != NOBODY}
 
     def apply(self, seen: Seen) -> None:
@@ -63,6 +59,7 @@ class MappingScan:
         for (inode, tenant), pages in seen.items():
             self._books.set_mapped(inode, tenant, pages)
         self._known = set(seen)
+        self.scans += 1
 
     def _tenant_of(self, process_id: int) -> TenantId:
         text = proc.process_cgroup(process_id)

@@ -18,6 +18,8 @@ from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.pool_cgroup import remove_pool_cgroup
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+# The kernel tells a start time in ticks since boot; the time of boot itself moves with each correction of the clock.
+_START_TOLERANCE_SECONDS = 5.0
 _SOCKET_PATH_BYTES = 107  # sun_path, unix(7)
 
 
@@ -70,7 +72,8 @@ def is_served(record: PoolRecord) -> bool:
 def daemon_of(record: PoolRecord) -> psutil.Process | None:
     try:
         process = psutil.Process(record.daemon_pid)
-        if process.create_time() == record.daemon_started and process.status() != psutil.STATUS_ZOMBIE:
+        same = abs(process.create_time() - record.daemon_started) < _START_TOLERANCE_SECONDS
+        if same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     except psutil.NoSuchProcess:
         pass

@@ -84,7 +84,7 @@ class Ledger:
 
         O(1) for one page, and for a file all of whose classes `tenant` touched lately; else O(pages) as `charge`.
         """
-        if not 0 <= first_page <= last_page:
+        if not 0 <= first_page <= last_page <= LAST_PAGE:  # the hot path saves a call
             check_range(first_page, last_page)
         pages = self._files.get(file)
         if pages is not None:
@@ -103,7 +103,7 @@ class Ledger:
         if not pages.pages_by_class:
             self._forget(file)
         self._post(moves)
-        return sum(move.pages for move in moves)
+        return sum(freed for _, _, freed in moves)
 
     def drop(self, file: int) -> int:
         """`file` is gone. Returns the pages freed. O(its classes + tenants with mappings)."""
@@ -111,7 +111,7 @@ class Ledger:
         if pages is None:
             return 0
         self._forget(file)
-        self._post([Move(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
+        self._post([(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
         return pages.resident_pages
 
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> None:

@@ -2,8 +2,9 @@
 
 A file is a table of chunks, as the kernel's page tables are, because files are sparse: one byte written at offset 2^62
 must not cost more than its page. A chunk is an `array` of raw ids (see `sharing_table`), grown page by page and cut
-after its last resident page; a chunk without one is not there. So a map takes 4 bytes a page of a dense file, beside
-what `array` spares to grow (1/16), and at most PAGES_PER_CHUNK * 4 bytes, one page, for each resident page of any.
+after its last resident page; a chunk without one is not there. So a map takes 4 bytes a page of a dense file (and a
+sixteenth of the last chunk and seven cells, to grow); of any file at most PAGES_PER_CHUNK * 4 bytes, one page, for each
+resident page.
 
 Why `array` and not ndarray: most operations are on one page or find all pages alike. One cell of an `array` is read
 twice as fast as one of an ndarray, and a run is compared at the speed of memory. Runs that differ go through numpy,
@@ -16,7 +17,6 @@ its classes, never its pages.
 from array import array
 from collections.abc import Iterator, Sequence
 from sys import getsizeof
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,8 @@ _ID_BYTES = 4
 _CELL = next(code for code in "IL" if array(code).itemsize == _ID_BYTES)
 
 
-class Move(NamedTuple):
-    """`pages` pages with id `raw` now have canonical id `target`."""
-
-    raw: int
-    target: int
-    pages: int
+Move = tuple[int, int, int]
+"""(raw, target, pages): so many pages that had id `raw` now have canonical id `target`."""
 
 
 class PageMap:
@@ -79,13 +75,13 @@ class PageMap:
             if raw in fixed or (target := step.target(raw)) == raw:
                 return ()
             chunk[offset] = target
-            return self._count([Move(raw, target, 1)])
+            return self._count([(raw, target, 1)])
         if ABSENT in fixed and len(self.pages_by_class) <= last_page - first_page and self.fixed_by(step):
             return ()
         moved: dict[int, int] = {}
         for _, chunk, start, stop in self._cells(first_page, last_page):
             _apply_to_cells(chunk, start, stop, step, moved)
-        return self._count([Move(raw, step.target(raw), pages) for raw, pages in moved.items()]) if moved else ()
+        return self._count([(raw, step.target(raw), pages) for raw, pages in moved.items()]) if moved else ()
 
     def charge(self, first_page: int, last_page: int, step: Step) -> Sequence[Move]:
         """As `apply`, with a cell for every page of the range first."""
@@ -96,6 +92,8 @@ class PageMap:
             missing = min(last_page - (index << _SHIFT) + 1, PAGES_PER_CHUNK) - len(chunk)
             if missing > 0:
                 chunk.frombytes(bytes(missing * _ID_BYTES))
+                if len(chunk) == PAGES_PER_CHUNK:  # it will not grow: a copy has no room to
+                    self._chunks[index] = chunk[:]
         return self.apply(first_page, last_page, step)
 
     def uncharge(self, first_page: int, last_page: int, step: Step) -> Sequence[Move]:
@@ -156,7 +154,7 @@ class PageMap:
             if not 0 < len(chunk) <= PAGES_PER_CHUNK or chunk[-1] == ABSENT:
                 raise BrokenInvariant(f"I1: chunk {index} is not cut after its last resident page: {chunk}")
             counts = np.bincount(_ids(chunk))
-            for raw in np.flatnonzero(counts).tolist():
+            for raw in counts.nonzero()[0].tolist():
                 recount[raw] = recount.get(raw, 0) + int(counts[raw])
         recount.pop(ABSENT, None)
         if recount != self.pages_by_class:
@@ -208,7 +206,7 @@ def _apply_to_cells(chunk: "array[int]", start: int, stop: int, step: Step, move
         return
     ids = _ids(chunk)[start:stop]
     counts = np.bincount(ids)
-    present: list[int] = np.flatnonzero(counts).tolist()
+    present: list[int] = counts.nonzero()[0].tolist()
     if step.fixed.issuperset(present):
         return
     targets = np.arange(len(counts), dtype=np.uint32)

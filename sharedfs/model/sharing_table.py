@@ -39,6 +39,8 @@ class SharingTable:
         self._vacant: list[int] = []
         self._spare_ids = spare_ids
         self._crowded_at = spare_ids
+        self.crowded = False
+        """Whether enough ids were interned since the last compaction to pay for one."""
 
     def class_of(self, raw: int) -> State:
         """What `raw` stands for. O(1)."""
@@ -69,6 +71,7 @@ class SharingTable:
             self._classes.append(None)
             self._pages.append(0)
         self._adopt(raw, key)
+        self.crowded = self.ids_in_use > self._crowded_at
         return raw
 
     def move(self, raw: int, target: int, pages: int) -> None:
@@ -151,12 +154,8 @@ class SharingTable:
     # -- Compaction ----------------------------------------------------------------------------------------------------
 
     @property
-    def crowded(self) -> bool:
-        """Whether enough ids were interned since the last compaction to pay for one. O(1)."""
-        return self.ids_in_use > self._crowded_at
-
-    @property
     def ids_in_use(self) -> int:
+        """Ids that are not vacant: classes, empty classes, aliases and ABSENT. O(1)."""
         return len(self.alias) - len(self._vacant)
 
     def reclaim(self) -> None:
@@ -175,6 +174,7 @@ class SharingTable:
                 self._vacant.append(raw)
         live = self.ids_in_use
         self._crowded_at = live + max(self._spare_ids, 2 * live)
+        self.crowded = False
 
     # -- Proof ---------------------------------------------------------------------------------------------------------
 

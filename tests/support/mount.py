@@ -1,0 +1,97 @@
+"""A real pool for tests: mounted by the real command, watched through its feed, unmounted whatever happens."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from sharedfs import places, pools
+from sharedfs.feed_types import Holdings, PoolStatus
+from sharedfs.kernel.mounts import mount_at
+from tests.support.tenants import Tenant, wait_until
+
+
+def sharedfs(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sharedfs", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+@dataclass(frozen=True)
+class MountedPool:
+    """A mounted pool as the tests see it."""
+
+    path: Path
+    name: str
+
+    def get(self, route: str, **query: str) -> httpx.Response:
+        transport = httpx.HTTPTransport(uds=str(places.feed_socket(self.name)))
+        with httpx.Client(transport=transport, base_url="http://pool", timeout=20) as client:
+            return client.get(route, params=query)
+
+    def holdings(self) -> Holdings:
+        return Holdings.model_validate_json(self.get("/v1/holdings").raise_for_status().content)
+
+    def status(self) -> PoolStatus:
+        return PoolStatus.model_validate_json(self.get("/v1/status").raise_for_status().content)
+
+    def used(self, tenant: Tenant) -> int:
+        """Bytes of the pages that a tenant uses."""
+        holdings = self.holdings()
+        ids = {ref.id for ref in holdings.tenants if ref.path == tenant.path}
+        return sum(held.bytes for held in holdings.classes if ids & set(held.users))
+
+    def mapped(self, tenant: Tenant) -> int:
+        holdings = self.holdings()
+        ids = {ref.id for ref in holdings.tenants if ref.path == tenant.path}
+        return sum(held.bytes for held in holdings.classes if ids & set(held.mapped))
+
+    def resident_by_statfs(self) -> int:
+        pool = os.statvfs(self.path)
+        return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
+
+    def wait_for_scan(self) -> None:
+        """Until a mapping scan has begun and ended after now."""
+        begun = self.status().mapping_scans
+        wait_until(lambda: self.status().mapping_scans >= begun + 2, "two mapping scans")
+
+    def check_conservation(self) -> Holdings:
+        """I1 as far as the pool keeps it: classes sum up to what is resident, which is what the tmpfs holds."""
+        holdings = self.holdings()
+        assert sum(held.bytes for held in holdings.classes) == holdings.resident_bytes
+        assert holdings.resident_bytes == self.resident_by_statfs()
+        return holdings
+
+
+@contextmanager
+def mounted_pool(place: Path, name: str, *options: str) -> Iterator[MountedPool]:
+    place.mkdir(exist_ok=True)
+    sharedfs("mount", str(place), "--name", name, *options)
+    try:
+        yield MountedPool(place, name)
+    finally:
+        unmount_whatever_happened(place)
+
+
+def unmount_whatever_happened(place: Path) -> None:
+    """Unmount lazily, so that a failed test's open files do not matter, and wait until the daemon is gone."""
+    record = next((record for record in pools.records() if record.mountpoint == str(place)), None)
+    while mount_at(str(place)) is not None:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+    if record is not None:
+        daemon = pools.daemon_of(record)
+        if daemon is not None:
+            try:
+                daemon.wait(10)
+            finally:
+                with suppress(Exception):
+                    daemon.kill()
+        pools.clean_up_dead(record)

@@ -1,0 +1,192 @@
+"""Real tenants for tests: a cgroup of the memory hierarchy, and processes that joined it before exec.
+
+Everything is below one directory of the test's own and is removed at the end, also when the test failed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, find_memory_hierarchy
+
+T = TypeVar("T")
+
+_AGENT = Path(__file__).with_name("agent.py")
+_JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+
+
+def wait_until(condition: Callable[[], T], what: str, seconds: float = 5.0) -> T:
+    """Poll until `condition` is truthy, and return it. AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+class AgentError(OSError):
+    """The tenant's system call failed with this errno."""
+
+
+class Agent:
+    """A process of a tenant that does what it is told, one request after the other."""
+
+    def __init__(self, cgroup: Path, pass_fds: Sequence[int] = (), user: int | None = None) -> None:
+        self.process = subprocess.Popen(
+            ["/bin/sh", "-c", _JOIN_AND_EXEC, str(cgroup), sys.executable, "-S", "-E", str(_AGENT)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            pass_fds=pass_fds,
+            cwd="/",
+        )
+        if user is not None:
+            self.do(f"os.setgroups([]); os.setresgid({user}, {user}, {user}); os.setresuid({user}, {user}, {user})")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def do(self, statements: str) -> object:
+        """Run `statements` in the tenant; what they left in `result`. Names live on to the next request."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(statements) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, f"the agent ended: {statements}"
+        answer = json.loads(line)
+        if "error" in answer:
+            raise AgentError(answer["error"], os.strerror(answer["error"]))
+        return answer["result"]
+
+    def end(self) -> None:
+        if self.process.stdin is not None and not self.process.stdin.closed:
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class Tenant:
+    """A cgroup with agents in it."""
+
+    def __init__(self, hierarchy: MemoryHierarchy, path: str) -> None:
+        self.hierarchy = hierarchy
+        self.path = path
+        self.directory = hierarchy.directory(path)
+        self.directory.mkdir()
+        self.agents: list[Agent] = []
+        self._first: Agent | None = None
+
+    def agent(self, **options: object) -> Agent:
+        agent = Agent(self.directory, **options)  # type: ignore[arg-type]
+        self.agents.append(agent)
+        return agent
+
+    def do(self, statements: str) -> object:
+        """Run statements in this tenant's first process."""
+        if self._first is None:
+            self._first = self.agent()
+        return self._first.do(statements)
+
+    @property
+    def limit_file(self) -> Path:
+        v1 = self.hierarchy.version is CgroupVersion.V1
+        return self.directory / ("memory.limit_in_bytes" if v1 else "memory.max")
+
+    def set_limit(self, limit_bytes: int) -> None:
+        self.limit_file.write_text(str(limit_bytes))
+
+    def limit(self) -> int | None:
+        text = self.limit_file.read_text().strip()
+        return None if text == "max" or int(text) >= 1 << 62 else int(text)
+
+    def statistic(self, name: str) -> int:
+        """A line of memory.stat, in bytes."""
+        lines = dict(line.split() for line in (self.directory / "memory.stat").read_text().splitlines())
+        return int(lines[name])
+
+    def end_processes(self) -> None:
+        for agent in self.agents:
+            agent.end()
+        self.agents.clear()
+        self._first = None
+
+    def exit(self) -> None:
+        """End the processes and remove the cgroup."""
+        self.end_processes()
+        wait_until(self._remove, f"{self.directory} is empty")
+
+    def _remove(self) -> bool:
+        try:
+            self.directory.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+class Tenants:
+    """Makes tenants below one directory."""
+
+    def __init__(self, hierarchy: MemoryHierarchy, path: str) -> None:
+        self.hierarchy = hierarchy
+        self.path = path
+        self._made: list[Tenant] = []
+
+    def make(self, name: str, limit_bytes: int | None = None) -> Tenant:
+        tenant = Tenant(self.hierarchy, f"{self.path}/{name}")
+        self._made.append(tenant)
+        if limit_bytes is not None:
+            tenant.set_limit(limit_bytes)
+        return tenant
+
+    def remove_all(self) -> None:
+        for tenant in self._made:  # all processes first: two tenants can have had one name
+            tenant.end_processes()
+        for tenant in self._made:
+            tenant.exit()
+
+
+@contextmanager
+def tenants_below(name: str) -> Iterator[Tenants]:
+    hierarchy = find_memory_hierarchy()
+    directory = hierarchy.directory(name)
+    directory.mkdir()
+    made = Tenants(hierarchy, f"/{name}")
+    try:
+        yield made
+    finally:
+        made.remove_all()
+        wait_until(lambda: _removed(directory), f"{directory} is empty")
+
+
+def _removed(directory: Path) -> bool:
+    try:
+        directory.rmdir()
+    except OSError:
+        return False
+    return True
+
+
+def dying_memcgs(hierarchy: MemoryHierarchy) -> int:
+    """Memory cgroups that the kernel still has and whose directory is gone: the zombies of the whole host."""
+    if hierarchy.version is CgroupVersion.V2:
+        lines = dict(line.split() for line in (hierarchy.mount / "cgroup.stat").read_text().splitlines())
+        return int(lines["nr_dying_descendants"])
+    known = next(line.split() for line in Path("/proc/cgroups").read_text().splitlines() if line.startswith("memory"))
+    return int(known[2]) - sum(1 for _ in os.walk(hierarchy.mount))
