@@ -1,0 +1,161 @@
+"""From a snapshot of bills and limits to what the API says. Pure."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+
+from controller.api_types import (
+    Bills,
+    ExitForecast,
+    ExplainedClass,
+    ExplainedFile,
+    Explanation,
+    FileUser,
+    FileUsers,
+    SurvivorBill,
+    TenantBill,
+)
+from controller.billing.bill import Bill
+from controller.billing.books import Books, SharingClass, read_classes, without
+from controller.billing.policies import Policy
+from controller.billing.settlement import Position
+from controller.billing.split import apportion, by_path
+from controller.billing.whatif import Exit
+from sharedfs.errors import BrokenInvariant
+from sharedfs.feed_types import FilesOfTenant, UsersOfFile
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One settlement, as everybody sees it. `gone` exited before their pools noticed; the bill is without them.
+
+    `positions` lacks tenants whose limits cannot be read.
+    """
+
+    number: int
+    books: tuple[Books, ...]
+    pools: tuple[str, ...]
+    gone: frozenset[CgroupRef]
+    bill: Bill
+    positions: Mapping[CgroupRef, Position]
+
+    def tenant(self, path: str) -> CgroupRef | None:
+        return next((cgroup for cgroup in self.bill.tenants if cgroup.path == path), None)
+
+
+def paths(cgroups: Iterable[CgroupRef]) -> tuple[str, ...]:
+    return tuple(cgroup.path for cgroup in sorted(cgroups, key=by_path))
+
+
+def tell_bills(snapshot: Snapshot, live: Set[CgroupRef]) -> Bills:
+    """The bill, tenants by path. `live` are those with processes."""
+    bill = snapshot.bill
+    return Bills(
+        pool_resident_bytes=bill.pool_resident_bytes,
+        unclaimed_bytes=bill.unclaimed_bytes,
+        foreign_bytes=bill.foreign_bytes,
+        tenants=tuple(_line(snapshot, cgroup, cgroup in live) for cgroup in sorted(bill.tenants, key=by_path)),
+    )
+
+
+def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool) -> TenantBill:
+    share = snapshot.bill.tenants[cgroup]
+    position = snapshot.positions.get(cgroup)
+    return TenantBill(
+        tenant=cgroup.path,
+        state="live" if live else "empty",
+        share_bytes=share.share_bytes,
+        used_bytes=share.used_bytes,
+        budget_bytes=None if position is None else position.budget_bytes,
+        limit_bytes=None if position is None else position.account.limits.enforced_bytes,
+        kernel_usage_bytes=0 if position is None else position.account.usage_bytes,
+        debt_bytes=0 if position is None else position.debt_bytes(position.account.limits),
+    )
+
+
+def tell_exit(tenant: CgroupRef, forecast: Exit) -> ExitForecast:
+    return ExitForecast(
+        tenant=tenant.path,
+        freed_bytes=forecast.freed_bytes,
+        tenants=tuple(
+            SurvivorBill(
+                tenant=survivor.cgroup.path,
+                share_before_bytes=survivor.share_before_bytes,
+                share_after_bytes=survivor.share_after_bytes,
+                limit_before_bytes=survivor.limit_before_bytes,
+                limit_after_bytes=survivor.limit_after_bytes,
+            )
+            for survivor in forecast.survivors
+        ),
+    )
+
+
+def explain(
+    tenant: CgroupRef, answers: Iterable[tuple[str, FilesOfTenant]], gone: Set[CgroupRef], policy: Policy
+) -> Explanation:
+    """The share of `tenant` by file and by class, from each pool's answer.
+
+    A share is rounded once, for the whole class, and laid out over the class's files by largest remainder: so files,
+    classes and bill agree to the byte.
+    """
+    files: dict[tuple[str, str], Counter[SharingClass]] = {}
+    classes: defaultdict[SharingClass, dict[tuple[str, str], int]] = defaultdict(dict)
+    for pool, answer in answers:
+        for file in answer.files:
+            books = without(read_classes(pool, answer.tenants, file.classes), gone)
+            for held, held_bytes in books.items():
+                if tenant in held.users and held_bytes:
+                    classes[held][pool, file.path] = held_bytes
+                    files.setdefault((pool, file.path), Counter())[held] = held_bytes
+    shares = {held: policy.charge(held, sum(parts.values())).get(tenant, 0) for held, parts in classes.items()}
+    file_shares: Counter[tuple[str, str]] = Counter()
+    for held, parts in classes.items():
+        file_shares.update(apportion(shares[held], parts))
+    return Explanation(
+        tenant=tenant.path,
+        share_bytes=sum(shares.values()),
+        used_bytes=sum(sum(parts.values()) for parts in classes.values()),
+        files=tuple(
+            ExplainedFile(pool=pool, path=path, used_bytes=used.total(), share_bytes=file_shares[pool, path])
+            for (pool, path), used in sorted(files.items(), key=lambda item: item[0])
+        ),
+        classes=tuple(
+            ExplainedClass(
+                pool=held.pool,
+                users=paths(held.users),
+                owner=None if held.owner is None else held.owner.path,
+                mapped=paths(held.mapped),
+                foreign=held.foreign,
+                bytes=sum(parts.values()),
+                share_bytes=shares[held],
+            )
+            for held, parts in sorted(classes.items(), key=lambda item: -sum(item[1].values()))
+        ),
+    )
+
+
+def tell_users(pool: str, answer: UsersOfFile, gone: Set[CgroupRef], policy: Policy) -> FileUsers:
+    """Who shares a file, the largest share first. Raises BrokenInvariant when its classes do not add up (I1).
+
+    Split on the file's own bytes: beside `explain`, which rounds a whole class, a share may be a byte off.
+    """
+    file = answer.file
+    books = without(read_classes(pool, answer.tenants, file.classes), gone)
+    if sum(books.values()) != file.resident_bytes:
+        raise BrokenInvariant(f"I1: pool {pool}: the classes of {file.path} are not what is resident of it: {file}")
+    used: Counter[CgroupRef] = Counter()
+    share: Counter[CgroupRef] = Counter()
+    for held, held_bytes in books.items():
+        used.update(dict.fromkeys(held.users, held_bytes))
+        share.update(policy.charge(held, held_bytes))
+    return FileUsers(
+        pool=pool,
+        path=file.path,
+        resident_bytes=file.resident_bytes,
+        unclaimed_bytes=file.resident_bytes - share.total(),
+        tenants=tuple(
+            FileUser(tenant=cgroup.path, used_bytes=used[cgroup], share_bytes=share[cgroup])
+            for cgroup in sorted(used, key=lambda cgroup: (-share[cgroup], by_path(cgroup)))
+        ),
+    )

@@ -1,0 +1,86 @@
+"""The controller's HTTP API: translate, call, translate. OpenAPI is at /openapi.json."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from controller.api_types import (
+    Bills,
+    BudgetOrder,
+    BudgetState,
+    ExitForecast,
+    Explanation,
+    FileUsers,
+    Health,
+)
+from controller.mistakes import NotOursToSet, UnknownName
+from controller.service import Controller
+from sharedfs import __version__
+from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
+
+log = logging.getLogger(__name__)
+
+Tenant = Annotated[str, Query(min_length=1, description="the cgroup's path, or its directory")]
+
+
+def make_api(controller: Controller) -> FastAPI:
+    api = FastAPI(title="sharedfs controller", version=__version__, docs_url=None, redoc_url=None)
+
+    @api.get("/v1/health")
+    async def health() -> Health:
+        return controller.health()
+
+    @api.get("/v1/bills")
+    async def bills() -> Bills:
+        """Every tenant's bill and limit, as they are now."""
+        return await controller.bills()
+
+    @api.get("/v1/explain")
+    async def explain(tenant: Tenant) -> Explanation:
+        """A tenant's share by file and by sharing class."""
+        return await controller.explain(tenant)
+
+    @api.get("/v1/users")
+    async def users(path: Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]) -> FileUsers:
+        """Who shares a file."""
+        return await controller.users(Path(path))
+
+    @api.get("/v1/what-if/exit")
+    async def what_if_exit(tenant: Tenant) -> ExitForecast:
+        """Who would pay what if a tenant exited."""
+        return await controller.what_if_exit(tenant)
+
+    @api.put("/v1/budget")
+    async def set_budget(tenant: Tenant, order: BudgetOrder) -> BudgetState:
+        """Give a tenant a budget where its manager set no limit."""
+        return await controller.set_budget(tenant, order.budget_bytes)
+
+    @api.delete("/v1/budget")
+    async def clear_budget(tenant: Tenant) -> BudgetState:
+        """Take the operator's budget back."""
+        return await controller.clear_budget(tenant)
+
+    @api.exception_handler(CallerMistake)
+    async def on_mistake(_: Request, mistake: CallerMistake) -> JSONResponse:
+        status = 404 if isinstance(mistake, UnknownName) else 409 if isinstance(mistake, NotOursToSet) else 422
+        return JSONResponse({"detail": str(mistake)}, status)
+
+    @api.exception_handler(RequestValidationError)
+    async def on_bad_input(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+
+    @api.exception_handler(HostFault)
+    async def on_host_fault(_: Request, fault: HostFault) -> JSONResponse:
+        return JSONResponse({"detail": str(fault)}, 503)
+
+    @api.exception_handler(BrokenInvariant)
+    async def on_broken_invariant(_: Request, broken: BrokenInvariant) -> JSONResponse:
+        controller.stop_broken(broken)
+        return JSONResponse({"detail": f"the controller stops: {broken}"}, 500)
+
+    return api

@@ -1,0 +1,64 @@
+"""What would be if a tenant exited now: who would pay what, whose limit would fall, what would be freed for nobody."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from controller.billing.bill import Bill, make_bill
+from controller.billing.books import Books, without
+from controller.billing.policies import Policy
+from controller.billing.settlement import Position, settle
+from controller.billing.split import by_path
+from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    cgroup: CgroupRef
+    share_before_bytes: int
+    share_after_bytes: int
+    limit_before_bytes: int | None
+    limit_after_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """`freed_bytes` are used by the tenant alone: nobody would pay for them, and they stay until they are deleted."""
+
+    freed_bytes: int
+    survivors: tuple[Survivor, ...]
+
+
+def due_bytes(bill: Bill, tenant: CgroupRef) -> int:
+    """What is to come off the tenant's limit: its share, less the pool's pages the kernel charges it for anyway."""
+    line = bill.tenants[tenant]
+    return line.share_bytes - line.foreign_bytes
+
+
+def what_if_exit(
+    tenant: CgroupRef,
+    books: Collection[Books],
+    policy: Policy,
+    positions: Mapping[CgroupRef, Position],
+    version: CgroupVersion,
+    floor_bytes: int,
+) -> Exit:
+    """The exit of `tenant` from `books`, on paper. `positions` are the tenants' as they stand now."""
+    before = make_bill(books, positions, policy)
+    rest = positions.keys() - {tenant}
+    after = make_bill([without(pool, {tenant}) for pool in books], rest, policy)
+    survivors = []
+    for cgroup in sorted(rest, key=by_path):
+        position = positions[cgroup]
+        # When settlement is through, page cache has made way.
+        account = replace(position.account, usage_bytes=position.account.unreclaimable_bytes)
+        later = replace(position, account=account, due_bytes=due_bytes(after, cgroup))
+        survivors.append(
+            Survivor(
+                cgroup,
+                before.tenants[cgroup].share_bytes,
+                after.tenants[cgroup].share_bytes,
+                position.account.limits.enforced_bytes,
+                settle(later, version, floor_bytes).enforced_bytes,
+            )
+        )
+    return Exit(after.unclaimed_bytes - before.unclaimed_bytes, tuple(survivors))

@@ -1,0 +1,182 @@
+"""`sharedctl`: what tenants pay, why, and the controller itself. Thin: it asks the API and prints the answer.
+
+Exit codes: 0, 2 for the caller's mistake (one line on stderr), 1 for our failure. Nothing heavy is imported until a
+command needs it, because people wait for `sharedctl bills`.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
+from sharedfs.units import format_size, parse_size
+
+TENANT_HELP = "TENANT is a cgroup's path as `sharedctl bills` shows it, or the directory of the cgroup."
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+tenant_argument = click.argument("tenant")
+
+
+@click.group(no_args_is_help=False)
+def cli() -> None:
+    """What each tenant pays for the shared memory that it uses, and the controller that settles it.
+
+    Example: sharedctl bills
+    """
+
+
+@cli.command()
+@click.option("--config", type=click.Path(path_type=Path), help="Default: /etc/sharedfs/controller.toml, if there.")
+def run(config: Path | None) -> None:
+    """Run the controller in the foreground until SIGTERM or Ctrl-C, then put all limits back.
+
+    Example: sharedctl run --config deploy/controller.toml
+    """
+    import logging  # noqa: PLC0415
+
+    from controller import config as configuration  # noqa: PLC0415
+
+    loaded = configuration.load(config)
+    _need_root("run the controller")
+    from controller import run as service  # noqa: PLC0415
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request, twice a second and pool
+    service.run(loaded)
+
+
+@cli.command()
+def restore() -> None:
+    """Put back the limits that a controller left lowered when it died for good.
+
+    Example: sharedctl restore
+    """
+    _need_root("restore limits")
+    from controller import run as service  # noqa: PLC0415
+
+    click.echo(f"limits put back: {service.restore_limits()}")
+
+
+@cli.command(epilog=TENANT_HELP)
+@tenant_argument
+@click.argument("budget", metavar="BYTES|clear")
+def budget(tenant: str, budget: str) -> None:
+    """Give TENANT a budget where its manager set no memory limit, or take it back.
+
+    Example: sharedctl budget /tenants/a 512M
+    """
+    from controller.client import ask  # noqa: PLC0415
+
+    if budget == "clear":
+        answer = ask("DELETE", "/v1/budget", {"tenant": tenant})
+        click.echo(f"{answer['tenant']}: no budget")
+        return
+    try:
+        budget_bytes = parse_size(budget)
+    except ValueError as error:
+        raise CallerMistake(str(error)) from None
+    answer = ask("PUT", "/v1/budget", {"tenant": tenant}, {"budget_bytes": budget_bytes})
+    when = "" if answer["known"] else ", enforced from when it uses a pool"
+    click.echo(f"{answer['tenant']}: budget {format_size(answer['budget_bytes'])}{when}")
+
+
+@cli.command()
+@as_json
+def bills(as_json: bool) -> None:
+    """Every tenant's share, budget and limit.
+
+    Example: sharedctl bills --json
+    """
+    _answer("bills", as_json, "/v1/bills")
+
+
+@cli.command(epilog=TENANT_HELP)
+@tenant_argument
+@as_json
+def explain(tenant: str, as_json: bool) -> None:
+    """What the share of TENANT is made of, by file and by sharing class.
+
+    Example: sharedctl explain /tenants/a
+    """
+    _answer("explain", as_json, "/v1/explain", tenant=tenant)
+
+
+@cli.command()
+@click.argument("path")
+@as_json
+def users(path: str, as_json: bool) -> None:
+    """Who shares the file at PATH, and what each pays for it.
+
+    Example: sharedctl users /mnt/pool/model.bin
+    """
+    # By name alone: looking a path up on the mount would be a touch of its own.
+    _answer("users", as_json, "/v1/users", path=os.path.abspath(path))
+
+
+@cli.group("what-if", no_args_is_help=False)
+def what_if() -> None:
+    """What would be, without doing it.
+
+    Example: sharedctl what-if exit /tenants/a
+    """
+
+
+@what_if.command("exit", epilog=TENANT_HELP)
+@tenant_argument
+@as_json
+def what_if_exit(tenant: str, as_json: bool) -> None:
+    """Who would pay what if TENANT exited, whose limit would fall, and what would be nobody's.
+
+    Example: sharedctl what-if exit /tenants/a --json
+    """
+    _answer("what_if_exit", as_json, "/v1/what-if/exit", tenant=tenant)
+
+
+def _answer(table: str, as_json: bool, url: str, **query: str) -> None:
+    from controller.client import ask  # noqa: PLC0415
+
+    answer = ask("GET", url, query)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    from controller import tables  # noqa: PLC0415
+
+    show: Callable[[dict[str, Any]], None] = getattr(tables, table)
+    show(answer)
+
+
+def _need_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise CallerMistake(f"only root can {what}: use sudo")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console entry; always raises SystemExit."""
+    try:
+        # Without standalone mode click returns the code of its own exits, such as --help.
+        code = cli.main(arguments, prog_name="sharedctl", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.ClickException as error:
+        _fail(2, error.format_message())
+    except (CallerMistake, PermissionError) as error:
+        _fail(2, str(error))
+    except (HostFault, OSError) as error:
+        _fail(1, str(error))
+    except BrokenInvariant as error:
+        _fail(1, f"broken invariant: {error}")
+    except (click.Abort, KeyboardInterrupt):
+        _fail(1, "interrupted")
+
+
+def _fail(code: int, message: str) -> None:
+    print(f"sharedctl: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The controller's configuration: a TOML file, every key with a default that is right for most hosts."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from controller.billing.settlement import FLOOR_BYTES
+from sharedfs.errors import CallerMistake
+
+DEFAULT_PATH = Path("/etc/sharedfs/controller.toml")
+
+
+class Config(BaseModel):
+    """See deploy/controller.toml for what each key means."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    policy: Literal["proportional"] = "proportional"
+    settle: bool = True
+    interval_seconds: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+    floor_bytes: Annotated[int, Field(ge=64 << 10)] = FLOOR_BYTES
+    write_threads: Annotated[int, Field(ge=1, le=1024)] = 32
+    pool_patience_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0
+    stop_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in `path`, or in the default place if there is one. Raises CallerMistake with one line."""
+    if path is None:
+        if not DEFAULT_PATH.exists():
+            return Config()
+        path = DEFAULT_PATH
+    try:
+        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise CallerMistake(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CallerMistake(f"{path}: not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Config.model_fields)
+            raise CallerMistake(f"{path}: unknown key {key}: the keys are {known}") from None
+        raise CallerMistake(f"{path}: {key}: {first['msg']}") from None

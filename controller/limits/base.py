@@ -1,0 +1,179 @@
+"""What every version of the memory controller has in common: two limits, an account, and one careful write.
+
+No I/O here except through `CgroupDirectory`, which holds a cgroup by a descriptor: what is read and written is the
+group that was meant, also when its path meanwhile belongs to a later group of the same name.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EBUSY, ENODEV, ENOENT, ENOTDIR
+from mmap import PAGESIZE
+from typing import Protocol
+
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+
+GONE = frozenset({ENOENT, ENODEV, ENOTDIR})
+"""What a removed cgroup answers: ENODEV when it went after we opened its file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the kernel enforces; None is no limit.
+
+    `max_bytes` kills when it cannot reclaim (v1 memory.limit_in_bytes, v2 memory.max), `high_bytes` throttles
+    (v2 memory.high; v1 has none).
+    """
+
+    max_bytes: int | None = None
+    high_bytes: int | None = None
+
+    @property
+    def enforced_bytes(self) -> int | None:
+        """The one number to show: the hard limit, or the soft one when it is all there is."""
+        return self.high_bytes if self.max_bytes is None else self.max_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A cgroup as the kernel sees it, with all below it.
+
+    `unreclaimable_bytes` is what no reclaim can be counted on to free: all but the page cache on the file LRUs.
+    """
+
+    limits: Limits
+    usage_bytes: int
+    unreclaimable_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Move `cgroup` from the limits it has `now` to those `intended`."""
+
+    cgroup: CgroupRef
+    now: Limits
+    intended: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The limits after an order, None when the cgroup is gone; `refused` says why they are not those intended."""
+
+    limits: Limits | None
+    refused: str | None = None
+
+
+class KernelLimits(Protocol):
+    """One version of the memory controller. Its calls block, a lowering one for as long as the kernel reclaims."""
+
+    hierarchy: MemoryHierarchy
+
+    def read(self, cgroup: CgroupRef) -> Account | None:
+        """The account of `cgroup`, None when it is gone. Raises HostFault when its files make no sense."""
+
+    def apply(self, order: Order) -> Outcome:
+        """Carry out `order`, unless somebody moved the limits since: then they stay. Doing it twice is harmless."""
+
+    def limit_file(self, cgroup: CgroupRef) -> str:
+        """The file in which a manager sets the limit of `cgroup`."""
+
+
+def is_above(limit: int | None, other: int | None) -> bool:
+    return other is not None and (limit is None or limit > other)
+
+
+def round_up(size_bytes: int) -> int:
+    return -(-size_bytes // PAGESIZE) * PAGESIZE
+
+
+def round_down(size_bytes: int) -> int:
+    return size_bytes // PAGESIZE * PAGESIZE
+
+
+def managers_limits(found: Limits, ours: Sequence[Limits], now: Limits) -> Limits:
+    """What the manager set: what was `found`, except where `now` is none of `ours`, which is then its new word."""
+    return Limits(
+        found.max_bytes if now.max_bytes in {limits.max_bytes for limits in ours} else now.max_bytes,
+        found.high_bytes if now.high_bytes in {limits.high_bytes for limits in ours} else now.high_bytes,
+    )
+
+
+WriteFile = Callable[[int, str, str], None]
+"""Writes text to the named file of the directory open at a descriptor. A fake kernel takes its place in tests."""
+
+
+def write_file(directory: int, name: str, text: str) -> None:
+    descriptor = os.open(name, os.O_WRONLY, dir_fd=directory)
+    try:
+        os.write(descriptor, text.encode())
+    finally:
+        os.close(descriptor)
+
+
+class CgroupDirectory:
+    """One cgroup held open."""
+
+    def __init__(self, descriptor: int, path: str, write: WriteFile) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self._write = write
+
+    def read(self, name: str) -> str | None:
+        """The text of file `name`, None when the cgroup lacks it or is gone."""
+        try:
+            descriptor = os.open(name, os.O_RDONLY, dir_fd=self._descriptor)
+            with open(descriptor, encoding="utf-8") as file:
+                return file.read()
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            raise HostFault(f"{self._path}/{name}: {error.strerror}") from error
+
+    def number(self, name: str) -> int | None:
+        """The number in file `name`, None for "max" or when there is no such file."""
+        text = self.read(name)
+        if text is None or text.strip() == "max":
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise HostFault(f"{self._path}/{name}: {text!r} is not a number") from None
+
+    def statistics(self, name: str) -> dict[str, int]:
+        """The lines `KEY NUMBER` of file `name`, none when there is no such file."""
+        text = self.read(name) or ""
+        try:
+            return {key: int(value) for key, value in (line.split() for line in text.splitlines())}
+        except ValueError:
+            raise HostFault(f"{self._path}/{name}: lines are not `KEY NUMBER`: {text!r}") from None
+
+    def write(self, name: str, text: str) -> str | None:
+        """None when done or gone, else why the kernel refused."""
+        try:
+            self._write(self._descriptor, name, text)
+        except OSError as error:
+            if error.errno in GONE:
+                return None
+            why = "the tenant uses more than that" if error.errno == EBUSY else error.strerror
+            return f"{self._path}/{name}: cannot write {text}: {why}"
+        return None
+
+
+@contextmanager
+def open_cgroup(hierarchy: MemoryHierarchy, cgroup: CgroupRef, write: WriteFile) -> Iterator[CgroupDirectory | None]:
+    """`cgroup` held open, None when it is gone or its path belongs to another."""
+    path = str(hierarchy.directory(cgroup.path))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise HostFault(f"{path}: {error.strerror}") from error
+        yield None
+        return
+    try:
+        same = os.fstat(descriptor).st_ino == cgroup.inode
+        yield CgroupDirectory(descriptor, path, write) if same else None
+    finally:
+        os.close(descriptor)

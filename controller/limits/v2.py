@@ -1,0 +1,79 @@
+"""cgroup v2: memory.max kills when it is written below what can be reclaimed, memory.high only throttles.
+
+So a lowering goes through memory.high first, and memory.max follows only when usage, read immediately before, leaves
+half the floor at least (settlement aimed for a whole one). Between that reading and the write the tenant may grow, but
+not by so much: it is over memory.high by then, and throttled at each return to user space. What cannot follow now
+is left as it is for the next settlement: every value written is one that was ordered, so the journal knows it.
+A raise goes the other way round.
+"""
+
+from controller.limits.base import (
+    Account,
+    CgroupDirectory,
+    Limits,
+    Order,
+    Outcome,
+    WriteFile,
+    is_above,
+    open_cgroup,
+    write_file,
+)
+from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+
+MAX, HIGH, CURRENT = "memory.max", "memory.high", "memory.current"
+
+
+class LimitsV2:
+    def __init__(self, hierarchy: MemoryHierarchy, floor_bytes: int, write: WriteFile = write_file) -> None:
+        self.hierarchy = hierarchy
+        self._floor_bytes = floor_bytes
+        self._write = write
+
+    def read(self, cgroup: CgroupRef) -> Account | None:
+        """As promised; a group without the memory controller (the root, or not enabled) has no limits and no usage."""
+        with open_cgroup(self.hierarchy, cgroup, self._write) as directory:
+            if directory is None:
+                return None
+            usage_bytes = directory.number(CURRENT) or 0
+            stat = directory.statistics("memory.stat")
+            cache_bytes = stat.get("inactive_file", 0) + stat.get("active_file", 0) + stat.get("slab_reclaimable", 0)
+            limits = _limits(directory)
+        if not self.hierarchy.lives(cgroup):
+            return None
+        return Account(limits, usage_bytes, max(0, usage_bytes - cache_bytes))
+
+    def apply(self, order: Order) -> Outcome:
+        with open_cgroup(self.hierarchy, order.cgroup, self._write) as directory:
+            if directory is None:
+                return Outcome(None)
+            now = _limits(directory)
+            refused = None
+            if now == order.now != order.intended:
+                refused = self._move(directory, now, order.intended)
+                now = _limits(directory)
+        return Outcome(now if self.hierarchy.lives(order.cgroup) else None, refused)
+
+    def limit_file(self, cgroup: CgroupRef) -> str:
+        limits = account.limits if (account := self.read(cgroup)) else Limits()
+        name = HIGH if limits.max_bytes is None and limits.high_bytes is not None else MAX
+        return str(self.hierarchy.directory(cgroup.path) / name)
+
+    def _move(self, directory: CgroupDirectory, now: Limits, intended: Limits) -> str | None:
+        refused = None
+        if is_above(intended.max_bytes, now.max_bytes):
+            refused = directory.write(MAX, _text(intended.max_bytes))
+        if intended.high_bytes != now.high_bytes:
+            refused = directory.write(HIGH, _text(intended.high_bytes)) or refused
+        if intended.max_bytes is not None and is_above(now.max_bytes, intended.max_bytes):
+            usage_bytes = directory.number(CURRENT) or 0
+            if intended.max_bytes >= usage_bytes + self._floor_bytes // 2:
+                refused = directory.write(MAX, _text(intended.max_bytes)) or refused
+        return refused
+
+
+def _limits(directory: CgroupDirectory) -> Limits:
+    return Limits(directory.number(MAX), directory.number(HIGH))
+
+
+def _text(limit: int | None) -> str:
+    return "max" if limit is None else str(limit)

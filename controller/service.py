@@ -1,0 +1,235 @@
+"""The controller: asks the pools, bills, settles, remembers, and puts everything back when it stops.
+
+One task settles, at each interval and whenever somebody asks; everybody else reads its last snapshot. A question is
+answered from a settlement that began after it was asked, so the answer holds what the asker did before.
+"""
+
+import logging
+import posixpath
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from controller import answers
+from controller.answers import Snapshot
+from controller.api_types import Bills, BudgetState, ExitForecast, Explanation, FileUsers, Health
+from controller.billing.bill import make_bill
+from controller.billing.books import without
+from controller.billing.policies import Policy
+from controller.billing.settlement import Position, plan, raises
+from controller.billing.whatif import due_bytes, what_if_exit
+from controller.config import Config
+from controller.limits.base import KernelLimits, Order
+from controller.liveness import is_populated
+from controller.mistakes import NotOursToSet, UnknownName
+from controller.pools import Feed, PoolGone, Pools, PoolSilent
+from controller.settler import Settler
+from controller.state import State
+from sharedfs import __version__
+from sharedfs.errors import BrokenInvariant, HostFault
+from sharedfs.feed_types import FilesOfTenant
+from sharedfs.kernel.cgroups import CgroupRef
+
+log = logging.getLogger(__name__)
+
+
+class Controller:
+    def __init__(
+        self,
+        config: Config,
+        policy: Policy,
+        limits: KernelLimits,
+        state: State,
+        pools_directory: Path,
+        nursery: trio.Nursery,
+    ) -> None:
+        self._config = config
+        self._policy = policy
+        self._limits = limits
+        self._hierarchy = limits.hierarchy
+        self._state = state
+        self._budgets = state.budgets()
+        self._pools = Pools(pools_directory, config.pool_patience_seconds)
+        self._settler = Settler(limits, state, nursery, config.write_threads)
+        self._begun = 0
+        self._snapshot: Snapshot | None = None
+        self._wanted = trio.Event()
+        self._settled = trio.Event()
+        self._broken: BrokenInvariant | None = None
+
+    # -- the settling task
+
+    async def keep_settling(self) -> None:
+        """Settle at each interval, and at once when asked. Raises BrokenInvariant."""
+        while True:
+            self._wanted = trio.Event()
+            self._begun += 1
+            self._snapshot = await self._settle(self._begun)
+            self._settled.set()
+            self._settled = trio.Event()
+            with trio.move_on_after(self._config.interval_seconds):
+                await self._wanted.wait()
+            if self._broken is not None:
+                raise self._broken
+
+    def stop_broken(self, error: BrokenInvariant) -> None:
+        """A question found our books broken: the service stops and says so, not the answer only."""
+        self._broken = error
+        self._wanted.set()
+
+    async def put_back(self) -> list[str]:
+        """All limits as their managers set them (I6), within `stop_seconds`. Returns what could not be put back."""
+        faults = ["limits are still being written: run `sharedctl restore` when they are through"]
+        with trio.move_on_after(self._config.stop_seconds, shield=True):
+            faults = await self._settler.restore_all()
+        with trio.move_on_after(1, shield=True):
+            await self._pools.aclose()
+        return faults
+
+    async def _settle(self, number: int) -> Snapshot:
+        pools = await self._pools.fetch()
+        tenants = frozenset().union(*(pool.tenants for pool in pools))
+        readings = await self._settler.read({*tenants, *self._settler.entries})
+        books = tuple(without(pool.books, readings.gone) for pool in pools)
+        bill = make_bill(books, tenants - readings.gone, self._policy)
+        found = {cgroup: self._settler.found(cgroup, account.limits) for cgroup, account in readings.accounts.items()}
+        positions = {
+            cgroup: Position(
+                cgroup,
+                readings.accounts[cgroup],
+                found[cgroup],
+                self._budgets.get(cgroup.path),
+                due_bytes(bill, cgroup),
+            )
+            for cgroup in bill.tenants.keys() & readings.accounts.keys()
+        }
+        settled = positions if self._config.settle else {}
+        raising, lowering = plan(settled.values(), self._hierarchy.version, self._config.floor_bytes)
+        for cgroup in self._settler.entries.keys() & readings.accounts.keys() - settled.keys():
+            order = Order(cgroup, readings.accounts[cgroup].limits, found[cgroup])
+            if order.now != order.intended:
+                (raising if raises(order) else lowering).append(order)
+        ordered = {order.cgroup for order in (*raising, *lowering)}
+        at_home = {cgroup for cgroup, account in readings.accounts.items() if account.limits == found[cgroup]}
+        await self._settler.forget(readings.gone | (at_home - ordered))
+        await self._settler.carry_out(raising, lowering, found)
+        for cgroup, account in (await self._settler.read(ordered & positions.keys())).accounts.items():
+            positions[cgroup] = replace(positions[cgroup], account=account)
+        return Snapshot(number, books, tuple(pool.pool for pool in pools), readings.gone, bill, positions)
+
+    # -- questions
+
+    async def fresh(self) -> Snapshot:
+        """The first settlement that begins from now on."""
+        wanted = self._begun + 1
+        while self._snapshot is None or self._snapshot.number < wanted:
+            self._wanted.set()
+            await self._settled.wait()
+        return self._snapshot
+
+    async def bills(self) -> Bills:
+        snapshot = await self.fresh()
+        live = await trio.to_thread.run_sync(self._populated, tuple(snapshot.bill.tenants))
+        return answers.tell_bills(snapshot, live)
+
+    async def explain(self, name: str) -> Explanation:
+        snapshot, tenant = await self._find(name)
+        told: list[tuple[str, FilesOfTenant]] = []
+        faults: list[str] = []
+
+        async def ask(feed: Feed) -> None:
+            try:
+                answer = await feed.files_of(tenant.path)
+            except PoolGone:
+                return  # it takes its bytes with it
+            except PoolSilent as silent:
+                faults.append(f"pool {feed.name} does not answer: {silent}")
+                return
+            if answer is not None:
+                told.append((feed.name, answer))
+
+        async with trio.open_nursery() as nursery:
+            for feed in self._pools.feeds:
+                nursery.start_soon(ask, feed, name=f"ask pool {feed.name}")
+        if faults:
+            raise HostFault("; ".join(faults))
+        return answers.explain(tenant, told, snapshot.gone, self._policy)
+
+    async def users(self, path: Path) -> FileUsers:
+        snapshot = await self.fresh()
+        feed, relative = self._pools.locate(path)
+        try:
+            answer = await feed.users_of(relative)
+        except (PoolGone, PoolSilent) as error:
+            raise HostFault(f"pool {feed.name} does not answer: {error}") from error
+        if answer is None:
+            raise UnknownName(f"{path}: pool {feed.name} has no such file")
+        return answers.tell_users(feed.name, answer, snapshot.gone, self._policy)
+
+    async def what_if_exit(self, name: str) -> ExitForecast:
+        snapshot, tenant = await self._find(name)
+        forecast = what_if_exit(
+            tenant,
+            snapshot.books,
+            self._policy,
+            snapshot.positions,
+            self._hierarchy.version,
+            self._config.floor_bytes,
+        )
+        return answers.tell_exit(tenant, forecast)
+
+    async def set_budget(self, name: str, budget_bytes: int) -> BudgetState:
+        """Raises UnknownName where there is no cgroup, NotOursToSet where its manager set a limit."""
+        path = self._path(name)
+        cgroup = await trio.to_thread.run_sync(self._hierarchy.find, path)
+        if cgroup is None:
+            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        file = self._limits.limit_file(cgroup)
+        if path == "/" or not Path(file).exists():
+            raise NotOursToSet(f"{path} cannot be limited: the kernel has no {file} to write")
+        account = (await self._settler.read([cgroup])).accounts.get(cgroup)
+        if account is not None:
+            limit = self._settler.found(cgroup, account.limits).enforced_bytes
+            if limit is not None:
+                raise NotOursToSet(f"{path} has a budget from its manager, {limit} bytes in {file}: change it there")
+        await trio.to_thread.run_sync(self._state.set_budget, path, budget_bytes, limiter=self._settler.disk)
+        self._budgets[path] = budget_bytes
+        return await self._told_budget(path)
+
+    async def clear_budget(self, name: str) -> BudgetState:
+        """Clearing what is not set is no mistake, as long as there is such a cgroup."""
+        path = self._path(name)
+        if path not in self._budgets and self._hierarchy.find(path) is None:
+            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        await trio.to_thread.run_sync(self._state.clear_budget, path, limiter=self._settler.disk)
+        self._budgets.pop(path, None)
+        return await self._told_budget(path)
+
+    def health(self) -> Health:
+        snapshot = self._snapshot
+        pools = () if snapshot is None else snapshot.pools
+        return Health(version=__version__, settlements=0 if snapshot is None else snapshot.number, pools=pools)
+
+    async def _told_budget(self, path: str) -> BudgetState:
+        known = (await self.fresh()).tenant(path) is not None
+        return BudgetState(tenant=path, budget_bytes=self._budgets.get(path), known=known)
+
+    async def _find(self, name: str) -> tuple[Snapshot, CgroupRef]:
+        path = self._path(name)
+        snapshot = await self.fresh()
+        tenant = snapshot.tenant(path)
+        if tenant is None:
+            raise UnknownName(f"no pool has a tenant {path}: see `sharedctl bills` for those there are")
+        return snapshot, tenant
+
+    def _path(self, name: str) -> str:
+        """The cgroup that a person means: its path with or without the leading slash, or its directory's."""
+        path = Path(posixpath.normpath(name))
+        if path.is_relative_to(self._hierarchy.mount):
+            path = path.relative_to(self._hierarchy.mount)
+        return posixpath.normpath(f"/{path}".replace("//", "/"))
+
+    def _populated(self, cgroups: Iterable[CgroupRef]) -> frozenset[CgroupRef]:
+        return frozenset(cgroup for cgroup in cgroups if is_populated(self._hierarchy, cgroup.path))

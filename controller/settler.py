@@ -1,0 +1,139 @@
+"""Carries out what settlement plans: journal first, then the writes, each in a thread of its own.
+
+A lowering write blocks while the kernel reclaims. It holds up nobody but its own tenant, which is left alone until the
+write is through; everybody else is settled meanwhile.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import trio
+
+from controller.limits.base import Account, KernelLimits, Limits, Order, managers_limits
+from controller.limits.restore import restore
+from controller.state import Entry, State
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import CgroupRef
+
+log = logging.getLogger(__name__)
+
+WRITE_PATIENCE_SECONDS = 0.25
+"""How long a settlement waits for its writes before it goes on without the slow ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """What the kernel says of cgroups. `unreadable` ones live, but nothing can be known or done about their limits."""
+
+    accounts: Mapping[CgroupRef, Account]
+    gone: frozenset[CgroupRef]
+    unreadable: frozenset[CgroupRef]
+
+
+class Settler:
+    """The one writer of limits. `entries` is the journal as it stands, with what we know beyond the disk."""
+
+    def __init__(self, limits: KernelLimits, state: State, nursery: trio.Nursery, write_threads: int) -> None:
+        self.entries: dict[CgroupRef, Entry] = state.journal()
+        self._limits = limits
+        self._state = state
+        self._nursery = nursery
+        self._threads = trio.CapacityLimiter(write_threads)
+        self.disk = trio.CapacityLimiter(1)  # the database takes one thread at a time
+        self._busy: dict[CgroupRef, trio.Event] = {}
+        self._complaints: dict[CgroupRef, str] = {}
+
+    @property
+    def busy(self) -> frozenset[CgroupRef]:
+        """Tenants with a write under way."""
+        return frozenset(self._busy)
+
+    async def read(self, cgroups: Iterable[CgroupRef]) -> Readings:
+        return await trio.to_thread.run_sync(self._read, tuple(cgroups))
+
+    def found(self, cgroup: CgroupRef, now: Limits) -> Limits:
+        """What the manager of `cgroup` set, given that its limits are `now`."""
+        entry = self.entries.get(cgroup)
+        return now if entry is None else managers_limits(entry.found, entry.ours, now)
+
+    async def carry_out(
+        self, raising: Iterable[Order], lowering: Iterable[Order], found: Mapping[CgroupRef, Limits]
+    ) -> None:
+        """Raise, then lower. Returns when all is written, or when the slow writes have had their chance."""
+        raising = [order for order in raising if order.cgroup not in self._busy]
+        lowering = [order for order in lowering if order.cgroup not in self._busy]
+        orders = [(order, found[order.cgroup]) for order in (*raising, *lowering)]
+        if not orders:
+            return
+        await trio.to_thread.run_sync(self._state.announce, orders, limiter=self.disk)
+        for order, limits in orders:
+            self.entries[order.cgroup] = Entry(order.cgroup, limits, order.now, order.intended)
+        await self._start(raising)
+        await self._start(lowering)
+
+    async def forget(self, cgroups: Iterable[CgroupRef]) -> None:
+        """Strike from the journal what is gone or as its manager left it."""
+        idle = [cgroup for cgroup in cgroups if cgroup in self.entries and cgroup not in self._busy]
+        if idle:
+            await trio.to_thread.run_sync(self._state.forget, idle, limiter=self.disk)
+        for cgroup in idle:
+            del self.entries[cgroup]
+            self._complaints.pop(cgroup, None)
+
+    async def restore_all(self) -> list[str]:
+        """Put every limit back (I6), when the writes under way are through. Returns what could not be."""
+        for written in tuple(self._busy.values()):
+            await written.wait()
+        task = partial(restore, self._limits, self._state, tuple(self.entries.values()))
+        return await trio.to_thread.run_sync(task, limiter=self.disk, abandon_on_cancel=True)
+
+    async def _start(self, orders: Iterable[Order]) -> None:
+        started = []
+        for order in orders:
+            self._busy[order.cgroup] = written = trio.Event()
+            started.append(written)
+            self._nursery.start_soon(self._write, order, written, name=f"settle {order.cgroup.path}")
+        with trio.move_on_after(WRITE_PATIENCE_SECONDS):
+            for written in started:
+                await written.wait()
+
+    async def _write(self, order: Order, written: trio.Event) -> None:
+        try:
+            # Abandoned only when the service stops: the journal then still has the line, for `sharedctl restore`.
+            apply = partial(self._limits.apply, order)
+            outcome = await trio.to_thread.run_sync(apply, limiter=self._threads, abandon_on_cancel=True)
+            if outcome.limits == order.intended:
+                self.entries[order.cgroup] = replace(self.entries[order.cgroup], wrote=order.intended)
+            self._complain(order.cgroup, outcome.refused)
+        except HostFault as fault:
+            self._complain(order.cgroup, str(fault))
+        finally:
+            del self._busy[order.cgroup]
+            written.set()
+
+    def _complain(self, cgroup: CgroupRef, complaint: str | None) -> None:
+        """Say what the host refuses once, not at each settlement."""
+        if complaint is None:
+            self._complaints.pop(cgroup, None)
+        elif self._complaints.get(cgroup) != complaint:
+            self._complaints[cgroup] = complaint
+            log.warning("%s", complaint)
+
+    def _read(self, cgroups: Iterable[CgroupRef]) -> Readings:
+        accounts = {}
+        gone = set()
+        unreadable = set()
+        for cgroup in cgroups:
+            try:
+                account = self._limits.read(cgroup)
+            except HostFault as fault:
+                unreadable.add(cgroup)
+                self._complain(cgroup, str(fault))
+                continue
+            if account is None:
+                gone.add(cgroup)
+            else:
+                accounts[cgroup] = account
+        return Readings(accounts, frozenset(gone), frozenset(unreadable))

@@ -1,0 +1,112 @@
+"""What must outlive the controller, in SQLite: the operator's budgets, and the journal that I6 rests on.
+
+The journal has a line for each cgroup whose limits we have touched: what its manager had set when we came, and every
+value that may be ours. A line is on disk before the write it tells of (synchronous=FULL), so whatever instant we die
+at, the limit then found is either one of ours, and goes back to what was found, or the manager's new word.
+
+An inode number means the same cgroup only within one boot, so lines of an earlier boot are forgotten.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller.limits.base import Limits, Order
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import CgroupRef
+
+DATABASE = "controller.db"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS budget (tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS journal (
+    boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
+    found_max INTEGER, found_high INTEGER,       -- NULL is no limit
+    wrote_max INTEGER, wrote_high INTEGER,       -- in force when the last order was given
+    intended_max INTEGER, intended_high INTEGER, -- what that order was to write
+    PRIMARY KEY (path, inode)
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A cgroup's line in the journal: its manager's limits, and those that may be ours."""
+
+    cgroup: CgroupRef
+    found: Limits
+    wrote: Limits
+    intended: Limits
+
+    @property
+    def ours(self) -> tuple[Limits, Limits]:
+        return self.wrote, self.intended
+
+
+class State:
+    """Calls block on the disk; one thread at a time."""
+
+    def __init__(self, directory: Path, boot_id: str | None = None) -> None:
+        """Opens or makes the database in `directory`. Raises HostFault when it cannot be used."""
+        self._boot_id = _BOOT_ID.read_text().strip() if boot_id is None else boot_id
+        path = directory / DATABASE
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Autocommit: a transaction is where the code says `with self._database`, after an explicit BEGIN.
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.executescript(_SCHEMA)
+            self._database.execute("DELETE FROM journal WHERE boot_id != ?", (self._boot_id,))
+        except sqlite3.Error as error:
+            self._database.close()
+            raise HostFault(f"{path}: {error}") from error
+
+    def close(self) -> None:
+        self._database.close()
+
+    def budgets(self) -> dict[str, int]:
+        """The operator's budget in bytes by tenant path."""
+        return dict(self._database.execute("SELECT tenant, budget_bytes FROM budget"))
+
+    def set_budget(self, tenant: str, budget_bytes: int) -> None:
+        self._database.execute("INSERT OR REPLACE INTO budget VALUES (?, ?)", (tenant, budget_bytes))
+
+    def clear_budget(self, tenant: str) -> None:
+        self._database.execute("DELETE FROM budget WHERE tenant = ?", (tenant,))
+
+    def journal(self) -> dict[CgroupRef, Entry]:
+        rows = self._database.execute(
+            "SELECT path, inode, found_max, found_high, wrote_max, wrote_high, intended_max, intended_high FROM journal"
+        )
+        entries = (
+            Entry(CgroupRef(path, inode), Limits(*limits[:2]), Limits(*limits[2:4]), Limits(*limits[4:]))
+            for path, inode, *limits in rows
+        )
+        return {entry.cgroup: entry for entry in entries}
+
+    def announce(self, orders: Iterable[tuple[Order, Limits]]) -> None:
+        """On disk before it returns: each order, about to be carried out, with its manager's limits."""
+        rows = [
+            (
+                self._boot_id,
+                *(order.cgroup.path, order.cgroup.inode),
+                *(found.max_bytes, found.high_bytes),
+                *(order.now.max_bytes, order.now.high_bytes),
+                *(order.intended.max_bytes, order.intended.high_bytes),
+            )
+            for order, found in orders
+        ]
+        self._database.execute("BEGIN")
+        with self._database:
+            self._database.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def forget(self, cgroups: Iterable[CgroupRef]) -> None:
+        """Drop the lines of cgroups that are gone, or whose limits are their manager's again."""
+        self._database.execute("BEGIN")
+        with self._database:
+            self._database.executemany(
+                "DELETE FROM journal WHERE path = ? AND inode = ?",
+                [(cgroup.path, cgroup.inode) for cgroup in cgroups],
+            )

@@ -1,0 +1,141 @@
+"""A pool as the controller sees it: a feed on its own socket, and books that the test writes."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+from fastapi import FastAPI, Response
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from sharedfs.feed_types import ClassHolding, FileHoldings, FilesOfTenant, Holdings, PoolRecord, TenantRef, UsersOfFile
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+@dataclass
+class FakePool:
+    """Files are lists of `(bytes, users)`, or `(bytes, users, owner)` for pages that the kernel charges to `owner`."""
+
+    run_directory: Path
+    name: str = "demo"
+    mountpoint: str = "/mnt/demo"
+    files: dict[str, list[tuple[int, tuple[CgroupRef, ...]] | tuple[int, tuple[CgroupRef, ...], CgroupRef]]] = field(
+        default_factory=dict
+    )
+    idle: set[CgroupRef] = field(default_factory=set)
+    misreport: int = 0
+    sequence: int = 0
+    _loop: trio.lowlevel.TrioToken | None = None
+    _stop: trio.Event | None = None
+
+    def __enter__(self) -> Self:
+        self.directory = self.run_directory / "pools" / self.name
+        self.directory.mkdir(parents=True)
+        record = PoolRecord(
+            name=self.name,
+            mountpoint=self.mountpoint,
+            daemon_pid=1,
+            daemon_started=0.0,
+            pool_cgroup="/pool",
+            pool_cgroup_is_ours=True,
+        )
+        (self.directory / "pool.json").write_text(record.model_dump_json())
+        ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._serve, ready.set))
+        self._thread.start()
+        assert ready.wait(10)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.die()
+
+    def die(self) -> None:
+        """The daemon is killed: its socket stays and nobody listens."""
+        if self._loop is not None and self._stop is not None:
+            self._loop.run_sync_soon(self._stop.set)
+            self._thread.join()
+            self._loop = None
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        self._loop = trio.lowlevel.current_trio_token()
+        self._stop = trio.Event()
+        config = Config()
+        config.bind = [f"unix:{self.directory / 'feed.sock'}"]
+        config.loglevel = "ERROR"
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve, self._api(), config)
+            ready()
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+
+    def _api(self) -> FastAPI:
+        api = FastAPI()
+
+        def answer(model: Holdings | FilesOfTenant | UsersOfFile) -> Response:
+            return Response(model.model_dump_json(), media_type="application/json")
+
+        @api.get("/v1/holdings")
+        async def holdings() -> Response:
+            return answer(self.holdings())
+
+        @api.get("/v1/tenants/files")
+        async def files(path: str) -> Response:
+            if path not in {tenant.path for tenant in self._tenants()}:
+                return Response(json.dumps({"detail": "no such tenant"}), 404)
+            listed = [file for file in map(self._file, self.files) if any(self._uses(h, path) for h in file.classes)]
+            return answer(FilesOfTenant(tenants=self._refs(), files=tuple(listed)))
+
+        @api.get("/v1/files/users")
+        async def users(path: str) -> Response:
+            if path not in self.files:
+                return Response(json.dumps({"detail": "no such file"}), 404)
+            return answer(UsersOfFile(tenants=self._refs(), file=self._file(path)))
+
+        return api
+
+    def holdings(self) -> Holdings:
+        rows = [row for name in self.files for row in self._file(name).classes]
+        self.sequence += 1
+        return Holdings(
+            pool=self.name,
+            sequence=self.sequence,
+            resident_bytes=sum(row.bytes for row in rows) + self.misreport,
+            foreign_bytes=sum(row.bytes for row in rows if row.foreign),
+            tenants=self._refs(),
+            classes=tuple(rows),
+        )
+
+    def _tenants(self) -> list[CgroupRef]:
+        users = {user for rows in self.files.values() for row in rows for user in (*row[1], *row[2:])}
+        return sorted(users | self.idle, key=lambda user: user.path)
+
+    def _refs(self) -> tuple[TenantRef, ...]:
+        return tuple(TenantRef(id=n, path=t.path, inode=t.inode) for n, t in enumerate(self._tenants(), 1))
+
+    def _ids(self, tenants: Iterable[CgroupRef]) -> tuple[int, ...]:
+        known = self._tenants()
+        return tuple(known.index(tenant) + 1 for tenant in tenants)
+
+    def _uses(self, held: ClassHolding, path: str) -> bool:
+        return any(self._tenants()[user - 1].path == path for user in held.users)
+
+    def _file(self, name: str) -> FileHoldings:
+        rows = tuple(
+            ClassHolding(
+                owner=self._ids(row[2:])[0] if len(row) > 2 else 0,
+                users=self._ids(row[1]),
+                mapped=(),
+                foreign=len(row) > 2,
+                bytes=row[0],
+            )
+            for row in self.files[name]
+        )
+        total = sum(row.bytes for row in rows)
+        return FileHoldings(path=name, inode=1, size_bytes=total, resident_bytes=total, classes=rows)

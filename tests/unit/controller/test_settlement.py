@@ -1,0 +1,193 @@
+"""Each promise of `controller.billing.settlement`, by its name there."""
+
+from dataclasses import replace
+from mmap import PAGESIZE
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from controller.billing.bill import make_bill
+from controller.billing.books import SharingClass
+from controller.billing.policies.proportional import Proportional
+from controller.billing.settlement import FLOOR_BYTES, Position, plan, raises, settle
+from controller.billing.whatif import due_bytes, what_if_exit
+from controller.limits.base import Account, Limits, is_above, round_up
+from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+
+V1, V2 = CgroupVersion
+MIB = 1 << 20
+A, B, C = (CgroupRef(f"/{name}", inode) for inode, name in enumerate("abc", 1))
+
+pages = st.integers(1, 1 << 18).map(lambda count: count * PAGESIZE)
+limit = st.none() | pages
+
+
+@st.composite
+def positions(draw: st.DrawFn, version: CgroupVersion) -> Position:
+    found = Limits(draw(limit), draw(limit) if version is V2 else None)
+    unreclaimable = draw(st.integers(0, 1 << 30))
+    now = Limits(draw(limit), draw(limit) if version is V2 else None)
+    account = Account(now, unreclaimable + draw(st.integers(0, 1 << 30)), unreclaimable)
+    operator = draw(st.none() | st.integers(1, 1 << 30))
+    return Position(A, account, found, operator, draw(st.integers(-(1 << 30), 1 << 30)))
+
+
+def position(budget: int, due: int, usage: int = 0, now: Limits | None = None) -> Position:
+    return Position(A, Account(now or Limits(budget), usage, usage), Limits(budget), None, due)
+
+
+any_v1, any_v2 = positions(V1), positions(V2)
+
+
+def proceed(old: Position, limits: Limits) -> Position:
+    return replace(old, account=replace(old.account, limits=limits))
+
+
+@given(any_v1)
+@example(position(64 * MIB, 10 * MIB + 1))
+def test_exact_on_v1(given_position: Position) -> None:
+    target = given_position.target_bytes
+    if target is not None and target >= round_up(given_position.account.unreclaimable_bytes + FLOOR_BYTES):
+        assert settle(given_position, V1) == Limits(target)
+        assert given_position.debt_bytes(Limits(target)) == 0
+
+
+@given(any_v2)
+def test_exact_on_v2(given_position: Position) -> None:
+    target, found = given_position.target_bytes, given_position.found
+    hard = found.max_bytes is not None or found.high_bytes is None
+    if target is not None and hard and target >= round_up(given_position.account.usage_bytes + FLOOR_BYTES):
+        assert settle(given_position, V2).max_bytes == target
+
+
+def test_the_target_is_budget_less_due_rounded_down_to_a_page() -> None:
+    assert settle(position(64 * MIB, 10 * MIB + 1), V1) == Limits(54 * MIB - PAGESIZE)
+    assert settle(position(64 * MIB, 10 * MIB), V2).max_bytes == 54 * MIB
+
+
+@given(any_v1, any_v2)
+def test_never_above(on_v1: Position, on_v2: Position) -> None:
+    for given_position, version in ((on_v1, V1), (on_v2, V2)):
+        intended = settle(given_position, version)
+        if given_position.budget_bytes is None:
+            assert intended == given_position.found
+            continue
+        assert intended.enforced_bytes is not None
+        assert intended.enforced_bytes <= given_position.budget_bytes
+        for written, found in (
+            (intended.max_bytes, given_position.found.max_bytes),
+            (intended.high_bytes, given_position.found.high_bytes),
+        ):
+            assert found is None or not is_above(written, found)
+
+
+@given(any_v1, any_v2)
+@example(position(64 * MIB, 60 * MIB, 32 * MIB), position(64 * MIB, 60 * MIB, 32 * MIB))
+def test_never_kills(on_v1: Position, on_v2: Position) -> None:
+    """What is lowered below the managers' word and below where it is leaves the room that it must."""
+    for given_position, version in ((on_v1, V1), (on_v2, V2)):
+        account, found = given_position.account, given_position.found
+        intended = settle(given_position, version)
+        needed = account.usage_bytes if version is V2 else account.unreclaimable_bytes
+        ceiling = given_position.operator_bytes if found.enforced_bytes is None else found.max_bytes
+        low = intended.max_bytes
+        if low is not None and is_above(account.limits.max_bytes, low) and is_above(ceiling, low + PAGESIZE):
+            assert low >= needed + FLOOR_BYTES
+        high = intended.high_bytes
+        lowered = high is not None and is_above(account.limits.high_bytes, high) and is_above(found.high_bytes, high)
+        if lowered and is_above(ceiling, high + PAGESIZE):
+            assert high >= account.unreclaimable_bytes + FLOOR_BYTES
+
+
+@given(any_v1, any_v2)
+def test_shown(on_v1: Position, on_v2: Position) -> None:
+    for given_position, version in ((on_v1, V1), (on_v2, V2)):
+        intended = settle(given_position, version)
+        if given_position.target_bytes is not None and intended.enforced_bytes is not None:
+            debt = given_position.debt_bytes(intended)
+            assert intended.enforced_bytes == given_position.target_bytes + debt
+
+
+def test_more_due_than_the_budget_holds_is_debt() -> None:
+    broke = position(8 * MIB, 20 * MIB)
+    intended = settle(broke, V1)
+    assert intended == Limits(FLOOR_BYTES)
+    assert broke.debt_bytes(intended) == FLOOR_BYTES + 12 * MIB
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_never_fed(usage_mib: int, growth_mib: int) -> None:
+    for version in (V1, V2):
+        before = position(64 * MIB, 40 * MIB, usage_mib * MIB)
+        limits = settle(before, version)
+        grown = replace(before, account=Account(limits, (usage_mib + growth_mib) * MIB, (usage_mib + growth_mib) * MIB))
+        assert not is_above(settle(grown, version).max_bytes, limits.max_bytes)
+
+
+@given(any_v1, any_v2)
+def test_convergent(on_v1: Position, on_v2: Position) -> None:
+    once = proceed(on_v1, settle(on_v1, V1))
+    assert plan([once], V1) == ([], [])
+    down = proceed(on_v2, settle(on_v2, V2))
+    home = proceed(down, settle(down, V2))
+    assert plan([home], V2) == ([], [])
+
+
+def test_v2_goes_down_through_memory_high_and_gives_it_back() -> None:
+    """Page cache keeps usage at memory.high, so there must be room for memory.max between it and the target."""
+    tenant = Position(A, Account(Limits(64 * MIB), 60 * MIB, 4 * MIB), Limits(64 * MIB), None, 44 * MIB)
+    first = settle(tenant, V2)
+    assert first == Limits(61 * MIB, 18 * MIB)
+    reclaimed = replace(tenant, account=Account(first, 18 * MIB, 4 * MIB))
+    second = settle(reclaimed, V2)
+    assert second == Limits(20 * MIB, 18 * MIB)
+    assert settle(proceed(reclaimed, second), V2) == Limits(20 * MIB, None)
+
+
+def test_v2_lowers_the_managers_own_memory_high_too() -> None:
+    found = Limits(64 * MIB, 48 * MIB)
+    both = Position(A, Account(Limits(54 * MIB, 48 * MIB), 0, 0), found, None, 10 * MIB)
+    assert settle(both, V2) == Limits(54 * MIB, 38 * MIB)
+    only_high = Position(A, Account(Limits(None, 48 * MIB), 0, 0), Limits(None, 48 * MIB), None, 10 * MIB)
+    assert settle(only_high, V2) == Limits(None, 38 * MIB)
+    assert only_high.budget_bytes == 48 * MIB
+
+
+@given(pages, st.integers(-(1 << 30), 0))
+def test_home(budget: int, due: int) -> None:
+    for version in (V1, V2):
+        assert settle(position(budget, due), version) == Limits(budget)
+
+
+def test_the_operators_budget_counts_only_where_the_manager_set_none() -> None:
+    free = Position(A, Account(Limits(), 0, 0), Limits(), 30 * MIB, 10 * MIB)
+    assert settle(free, V1) == Limits(20 * MIB)
+    assert settle(replace(free, found=Limits(64 * MIB)), V1) == Limits(54 * MIB)
+    assert plan([replace(free, operator_bytes=None)], V1) == ([], [])
+
+
+@given(st.lists(any_v2, max_size=8))
+def test_raise_before_lower(given_positions: list[Position]) -> None:
+    raising, lowering = plan(given_positions, V2)
+    assert all(map(raises, raising))
+    assert not any(map(raises, lowering))
+    assert all(order.now != order.intended for order in (*raising, *lowering))
+
+
+def test_what_an_exit_would_do() -> None:
+    nobody = frozenset[CgroupRef]()
+    books = {
+        SharingClass("p", A, frozenset({A, B, C}), nobody, False): 30 * MIB,
+        SharingClass("p", A, frozenset({A}), nobody, False): 7 * MIB,
+    }
+    bill = make_bill([books], (), Proportional())
+    stand = {
+        cgroup: Position(cgroup, Account(Limits(54 * MIB), 0, 0), Limits(64 * MIB), None, due_bytes(bill, cgroup))
+        for cgroup in (A, B)
+    } | {C: Position(C, Account(Limits(), 0, 0), Limits(), None, due_bytes(bill, C))}
+    forecast = what_if_exit(A, [books], Proportional(), stand, V1, FLOOR_BYTES)
+    assert forecast.freed_bytes == 7 * MIB
+    limited, free = forecast.survivors
+    assert (limited.cgroup, limited.share_before_bytes, limited.share_after_bytes) == (B, 10 * MIB, 15 * MIB)
+    assert (limited.limit_before_bytes, limited.limit_after_bytes) == (54 * MIB, 49 * MIB)
+    assert (free.cgroup, free.limit_before_bytes, free.limit_after_bytes) == (C, None, None)

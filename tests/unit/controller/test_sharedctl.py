@@ -1,0 +1,360 @@
+"""`sharedctl` and the controller it starts, as processes, on this host's real cgroups and a fake pool's feed."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fake_feed import FakePool
+from real_cgroups import RealCgroups
+
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
+
+MIB = 1 << 20
+REPOSITORY = Path(__file__).parents[3]
+
+
+def why_not() -> str | None:
+    if os.geteuid() != 0:
+        return "the controller takes root"
+    try:
+        version = find_memory_hierarchy().version
+    except HostFault as fault:
+        return str(fault)
+    return None if version is CgroupVersion.V1 else "written for the limits of cgroup v1"
+
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@dataclass
+class Host:
+    run: Path
+    state: Path
+    cgroups: RealCgroups
+    pool: FakePool
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        places = {"SHAREDFS_RUN_DIR": str(self.run), "SHAREDFS_STATE_DIR": str(self.state)}
+        return {**os.environ, **places, "PYTHONPATH": str(REPOSITORY)}
+
+    def tenant(self, name: str, limit: int | None = None) -> CgroupRef:
+        cgroup = self.cgroups.make(f"/{name}")
+        if limit is not None:
+            self.cgroups.manager_sets(cgroup.path, limit)
+        return cgroup
+
+    def limit(self, tenant: CgroupRef) -> int | None:
+        return self.cgroups.limit(tenant.path)
+
+    def ctl(self, *arguments: str, code: int = 0) -> str:
+        """What it prints; with a `code`, its one line of complaint."""
+        done = subprocess.run(
+            [sys.executable, "-m", "controller.cli", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert done.returncode == code, done.stderr
+        if code == 0:
+            return done.stdout
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    def ask(self, *arguments: str) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self.ctl(*arguments, "--json"))
+        return answer
+
+    def bills(self) -> dict[str, dict[str, Any]]:
+        answer = self.ask("bills")
+        assert answer["pool_resident_bytes"] == answer["unclaimed_bytes"] + sum(
+            line["share_bytes"] for line in answer["tenants"]
+        )
+        return {line["tenant"]: line for line in answer["tenants"]}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        controller = subprocess.Popen(
+            [sys.executable, "-m", "controller.cli", "run", *arguments],
+            env=self.environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.started.append(controller)
+        wait_until(self.serves)
+        return controller
+
+    def serves(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.run / "controller.sock")) == 0
+
+    def stop(self, controller: subprocess.Popen[str], how: signal.Signals = signal.SIGTERM) -> str:
+        controller.send_signal(how)
+        _, said = controller.communicate(timeout=20)
+        assert controller.returncode == (-how if how is signal.SIGKILL else 0), said
+        return said
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    run = tmp_path / "run"
+    with RealCgroups(CgroupVersion.V1, tmp_path) as cgroups, FakePool(run) as pool:
+        made = Host(run, tmp_path / "state", cgroups, pool)
+        try:
+            yield made
+        finally:
+            for controller in made.started:
+                controller.kill()
+                controller.communicate()
+
+
+def test_shares_come_off_limits_and_an_exit_makes_the_others_fall(host: Host) -> None:
+    a, b, free = host.tenant("a", 64 * MIB), host.tenant("b", 80 * MIB), host.tenant("free")
+    host.pool.files = {"model.bin": [(20 * MIB, (a, b)), (3 * MIB, ())], "own": [(4 * MIB, (a,)), (MIB + 1, (free,))]}
+    controller = host.start()
+    bills = host.bills()
+    assert bills[a.path] == {
+        "tenant": a.path,
+        "state": "empty",
+        "share_bytes": 14 * MIB,
+        "used_bytes": 24 * MIB,
+        "budget_bytes": 64 * MIB,
+        "limit_bytes": 50 * MIB,
+        "kernel_usage_bytes": 0,
+        "debt_bytes": 0,
+    }
+    assert (host.limit(a), host.limit(b), host.limit(free)) == (50 * MIB, 70 * MIB, None)
+    assert (bills[free.path]["budget_bytes"], bills[free.path]["limit_bytes"]) == (None, None)
+
+    forecast = host.ask("what-if", "exit", a.path)
+    assert forecast["freed_bytes"] == 4 * MIB
+    host.cgroups.remove(a.path)  # the pool has not noticed yet; we have
+    bills = host.bills()
+    assert a.path not in bills
+    assert host.ask("bills")["unclaimed_bytes"] == 7 * MIB
+    predicted = next(line for line in forecast["tenants"] if line["tenant"] == b.path)
+    assert (predicted["share_before_bytes"], predicted["share_after_bytes"]) == (10 * MIB, 20 * MIB)
+    assert (predicted["limit_before_bytes"], predicted["limit_after_bytes"]) == (70 * MIB, 60 * MIB)
+    assert bills[b.path]["limit_bytes"] == host.limit(b) == 60 * MIB
+
+    host.stop(controller)
+    assert host.limit(b) == 80 * MIB
+    assert not (host.run / "controller.sock").exists()
+
+
+def test_debt_is_shown_and_nobody_is_killed(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.cgroups.occupy(a.path, 32 * MIB)
+    host.pool.files = {"f": [(60 * MIB, (a,))]}
+    controller = host.start()
+    line = host.bills()[a.path]
+    assert line["state"] == "live"
+    assert line["debt_bytes"] == line["limit_bytes"] - 4 * MIB > 0
+    assert line["kernel_usage_bytes"] < line["limit_bytes"] < 64 * MIB
+    assert host.cgroups.kills(a.path) == 0
+    host.pool.files = {}
+    host.pool.idle = {a}
+    wait_until(lambda: host.limit(a) == 64 * MIB, 2)
+    host.stop(controller)
+
+
+def test_foreign_bytes_are_shown_and_not_taken_off_twice(host: Host) -> None:
+    a, b = host.tenant("a", 64 * MIB), host.tenant("b", 64 * MIB)
+    host.pool.files = {"sparse": [(8 * MIB, (a, b), a)]}
+    host.start()
+    assert host.ask("bills")["foreign_bytes"] == 8 * MIB
+    assert (host.limit(a), host.limit(b)) == (64 * MIB, 60 * MIB)
+
+
+def test_a_manager_who_changes_a_limit_sets_a_new_budget(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.cgroups.manager_sets(a.path, 40 * MIB)
+    line = host.bills()[a.path]
+    assert (line["budget_bytes"], line["limit_bytes"]) == (40 * MIB, 30 * MIB)
+    host.cgroups.manager_sets(a.path, None)
+    line = host.bills()[a.path]
+    assert (line["budget_bytes"], line["limit_bytes"]) == (None, None)
+    host.stop(controller)
+    assert host.limit(a) is None
+
+
+def test_an_operators_budget_is_kept_over_restarts_and_cleared(host: Host) -> None:
+    a, managed = host.tenant("a"), host.tenant("managed", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a, managed))]}
+    controller = host.start()
+    said = host.ctl("budget", managed.path, "32M", code=2)
+    assert f"{64 * MIB} bytes in {host.cgroups.hierarchy.directory(managed.path)}/memory.limit_in_bytes" in said
+    host.ctl("budget", str(host.cgroups.hierarchy.directory(a.path)), "32M")
+    assert host.limit(a) == 27 * MIB
+    host.stop(controller)
+    assert host.limit(a) is None
+    controller = host.start()
+    assert host.bills()[a.path]["budget_bytes"] == 32 * MIB
+    assert host.limit(a) == 27 * MIB
+    assert "no budget" in host.ctl("budget", a.path.lstrip("/"), "clear")
+    assert host.limit(a) is None
+    later = host.tenant("later")
+    assert "when it uses a pool" in host.ctl("budget", later.path, "32M")
+    assert host.limit(later) is None
+    host.pool.idle = {later}
+    wait_until(lambda: host.limit(later) == 32 * MIB, 2)
+    assert "no memory cgroup" in host.ctl("budget", "/sharedfs-ctl-test-nobody", "32M", code=2)
+    assert "cannot be limited" in host.ctl("budget", "/", "32M", code=2)
+    assert "not a size" in host.ctl("budget", a.path, "plenty", code=2)
+    assert "greater than" in host.ctl("budget", a.path, "1", code=2)
+    host.stop(controller)
+    assert host.limit(later) is None
+
+
+def test_a_killed_controller_leaves_a_journal_from_which_limits_go_back(host: Host) -> None:
+    """I6, whether the next controller does it or `sharedctl restore`."""
+    a, b = host.tenant("a", 64 * MIB), host.tenant("b", 64 * MIB)
+    host.pool.files = {"f": [(20 * MIB, (a, b))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == host.limit(b) == 54 * MIB)
+    host.stop(controller, signal.SIGKILL)
+    assert host.limit(a) == 54 * MIB
+    host.cgroups.manager_sets(b.path, 50 * MIB)  # while nobody looks
+    controller = host.start()
+    bills = host.bills()
+    assert bills[a.path]["budget_bytes"] == 64 * MIB
+    assert bills[b.path]["budget_bytes"] == 50 * MIB
+    host.stop(controller)
+    assert (host.limit(a), host.limit(b)) == (64 * MIB, 50 * MIB)
+
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    assert "already runs" in host.ctl("restore", code=2)
+    host.stop(controller, signal.SIGKILL)
+    assert "put back: 2" in host.ctl("restore")
+    assert (host.limit(a), host.limit(b)) == (64 * MIB, 50 * MIB)
+    assert "put back: 0" in host.ctl("restore")
+
+
+def test_a_dead_pool_is_dropped_and_a_later_one_found(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    with FakePool(host.run, "later", "/mnt/later") as later:
+        later.files = {"g": [(6 * MIB, (a,))]}
+        wait_until(lambda: host.limit(a) == 48 * MIB, 2)
+        assert host.bills()[a.path]["share_bytes"] == 16 * MIB
+        host.pool.die()
+        wait_until(lambda: host.limit(a) == 58 * MIB, 2)
+    wait_until(lambda: host.limit(a) == 64 * MIB, 2)
+    assert host.bills() == {}
+    assert "pool later: dropped" in host.stop(controller)
+
+
+def test_explain_and_users_agree_with_the_bill(host: Host) -> None:
+    a, b, c = host.tenant("a"), host.tenant("b"), host.tenant("c")
+    host.pool.files = {
+        "one": [(4097, (a, b, c)), (5000, (a,)), (11, ())],
+        "two": [(8191, (a, b, c)), (3, (b, c))],
+    }
+    host.start()
+    bills = host.bills()
+    for tenant in (a, b, c):
+        told = host.ask("explain", tenant.path)
+        assert told["share_bytes"] == bills[tenant.path]["share_bytes"]
+        assert told["used_bytes"] == bills[tenant.path]["used_bytes"]
+        for part in ("files", "classes"):
+            assert sum(line["share_bytes"] for line in told[part]) == told["share_bytes"]
+        assert sum(line["used_bytes"] for line in told["files"]) == told["used_bytes"]
+        assert all(tenant.path in line["users"] for line in told["classes"])
+    file = host.ask("users", "/mnt/demo/../demo/one")
+    assert file["unclaimed_bytes"] == 11
+    assert file["resident_bytes"] == 11 + sum(line["share_bytes"] for line in file["tenants"])
+    assert file["tenants"][0] == {"tenant": a.path, "used_bytes": 9097, "share_bytes": 1366 + 5000}
+    for words in (["bills"], ["explain", a.path], ["users", "/mnt/demo/one"], ["what-if", "exit", a.path]):
+        table = host.ctl(*words)
+        assert a.path in table
+        assert "\x1b" not in table
+
+
+def test_what_the_caller_gets_wrong_is_one_line_and_exit_code_2(host: Host, tmp_path: Path) -> None:
+    assert "start it with `sharedctl run`" in host.ctl("bills", code=2)
+    config = tmp_path / "controller.toml"
+    for text, complaint in (
+        ("intervall_seconds = 1", "unknown key intervall_seconds"),
+        ("interval_seconds = 'soon'", "interval_seconds: "),
+        ("interval_seconds", "not TOML"),
+    ):
+        config.write_text(text)
+        assert complaint in host.ctl("run", "--config", str(config), code=2)
+    assert "No such file" in host.ctl("run", "--config", "/nonexistent", code=2)
+    (host.run / "controller.sock").touch()  # whatever was left there is replaced
+    host.start("--config", str(REPOSITORY / "deploy" / "controller.toml"))
+    assert stat.S_IMODE((host.run / "controller.sock").stat().st_mode) == 0o600
+    assert "already runs" in host.ctl("run", code=2)
+    assert "`sharedctl bills`" in host.ctl("explain", "/nobody", code=2)
+    assert "`sharedctl bills`" in host.ctl("what-if", "exit", "/nobody", code=2)
+    assert "/mnt/demo" in host.ctl("users", "/etc/passwd", code=2)
+    assert "no such file" in host.ctl("users", "/mnt/demo/missing", code=2)
+    assert "Missing" in host.ctl("explain", code=2)
+    assert "No such option" in host.ctl("bills", "--yaml", code=2)
+    assert "No such command" in host.ctl("bill", code=2)
+    assert "Missing command" in host.ctl(code=2)
+    for words in ([], ["run"], ["budget"], ["bills"], ["explain"], ["users"], ["what-if", "exit"], ["restore"]):
+        assert "Example: sharedctl" in host.ctl(*words, "--help")
+
+
+def test_books_that_do_not_add_up_stop_the_service_and_limits_go_back(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.pool.misreport = 1
+    _, said = controller.communicate(timeout=20)
+    assert controller.returncode == 1
+    assert "broken invariant: I1: pool demo" in said.splitlines()[-1]
+    assert host.limit(a) == 64 * MIB
+
+
+def test_billing_without_settling_writes_nothing(host: Host, tmp_path: Path) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    config = tmp_path / "controller.toml"
+    config.write_text("settle = false\n")
+    host.start("--config", str(config))
+    line = host.bills()[a.path]
+    assert (line["share_bytes"], line["limit_bytes"], line["debt_bytes"]) == (10 * MIB, 64 * MIB, 10 * MIB)
+
+
+def test_the_api_describes_itself_and_says_errors_in_one_line(host: Host) -> None:
+    host.start()
+    transport = httpx.HTTPTransport(uds=str(host.run / "controller.sock"))
+    with httpx.Client(transport=transport, base_url="http://controller") as client:
+        routes = client.get("/openapi.json").json()["paths"]
+        assert {"/v1/bills", "/v1/explain", "/v1/users", "/v1/what-if/exit", "/v1/budget", "/v1/health"} <= set(routes)
+        assert client.get("/v1/health").json()["pools"] in ([], ["demo"])
+        for url, code in (("/v1/explain", 422), ("/v1/users?path=relative", 422), ("/v1/explain?tenant=/x", 404)):
+            answer = client.get(url)
+            assert answer.status_code == code
+            assert isinstance(answer.json()["detail"], str)
