@@ -6,14 +6,14 @@ command needs it, because people wait for `sharedctl bills`.
 
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
+from sharedfs.command_line import CONTEXT, run_cli
+from sharedfs.errors import CallerMistake
 from sharedfs.units import format_size, parse_size
 
 TENANT_HELP = "TENANT is a cgroup's path as `sharedctl bills` shows it, or the directory of the cgroup."
@@ -22,7 +22,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 tenant_argument = click.argument("tenant")
 
 
-@click.group(no_args_is_help=False)
+@click.group(no_args_is_help=False, context_settings=CONTEXT)
 def cli() -> None:
     """What each tenant pays for the shared memory that it uses, and the controller that settles it.
 
@@ -157,25 +157,7 @@ def _need_root(what: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console entry; always raises SystemExit."""
-    try:
-        # Without standalone mode click returns the code of its own exits, such as --help.
-        code = cli.main(arguments, prog_name="sharedctl", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.ClickException as error:
-        _fail(2, error.format_message())
-    except (CallerMistake, PermissionError) as error:
-        _fail(2, str(error))
-    except (HostFault, OSError) as error:
-        _fail(1, str(error))
-    except BrokenInvariant as error:
-        _fail(1, f"broken invariant: {error}")
-    except (click.Abort, KeyboardInterrupt):
-        _fail(1, "interrupted")
-
-
-def _fail(code: int, message: str) -> None:
-    print(f"sharedctl: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    run_cli(cli, "sharedctl", arguments)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,11 @@
 
 import fcntl
 import logging
-import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import trio
-from hypercorn.config import Config as ServerConfig
-from hypercorn.trio import serve
 
 from controller.api import make_api
 from controller.billing.policies import Policy
@@ -23,8 +18,9 @@ from controller.limits.restore import restore
 from controller.service import Controller
 from controller.state import State
 from sharedfs import places
-from sharedfs.errors import CallerMistake, HostFault
+from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.unix_http import serve_on_socket
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +48,7 @@ def run(config: Config) -> None:
         try:
             trio.run(_serve, config, limits, state)
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            raise first_error(group) from group
         finally:
             state.close()
 
@@ -80,50 +76,18 @@ async def _serve(config: Config, limits: KernelLimits, state: State) -> None:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(controller.keep_settling, name="settle")
-                    await nursery.start(serve, make_api(controller), _server(path), name="serve the API")
+                    await nursery.start(serve_on_socket, make_api(controller), path, name="serve the API")
                     log.info("serving %s", path)
                     async for number in signals:
                         log.info("%s: putting limits back", signal.Signals(number).name)
                         break
                     nursery.cancel_scope.cancel()
             finally:
-                path.unlink(missing_ok=True)
                 faults = await controller.put_back()
                 writes.cancel_scope.cancel()
     _raise_faults(faults)
 
 
-def _server(path: Path) -> ServerConfig:
-    server = ServerConfig()
-    server.bind = [f"fd://{_listen(path)}"]
-    server.accesslog = None
-    server.loglevel = "WARNING"
-    return server
-
-
-def _listen(path: Path) -> int:
-    """The descriptor of a socket at `path` that only we can reach, in place of whatever was there.
-
-    It is bound beside its name and nobody listens until its mode is set and it is renamed: there is no instant at
-    which it is open to others, and the umask, which all threads share, is left alone.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(beside))
-    beside.chmod(0o600)
-    beside.rename(path)
-    return listener.detach()
-
-
 def _raise_faults(faults: list[str]) -> None:
     if faults:
         raise HostFault(f"{len(faults)} limits are not back, `sharedctl restore` tries again: {'; '.join(faults)}")
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that a person is to read: nurseries wrap it, and what fell over after it adds nothing."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

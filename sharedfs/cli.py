@@ -8,7 +8,7 @@ import click
 from sharedfs.command_line import CONTEXT, SizeType, run_cli
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(no_args_is_help=False, context_settings=CONTEXT)
 @click.version_option(package_name="sharedfs")
 def cli() -> None:
     """Shared scratch memory for many cgroups: each page is paid for by those who use it."""

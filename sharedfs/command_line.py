@@ -1,12 +1,13 @@
 """What the two command lines share: exit codes, one line for an error, sizes."""
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
 import psutil
 
-from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
+from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault, first_error
 from sharedfs.units import parse_size
 
 EXIT_OUR_FAILURE = 1
@@ -33,26 +34,30 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
-def run_cli(command: click.Command, program: str) -> NoReturn:
+def run_cli(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `command` and exit: 0; 2 with one line for the caller's mistake; 1 with one line for our failure."""
     try:
-        code = command.main(prog_name=program, standalone_mode=False)
-    except click.exceptions.Exit as error:
-        code = error.exit_code
-    except click.Abort:
-        code = _fail(program, "interrupted", 130)
-    except click.ClickException as error:
-        hint = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx is not None else program
-        code = _fail(program, f"{' '.join(error.format_message().split())} (see `{hint} --help`)", EXIT_CALLER_MISTAKE)
-    except CallerMistake as error:
-        code = _fail(program, str(error), EXIT_CALLER_MISTAKE)
-    except (HostFault, OSError) as error:
-        code = _fail(program, str(error), EXIT_OUR_FAILURE)
-    except BrokenInvariant as error:
-        code = _fail(program, f"broken invariant, please report: {error}", EXIT_OUR_FAILURE)
+        # Without standalone mode click returns the code of its own exits, such as --help.
+        code = command.main(arguments, prog_name=program, standalone_mode=False)
+    except BaseException as error:
+        code, message = _verdict(first_error(error), program)
+        click.echo(f"{program}: {' '.join(message.split())}", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(program: str, message: str, code: int) -> int:
-    click.echo(f"{program}: {message}", err=True)
-    return code
+def _verdict(error: BaseException, program: str) -> tuple[int, str]:
+    """The exit code and the message for an error. What we did not foresee is raised again, with its traceback."""
+    match error:
+        case click.ClickException():
+            context = error.ctx if isinstance(error, click.UsageError) else None
+            where = program if context is None else context.command_path
+            return EXIT_CALLER_MISTAKE, f"{error.format_message()} (see `{where} --help`)"
+        case CallerMistake() | PermissionError():
+            return EXIT_CALLER_MISTAKE, str(error)
+        case HostFault() | OSError():
+            return EXIT_OUR_FAILURE, str(error)
+        case BrokenInvariant():
+            return EXIT_OUR_FAILURE, f"broken invariant: {error}"
+        case click.Abort() | KeyboardInterrupt():
+            return EXIT_OUR_FAILURE, "interrupted"
+    raise error

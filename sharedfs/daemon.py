@@ -196,7 +196,7 @@ class Pool:
             with self.books.lock:
                 self.books.ledger.age()
 
-    async def _serve_feed(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
         from sharedfs.feed import make_feed  # noqa: PLC0415 - the slow import; the mount serves already
         from sharedfs.unix_http import serve_on_socket  # noqa: PLC0415
 

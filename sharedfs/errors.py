@@ -16,3 +16,10 @@ class HostFault(Exception):
 
 class BrokenInvariant(Exception):
     """One of I1..I10 does not hold; the message carries the state that broke it."""
+
+
+def first_error(error: BaseException) -> BaseException:
+    """The error that a person is to read: nurseries wrap it in groups, and what fell over after it adds nothing."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -69,7 +69,7 @@ class UsersOfFile(_Frozen):
 
 
 class PoolStatus(_Frozen):
-    """What `sharedfs status` shows of one pool. `requests` counts served requests by kind, `mapping_scans` finished scans."""
+    """What `sharedfs status` shows of one pool. `requests` counts served requests, `mapping_scans` finished scans."""
 
     name: str
     mountpoint: str

@@ -1,5 +1,6 @@
 """Mounting and unmounting from the command line: every check that can be made before anything is changed."""
 
+import logging
 import os
 import stat
 import subprocess
@@ -77,6 +78,8 @@ def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
     dead = pools.read_record(options.name)
     if dead is not None:
         pools.clean_up_dead(dead)
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def on_ready() -> None:
         if ready_fd is not None:

@@ -37,7 +37,7 @@ WRITE_IN = Struct("<QQII")  # fuse_write_in: fh, offset, size, write_flags, (loc
 WRITE_DATA_OFFSET = IN_HEADER.size + 40  # the data follows the whole fuse_write_in
 WRITE_OUT = Struct("<II")  # fuse_write_out: size, padding
 FALLOCATE_IN = Struct("<QQQI")  # fuse_fallocate_in: fh, offset, length, mode, (padding)
-LSEEK_IN = Struct("<QQI")  # fuse_lseek_in: fh, offset, whence, (padding)
+LSEEK_IN = Struct("<QqI")  # fuse_lseek_in: fh, offset (as the caller gave it, so signed), whence, (padding)
 LSEEK_OUT = Struct("<Q")
 COPY_FILE_RANGE_IN = Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 
