@@ -49,17 +49,21 @@ class Books:
                 self.tenants.remove(tenant)
                 self.exits += 1
 
+    def _if_live(self, tenant: TenantId) -> TenantId:
+        """NOBODY for a tenant that exited since its thread was looked up: no exit would take it out of the books."""
+        return NOBODY if self.tenants.get(tenant) is None else tenant
+
     # -- pages -------------------------------------------------------------------------------------------------------
 
     def charge(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """Bytes `start`..`end` (exclusive, not empty) of a file are resident and `tenant` used them."""
         with self.lock:
-            self.ledger.charge(inode, start // self.page_bytes, (end - 1) // self.page_bytes, tenant)
+            self.ledger.charge(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
 
     def touch(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """`tenant` used bytes `start`..`end` (exclusive, not empty) as far as they are resident."""
         with self.lock:
-            self.ledger.touch(inode, start // self.page_bytes, (end - 1) // self.page_bytes, tenant)
+            self.ledger.touch(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
 
     def uncharge(self, inode: int, start: int, end: int | None = None) -> None:
         """The whole pages within bytes `start`..`end` (exclusive; None: all that follow) are gone."""
@@ -93,6 +97,8 @@ class Books:
         charged to the tenant: it becomes `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
         """
         with self.lock:
+            if self.tenants.get(tenant) is None:
+                return
             if pages and inode not in self._shrunk:
                 for first, last in self.ledger.absent(inode, pages):
                     self.ledger.charge(inode, first, last, tenant, foreign=True)

@@ -16,9 +16,9 @@ import psutil
 from sharedfs.books import Books
 from sharedfs.kernel import proc
 from sharedfs.kernel.pagemap import PAGE_BYTES, PagemapReader
+from sharedfs.model.ranges import PageRange, merged
 from sharedfs.model.tenant import NOBODY, TenantId
 
-PageRange = tuple[int, int]
 Seen = dict[tuple[int, TenantId], list[PageRange]]
 
 
@@ -81,18 +81,3 @@ class MappingScan:
                 )
         finally:
             os.close(fd)
-
-
-def merged(ranges: list[PageRange]) -> list[PageRange]:
-    """Inclusive page ranges in order, with those that touch or overlap made one.
-
-    >>> merged([(8, 9), (0, 3), (4, 5), (2, 4)])
-    [(0, 5), (8, 9)]
-    """
-    result: list[PageRange] = []
-    for first, last in sorted(ranges):
-        if result and first <= result[-1][1] + 1:
-            result[-1] = (result[-1][0], max(result[-1][1], last))
-        else:
-            result.append((first, last))
-    return result

@@ -1,0 +1,107 @@
+"""The ledger's slow, obvious twin: one record a page, no classes, no ids, no aliases, no memos.
+
+It says what the ledger means; where the two differ, one of them is wrong.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from sharedfs.model.sharing import SharingClass
+from sharedfs.model.tenant import NOBODY, TenantId
+
+
+@dataclass
+class Page:
+    owner: TenantId
+    foreign: bool
+    recent: set[TenantId] = field(default_factory=set)
+    older: set[TenantId] = field(default_factory=set)
+    mapped: set[TenantId] = field(default_factory=set)
+
+    def touch(self, tenant: TenantId) -> None:
+        if tenant != NOBODY:
+            self.older.discard(tenant)
+            self.recent.add(tenant)
+
+    def sharing_class(self) -> SharingClass:
+        sets = frozenset(self.recent), frozenset(self.older), frozenset(self.mapped)
+        return SharingClass(self.owner, *sets, foreign=self.foreign)
+
+
+class Oracle:
+    """Every method means what the ledger's of the same name means. `pages` is keyed by (file, page)."""
+
+    def __init__(self, page_bytes: int = 4096) -> None:
+        self.page_bytes = page_bytes
+        self.pages: dict[tuple[int, int], Page] = {}
+
+    def _resident(self, file: int, first_page: int, last_page: int) -> list[int]:
+        return sorted(page for known, page in self.pages if known == file and first_page <= page <= last_page)
+
+    def charge(self, file: int, first_page: int, last_page: int, tenant: TenantId, *, foreign: bool = False) -> int:
+        new = 0
+        for page in range(first_page, last_page + 1):
+            if (file, page) not in self.pages:
+                self.pages[file, page] = Page(tenant, foreign)
+                new += 1
+            self.pages[file, page].touch(tenant)
+        return new
+
+    def touch(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
+        for page in self._resident(file, first_page, last_page):
+            self.pages[file, page].touch(tenant)
+
+    def uncharge(self, file: int, first_page: int, last_page: int | None = None) -> int:
+        gone = self._resident(file, first_page, 1 << 62 if last_page is None else last_page)
+        for page in gone:
+            del self.pages[file, page]
+        return len(gone)
+
+    def drop(self, file: int) -> int:
+        return self.uncharge(file, 0)
+
+    def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
+        if tenant == NOBODY:
+            return
+        for (known, number), page in self.pages.items():
+            if known != file:
+                continue
+            if any(first <= number <= last for first, last in ranges):
+                page.mapped.add(tenant)
+            elif tenant in page.mapped:
+                page.mapped.remove(tenant)
+                page.touch(tenant)
+
+    def exit(self, tenant: TenantId) -> None:
+        for page in self.pages.values():
+            page.owner = NOBODY if page.owner == tenant else page.owner
+            for users in (page.recent, page.older, page.mapped):
+                users.discard(tenant)
+
+    def age(self) -> None:
+        for page in self.pages.values():
+            if page.recent or page.mapped:
+                page.older, page.recent = page.recent, set()
+
+    def state(self, file: int | None = None) -> dict[tuple[int, int], SharingClass]:
+        return {key: page.sharing_class() for key, page in self.pages.items() if file in (None, key[0])}
+
+    def _bytes(self, classes: Iterable[SharingClass]) -> dict[SharingClass, int]:
+        return {held: pages * self.page_bytes for held, pages in Counter(classes).items()}
+
+    def holdings(self) -> dict[SharingClass, int]:
+        return self._bytes(self.state().values())
+
+    def file_holdings(self, file: int) -> dict[SharingClass, int]:
+        return self._bytes(self.state(file).values())
+
+    def files(self) -> list[int]:
+        return sorted({file for file, _ in self.pages})
+
+    def files_of(self, tenant: TenantId) -> list[int]:
+        return sorted({file for (file, _), page in self.pages.items() if tenant in page.sharing_class().users})
+
+    def absent_pages(self, file: int, ranges: Iterable[tuple[int, int]]) -> set[int]:
+        wanted = {page for first, last in ranges for page in range(first, last + 1)}
+        return {page for page in wanted if (file, page) not in self.pages}

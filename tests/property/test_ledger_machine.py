@@ -1,0 +1,189 @@
+"""The ledger against its twin: any sequence of operations, and after each step all answers alike and `check()` content.
+
+Pages straddle two chunks of a page map and include one far out; few tenants and files make classes meet; a bound of few
+ids makes compactions happen in most runs.
+
+The examples are the same on every run, so that CI compares and does not discover. To discover, set LEDGER_EXAMPLES to
+some thousands.
+"""
+
+import os
+from itertools import pairwise
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from ledger_oracle import Oracle
+
+from sharedfs.model.ledger import Ledger
+from sharedfs.model.pages import PAGES_PER_CHUNK
+from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.model.tenant import NOBODY, TenantId
+
+FILES = (3, 8)
+TENANTS = [TenantId(number) for number in range(1, 5)]
+FAR_PAGE = 1 << 50
+BASE = PAGES_PER_CHUNK - 5
+
+files = st.sampled_from(FILES)
+tenants = st.sampled_from(TENANTS)
+anybody = st.sampled_from([*TENANTS, NOBODY])
+near_pages = st.integers(BASE, BASE + 9)
+near_ranges = st.tuples(near_pages, near_pages).map(lambda pages: (min(pages), max(pages)))
+single_pages = (near_pages | st.just(FAR_PAGE)).map(lambda page: (page, page))
+short_ranges = single_pages | near_ranges
+open_ranges = near_pages.map(lambda page: (page, LAST_PAGE)) | st.just((0, BASE + 4))
+any_ranges = short_ranges | open_ranges
+range_lists = st.lists(short_ranges, max_size=4) | st.lists(any_ranges, max_size=3)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    @initialize(spare_ids=st.sampled_from([0, 6, 1024]), page_bytes=st.sampled_from([4096, 16384]))
+    def open_books(self, spare_ids: int, page_bytes: int) -> None:
+        self.ledger = Ledger(page_bytes, spare_ids=spare_ids)
+        self.oracle = Oracle(page_bytes)
+        self.told: dict[tuple[int, TenantId], list[tuple[int, int]]] = {}
+        self.sequence_before = self.ledger.sequence
+        self.state_before = self.oracle.state()
+
+    @rule(file=files, pages=short_ranges, tenant=anybody, foreign=st.booleans())
+    def charge(self, file: int, pages: tuple[int, int], tenant: TenantId, foreign: bool) -> None:
+        new = self.ledger.charge(file, *pages, tenant, foreign=foreign)
+        assert new == self.oracle.charge(file, *pages, tenant, foreign=foreign)
+
+    @rule(file=files, tenant=tenants)
+    def charge_all(self, file: int, tenant: TenantId) -> None:
+        assert self.ledger.charge(file, BASE, BASE + 9, tenant) == self.oracle.charge(file, BASE, BASE + 9, tenant)
+
+    @rule(file=files, pages=any_ranges, tenant=anybody)
+    def touch(self, file: int, pages: tuple[int, int], tenant: TenantId) -> None:
+        self.ledger.touch(file, *pages, tenant)
+        self.oracle.touch(file, *pages, tenant)
+
+    @rule(file=files, pages=any_ranges)
+    def punch(self, file: int, pages: tuple[int, int]) -> None:
+        assert self.ledger.uncharge(file, *pages) == self.oracle.uncharge(file, *pages)
+
+    @rule(file=files, page=near_pages)
+    def truncate(self, file: int, page: int) -> None:
+        assert self.ledger.uncharge(file, page) == self.oracle.uncharge(file, page)
+
+    @rule(file=files)
+    def unlink(self, file: int) -> None:
+        assert self.ledger.drop(file) == self.oracle.drop(file)
+
+    @rule(file=files, tenant=anybody, ranges=range_lists, times=st.integers(1, 2))
+    def set_mapped(self, file: int, tenant: TenantId, ranges: list[tuple[int, int]], times: int) -> None:
+        for _ in range(times):  # the second time nothing changes, by a shorter way
+            self.ledger.set_mapped(file, tenant, ranges)
+        self.oracle.set_mapped(file, tenant, ranges)
+        self.told[file, tenant] = ranges
+
+    @rule(file=files, tenant=tenants)
+    def set_mapped_as_last_told(self, file: int, tenant: TenantId) -> None:
+        self.set_mapped(file, tenant, self.told.get((file, tenant), []), 1)
+
+    @rule(file=files, tenant=tenants, whole=st.booleans())
+    def map_all_or_nothing(self, file: int, tenant: TenantId, whole: bool) -> None:
+        self.set_mapped(file, tenant, [(0, LAST_PAGE)] if whole else [], 1)
+
+    @rule(file=files, order=st.permutations(TENANTS))
+    def share_by_degrees(self, file: int, order: list[TenantId]) -> None:
+        """Each touches two pages less than the one before it: nested classes, which meet when tenants exit."""
+        self.charge_all(file, order[0])
+        for turn, tenant in enumerate(order):
+            self.touch(file, (BASE, BASE + 8 - 2 * turn), tenant)
+
+    @rule(file=files, owner=tenants, tenant=tenants, ranges=range_lists)
+    def unlink_and_write_again(
+        self, file: int, owner: TenantId, tenant: TenantId, ranges: list[tuple[int, int]]
+    ) -> None:
+        """A new file under the number of one that was mapped."""
+        for _ in range(2):
+            self.unlink(file)
+            self.sequence_tells_changes()
+            self.charge_all(file, owner)
+            self.sequence_tells_changes()
+            self.set_mapped(file, tenant, ranges, 1)
+            self.books_agree()
+            self.sequence_tells_changes()
+
+    @rule(file=files, gone=tenants, tenant=tenants, pages=any_ranges)
+    def repeat_after_an_exit(self, file: int, gone: TenantId, tenant: TenantId, pages: tuple[int, int]) -> None:
+        """What was memoised or remembered before an exit meets the same question after it."""
+        for _ in range(2):
+            self.touch(file, pages, tenant)
+            self.sequence_tells_changes()
+            self.set_mapped(file, gone, [pages], 1)
+            self.sequence_tells_changes()
+            self.charge(file, (BASE, BASE + 2), gone, False)
+            self.sequence_tells_changes()
+            self.exit(gone)
+            self.books_agree()
+            self.sequence_tells_changes()
+        self.set_mapped(file, gone, [pages], 1)
+
+    @rule(order=st.permutations(TENANTS))
+    def drain(self, order: list[TenantId]) -> None:
+        for tenant in order[1:]:
+            self.exit(tenant)
+            self.books_agree()
+            self.sequence_tells_changes()
+
+    @rule(tenant=tenants)
+    def exit(self, tenant: TenantId) -> None:
+        cells = {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+        self.ledger.exit(tenant)
+        self.oracle.exit(tenant)
+        assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+
+    @rule()
+    def age(self) -> None:
+        cells = {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+        self.ledger.age()
+        self.oracle.age()
+        assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+
+    @rule()
+    def compact(self) -> None:
+        self.ledger._compact()
+        statistics = self.ledger.statistics()
+        assert statistics.class_ids <= statistics.classes + 1 + len(self.ledger._table._vacant)
+
+    @rule(file=files, ranges=st.lists(short_ranges, max_size=4))
+    def absent(self, file: int, ranges: list[tuple[int, int]]) -> None:
+        gaps = self.ledger.absent(file, ranges)
+        pages = [page for first, last in gaps for page in range(first, last + 1)]
+        assert pages == sorted(self.oracle.absent_pages(file, ranges))
+        assert all(last + 1 < first for (_, last), (first, _) in pairwise(gaps))
+
+    @invariant()
+    def books_agree(self) -> None:
+        ledger, oracle = self.ledger, self.oracle
+        ledger.check()
+        holdings = ledger.holdings()
+        assert dict(holdings) == oracle.holdings()
+        assert len(holdings) == len(dict(holdings))
+        assert ledger.resident_bytes == sum(size for _, size in holdings) == len(oracle.pages) * oracle.page_bytes
+        assert ledger.foreign_bytes == sum(page.foreign for page in oracle.pages.values()) * oracle.page_bytes
+        assert ledger.files() == oracle.files()
+        for file in FILES:
+            assert dict(ledger.file_holdings(file)) == oracle.file_holdings(file)
+            assert ledger.resident_pages_of(file) == len(oracle.state(file))
+        for tenant in TENANTS:
+            assert ledger.files_of(tenant) == oracle.files_of(tenant)
+
+    @invariant()
+    def sequence_tells_changes(self) -> None:
+        state, sequence = self.oracle.state(), self.ledger.sequence
+        assert sequence >= self.sequence_before
+        assert (sequence == self.sequence_before) == (state == self.state_before)
+        self.state_before, self.sequence_before = state, sequence
+
+
+EXAMPLES = os.environ.get("LEDGER_EXAMPLES")
+
+TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine.settings = settings(
+    max_examples=int(EXAMPLES or 400), stateful_step_count=40, deadline=None, derandomize=not EXAMPLES
+)
