@@ -208,7 +208,6 @@ class Pool:
 def pool(options: PoolOptions) -> Iterator[Pool]:
     """A mounted pool; everything is undone at the end, also when a part of the start fails."""
     with ExitStack() as resources:
-        os.umask(0)  # the kernel has applied the caller's
         resources.callback(os.close, pools.claim(options.name))
         resources.callback(pools.forget, options.name)
         cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
@@ -224,6 +223,7 @@ def pool(options: PoolOptions) -> Iterator[Pool]:
                 pool_cgroup_is_ours=cgroup.is_ours,
             )
         )
+        os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
         yield made
 
 

@@ -9,10 +9,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EBUSY
-from pathlib import Path
 
 from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.proc import process_cgroup
 
 _REMOVAL_SECONDS = 2.0
@@ -53,8 +52,7 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
     directory = hierarchy.directory(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        if hierarchy.version is CgroupVersion.V2:
-            _enable_memory(hierarchy, directory)
+        hierarchy.enable_memory(path)
         (directory / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
         remove_pool_cgroup(hierarchy, path)
@@ -82,12 +80,3 @@ def remove_pool_cgroup(hierarchy: MemoryHierarchy, path: str) -> None:
     with suppress(OSError):  # other pools, or not ours to remove
         if directory.parent != hierarchy.mount:
             directory.parent.rmdir()
-
-
-def _enable_memory(hierarchy: MemoryHierarchy, directory: Path) -> None:
-    """Hand the memory controller down to `directory` where v2's parents have not yet."""
-    for parent in reversed(directory.parents):
-        if parent == hierarchy.mount or hierarchy.mount in parent.parents:
-            control = parent / "cgroup.subtree_control"
-            if "memory" not in control.read_text().split():
-                control.write_text("+memory")

@@ -86,16 +86,23 @@ def claim(name: str) -> int:
     Raises CallerMistake when another daemon serves it.
     """
     directory = places.pool_directory(name)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        record = read_record(name)
-        where = f" at {record.mountpoint}" if record is not None else ""
-        raise CallerMistake(f"a pool named {name} is already mounted{where}: choose another --name") from None
-    return lock
+    places.pools_directory().mkdir(parents=True, exist_ok=True)
+    while True:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            continue  # a daemon that ends took its directory away meanwhile
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            record = read_record(name)
+            where = f" at {record.mountpoint}" if record is not None else ""
+            raise CallerMistake(f"a pool named {name} is already mounted{where}: choose another --name") from None
+        if os.fstat(lock).st_nlink:
+            return lock
+        os.close(lock)  # the lock of a daemon that ended just now, in a directory that is gone
 
 
 def forget(name: str) -> None:

@@ -65,6 +65,20 @@ class MemoryHierarchy:
                 return []
             raise
 
+    def enable_memory(self, path: str) -> None:
+        """Make the cgroup at `path` one with limits and statistics of its own: v2 hands the controller down by steps.
+
+        v1 has it everywhere. Raises OSError where a parent does not let us.
+        """
+        if self.version is CgroupVersion.V1:
+            return
+        parent = self.mount
+        for name in path.strip("/").split("/"):
+            control = parent / "cgroup.subtree_control"
+            if "memory" not in control.read_text().split():
+                control.write_text("+memory")
+            parent /= name
+
     def path_in(self, proc_cgroup: bytes) -> str:
         """The path in this hierarchy that a /proc/PID/cgroup names. Raises HostFault when it names none.
 

@@ -32,7 +32,8 @@ def test_no_tenant_is_charged_for_shared_pages(pool: MountedPool, tenants: Tenan
     assert pool.check_conservation().foreign_bytes == 0
     pool_directory = tenants.hierarchy.directory(pool.status().pool_cgroup)
     statistics = dict(line.split() for line in (pool_directory / "memory.stat").read_text().splitlines())
-    assert int(statistics["shmem"]) == 24 * MIB
+    # Besides its files the pool's tmpfs may hold a page or two of its own.
+    assert 24 * MIB <= int(statistics["shmem"]) < 24 * MIB + 16 * PAGE
 
 
 def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int) -> int:
@@ -54,7 +55,9 @@ def test_fifty_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: 
     with tmpfs(run_dir / "tmpfs") as control:
         zombies_left_by(tenants, control, "first", 1)  # what the first agent loads stays charged to it
         breeds = zombies_left_by(tenants, control, "tmpfs", 50)
-        assert breeds >= 45, "the control: a zombie for each toucher of tmpfs, give or take what the host frees meanwhile"
+        assert breeds >= 45, (
+            "the control: a zombie for each toucher of tmpfs, give or take what the host frees meanwhile"
+        )
         # Others on the host leave zombies too, which a second measurement does not repeat; ours it would.
         left = [zombies_left_by(tenants, pool.path, f"pool-{attempt}", 50) for attempt in range(2)]
     assert min(left) <= 0

@@ -167,6 +167,7 @@ def tenants_below(name: str) -> Iterator[Tenants]:
     hierarchy = find_memory_hierarchy()
     directory = hierarchy.directory(name)
     directory.mkdir()
+    hierarchy.enable_memory(f"{name}/tenant")
     made = Tenants(hierarchy, f"/{name}")
     try:
         yield made
