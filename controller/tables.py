@@ -1,11 +1,7 @@
 """The API's answers for people: tables of sizes, plain where the output is no terminal."""
 
-from collections.abc import Sequence
-
-from rich.console import Console
-from rich.table import Table
-
 from controller.client import Answer
+from sharedfs.tables import print_table, say
 from sharedfs.units import format_size
 
 
@@ -18,17 +14,17 @@ def bills(answer: Answer) -> None:
         )
         for line in answer["tenants"]
     ]
-    _table(("TENANT", "STATE", "SHARE", "USED", "BUDGET", "LIMIT", "KERNEL USAGE", "DEBT"), rows, texts=2)
-    _say(
+    print_table(("TENANT", "STATE", "SHARE", "USED", "BUDGET", "LIMIT", "KERNEL USAGE", "DEBT"), rows, texts=2)
+    say(
         f"resident {_size(answer['pool_resident_bytes'])}, of this unclaimed {_size(answer['unclaimed_bytes'])},"
         f" foreign {_size(answer['foreign_bytes'])}"
     )
 
 
 def explain(answer: Answer) -> None:
-    _say(f"{answer['tenant']}: share {_size(answer['share_bytes'])} of {_size(answer['used_bytes'])} used")
+    say(f"{answer['tenant']}: share {_size(answer['share_bytes'])} of {_size(answer['used_bytes'])} used")
     files = [(f["pool"], f["path"], _size(f["used_bytes"]), _size(f["share_bytes"])) for f in answer["files"]]
-    _table(("POOL", "FILE", "USED", "SHARE"), files, texts=2)
+    print_table(("POOL", "FILE", "USED", "SHARE"), files, texts=2)
     classes = [
         (
             held["pool"],
@@ -39,20 +35,20 @@ def explain(answer: Answer) -> None:
         )
         for held in answer["classes"]
     ]
-    _table(("POOL", "SHARED BY", "OWNER", "BYTES", "SHARE"), classes, texts=3)
+    print_table(("POOL", "SHARED BY", "OWNER", "BYTES", "SHARE"), classes, texts=3)
 
 
 def users(answer: Answer) -> None:
-    _say(
+    say(
         f"{answer['path']} on pool {answer['pool']}: resident {_size(answer['resident_bytes'])},"
         f" of this unclaimed {_size(answer['unclaimed_bytes'])}"
     )
     rows = [(line["tenant"], _size(line["used_bytes"]), _size(line["share_bytes"])) for line in answer["tenants"]]
-    _table(("TENANT", "USED", "SHARE"), rows, texts=1)
+    print_table(("TENANT", "USED", "SHARE"), rows, texts=1)
 
 
 def what_if_exit(answer: Answer) -> None:
-    _say(f"if {answer['tenant']} exited now, {_size(answer['freed_bytes'])} would be nobody's")
+    say(f"if {answer['tenant']} exited now, {_size(answer['freed_bytes'])} would be nobody's")
     rows = [
         (
             line["tenant"],
@@ -63,29 +59,8 @@ def what_if_exit(answer: Answer) -> None:
         )
         for line in answer["tenants"]
     ]
-    _table(("TENANT", "SHARE NOW", "SHARE THEN", "LIMIT NOW", "LIMIT THEN"), rows, texts=1)
+    print_table(("TENANT", "SHARE NOW", "SHARE THEN", "LIMIT NOW", "LIMIT THEN"), rows, texts=1)
 
 
 def _size(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else format_size(size_bytes)
-
-
-def _say(text: str) -> None:
-    Console(soft_wrap=True).print(text, markup=False, highlight=False)
-
-
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]], texts: int) -> None:
-    """The first `texts` columns are words, the others numbers. No line is folded where nobody has a window."""
-    if not rows:
-        _say("(none)")
-        return
-    table = Table(box=None, pad_edge=False)
-    for column, head in enumerate(heads):
-        table.add_column(head, justify="left" if column < texts else "right", overflow="fold", no_wrap=column >= texts)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1 << 10
-    # markup would take [brackets] in a name for itself
-    console.print(table, markup=False, highlight=False)

@@ -8,7 +8,7 @@ import click
 from sharedfs.command_line import CONTEXT, SizeType, run_cli
 
 
-@click.group(no_args_is_help=False, context_settings=CONTEXT)
+@click.group(no_args_is_help=False, context_settings=CONTEXT, epilog="Example: sharedfs mount /mnt/shared --size 2G")
 @click.version_option(package_name="sharedfs")
 def cli() -> None:
     """Shared scratch memory for many cgroups: each page is paid for by those who use it."""
@@ -101,7 +101,7 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"pools": [status.model_dump() for status in found]}, indent=2))
     else:
-        statuses.print_table(found)
+        statuses.show(found)
     for record in silent:
         click.echo(
             f"sharedfs: the daemon of {record.mountpoint} is dead: `sharedfs umount {record.mountpoint}` cleans up",

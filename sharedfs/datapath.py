@@ -9,16 +9,17 @@ apart by another one on the same file.
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from errno import EIO
+from errno import EINVAL, EIO
 
 from sharedfs.books import Books
 from sharedfs.callers import Callers
+from sharedfs.descriptors import Descriptors
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.tenant import TenantId
-from sharedfs.store import Descriptors, Store
+from sharedfs.store import Store
 
 _DATA_DESCRIPTORS = 4096
 _BODY = wire.IN_HEADER.size
@@ -66,7 +67,11 @@ class DataPath:
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self.requests["read"] += 1
-        _, offset, size = wire.READ_IN.unpack_from(request, _BODY)
+        _, offset, size, read_flags = wire.READ_IN.unpack_from(request, _BODY)
+        if not read_flags & wire.READ_LOCKOWNER and self._channel.passthrough:
+            # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
+            # mappings, and that is charged to the tenant (I2). Callers fall back to read(2), as sendfile(2) tells them.
+            raise OSError(EINVAL, os.strerror(EINVAL))
         fd = self._files.get(self._store.node(node))
         buffer = self._reply_buffer
         length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)

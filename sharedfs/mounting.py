@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -19,10 +20,14 @@ from sharedfs.kernel.mounts import mount_at
 from sharedfs.units import format_size
 
 _DAEMON_END_SECONDS = 20.0
+# The store's and the data path's caches of descriptors (2048 + 4096), two of callers' (1024 each), and some to spare.
+_OPEN_FILES = 10_000
 
 
 def resolve(mountpoint: str) -> str:
     """The absolute path of a mountpoint. Its last component is not looked at: what is mounted there may be dead."""
+    if not mountpoint:
+        raise CallerMistake("the mountpoint is empty: give a directory")
     absolute = os.path.abspath(mountpoint)
     parent, last = os.path.split(absolute)
     resolved = os.path.join(os.path.realpath(parent), last)
@@ -49,6 +54,8 @@ def check(options: PoolOptions) -> None:
     if not Path("/dev/fuse").exists():
         raise CallerMistake("there is no /dev/fuse: load the module with `modprobe fuse`, or pass the device through")
     _check_mountpoint(options.mountpoint)
+    if ".." in options.cgroup_parent.split("/"):
+        raise CallerMistake(f"--cgroup-parent {options.cgroup_parent} must not contain ..: give a path of cgroups")
     record = pools.read_record(options.name)
     if record is not None and pools.is_served(record):
         raise CallerMistake(
@@ -64,17 +71,24 @@ def _check_mountpoint(mountpoint: str) -> None:
             f"{kind} is already mounted at {mountpoint}: `sharedfs umount {mountpoint}` first, or choose another place"
         )
     try:
+        mountpoint.encode()
+    except UnicodeEncodeError:
+        raise CallerMistake(f"{os.fsencode(mountpoint)!r} is not UTF-8: choose another place") from None
+    try:
         if not stat.S_ISDIR(os.stat(mountpoint).st_mode):
             raise CallerMistake(f"{mountpoint} is not a directory: give an empty directory")
         if os.listdir(mountpoint):
             raise CallerMistake(f"{mountpoint} is not empty: give an empty directory")
     except FileNotFoundError:
         raise CallerMistake(f"{mountpoint} does not exist: `mkdir -p {mountpoint}` first") from None
+    except OSError as error:
+        raise CallerMistake(f"{mountpoint}: {error.strerror}: give an empty directory") from None
 
 
 def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
     """Serve in this process. `ready_fd` is closed after a byte when the mount serves, and the log goes to its file."""
     check(options)
+    _allow_open_files()
     dead = pools.read_record(options.name)
     if dead is not None:
         pools.clean_up_dead(dead)
@@ -88,6 +102,17 @@ def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
             os.close(ready_fd)
 
     run(options, on_ready)
+
+
+def _allow_open_files() -> None:
+    """A login shell's limit (1024) is less than our caches of descriptors hold."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, _OPEN_FILES), max(hard, _OPEN_FILES)))
+    except ValueError as error:  # in a container that lacks CAP_SYS_RESOURCE
+        raise CallerMistake(
+            f"a pool needs {_OPEN_FILES} open files and may have {hard}: `ulimit -Hn {_OPEN_FILES}` first ({error})"
+        ) from error
 
 
 def mount_in_background(options: PoolOptions) -> int:

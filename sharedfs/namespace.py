@@ -33,6 +33,7 @@ _FILE_ATTRIBUTE_SECONDS = 1.0
 _SLOW_RESERVATION_BYTES = 16 << 20
 _NAME_BYTES = 255
 _STAT_BLOCK_BYTES = 512
+_ACL_PREFIX = b"system.posix_acl_"
 
 
 @dataclass(slots=True)
@@ -301,6 +302,8 @@ class Namespace(pyfuse3.Operations):
     # -- extended attributes -----------------------------------------------------------------------------------------
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        if name.startswith(_ACL_PREFIX):  # the store would keep it, and the kernel not act on it
+            raise FUSEError(errno.EOPNOTSUPP)
         with _errno_of_store():
             os.setxattr(self._store.descriptor_path(self._store.node(inode)), name, value)
 
@@ -310,7 +313,8 @@ class Namespace(pyfuse3.Operations):
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         with _errno_of_store():
-            return [os.fsencode(name) for name in os.listxattr(self._store.descriptor_path(self._store.node(inode)))]
+            names = map(os.fsencode, os.listxattr(self._store.descriptor_path(self._store.node(inode))))
+            return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
 
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         with _errno_of_store():

@@ -1,12 +1,11 @@
 """`sharedfs status`: what each pool says of itself on its feed."""
 
 import httpx
-from rich.console import Console
-from rich.table import Table
 
 from sharedfs import places, pools
 from sharedfs.feed_types import PoolRecord, PoolStatus
 from sharedfs.mounting import require_root
+from sharedfs.tables import print_table, say
 from sharedfs.units import format_size
 
 _ANSWER_SECONDS = 10.0
@@ -36,33 +35,30 @@ def of_pool(name: str) -> PoolStatus | None:
         return PoolStatus.model_validate_json(answer.content)
 
 
-def print_table(found: list[PoolStatus]) -> None:
+def show(found: list[PoolStatus]) -> None:
     if not found:
-        Console().print("no pools: mount one with `sharedfs mount MOUNTPOINT`")
+        say("no pools: mount one with `sharedfs mount MOUNTPOINT`")
         return
-    table = Table(box=None, pad_edge=False)
-    for heading in ("POOL", "MOUNTPOINT", "DATA PATH"):
-        table.add_column(heading)
-    for heading in ("SIZE", "RESIDENT", "TENANTS", "FILES", "READS", "WRITES", "OTHER", "PID"):
-        table.add_column(heading, justify="right")
+    rows = []
     for pool in found:
-        counts = dict(pool.requests)
-        reads, writes = counts.pop("read"), counts.pop("write")
-        table.add_row(
-            pool.name,
-            pool.mountpoint,
-            pool.data_path,
-            format_size(pool.size_bytes),
-            format_size(pool.resident_bytes),
-            str(pool.tenants),
-            str(pool.files),
-            str(reads),
-            str(writes),
-            str(sum(counts.values())),
-            str(pool.daemon_pid),
-        )
-    console = Console()
-    console.print(table)
+        others = sum(count for kind, count in pool.requests.items() if kind not in ("read", "write"))
+        counts = (pool.tenants, pool.files, pool.requests["read"], pool.requests["write"], others, pool.daemon_pid)
+        sizes = (pool.size_bytes, pool.resident_bytes)
+        rows.append((pool.name, pool.mountpoint, pool.data_path, *map(format_size, sizes), *map(str, counts)))
+    heads = (
+        "POOL",
+        "MOUNTPOINT",
+        "DATA PATH",
+        "SIZE",
+        "RESIDENT",
+        "TENANTS",
+        "FILES",
+        "READS",
+        "WRITES",
+        "OTHER",
+        "PID",
+    )
+    print_table(heads, rows, texts=3)
     for pool in found:
         if "passthrough" not in pool.data_path:
-            console.print(f"{pool.name}: {pool.mmap}")
+            say(f"{pool.name}: {pool.mmap}")

@@ -14,6 +14,7 @@ import os
 import stat
 from errno import EINVAL, ENOENT, ESTALE
 
+from sharedfs.descriptors import Descriptors
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 
@@ -35,37 +36,6 @@ class Node:
         self.set_id = False  # may have set-id bits: a write must clear them
         self.removed_name: bytes | None = None  # the last name of a file without one
         self.removed_stat: os.stat_result | None = None  # a removed directory is no more than its last attributes
-
-
-class Descriptors:
-    """A bounded cache of descriptors by inode. One thread calls `get`; `discard` may come from another.
-
-    First in, first out: a hit must cost no more than one dict look-up, and opening anew costs 4 us.
-    """
-
-    def __init__(self, mount_fd: int, flags: int, capacity: int) -> None:
-        self._mount_fd = mount_fd
-        self._flags = flags
-        self._capacity = capacity
-        self._open: dict[int, int] = {}
-
-    def get(self, node: Node) -> int:
-        fd = self._open.get(node.inode)
-        if fd is None:
-            fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
-            while len(self._open) >= self._capacity:
-                self.discard(next(iter(self._open)))
-            self._open[node.inode] = fd
-        return fd
-
-    def discard(self, inode: int) -> None:
-        fd = self._open.pop(inode, None)
-        if fd is not None:
-            os.close(fd)
-
-    def close(self) -> None:
-        for inode in list(self._open):
-            self.discard(inode)
 
 
 class Store:
@@ -116,11 +86,14 @@ class Store:
         return os.readlink(b"", dir_fd=self._paths.get(node))
 
     def display_path(self, node: Node) -> str:
-        """Where the inode is in the tree, for people: "" is the root; the name it had, when it was unlinked."""
+        """Where the inode is in the tree, for people: "" is the root; the name it had, when it was unlinked.
+
+        Names are bytes to the kernel; those that are no UTF-8 are shown with escapes, for JSON can carry nothing else.
+        """
         if node.removed_name is not None:
-            return f"{os.fsdecode(node.removed_name)} (deleted)"
-        path = os.readlink(self.descriptor_path(node))
-        return path.removeprefix("/" + os.fsdecode(_TREE)).removeprefix("/")
+            return f"{node.removed_name.decode(errors='backslashreplace')} (deleted)"
+        path = os.readlink(os.fsencode(self.descriptor_path(node)))
+        return path.removeprefix(b"/" + _TREE).removeprefix(b"/").decode(errors="backslashreplace")
 
     def forget(self, inode: int, count: int, *, keep: bool) -> bool:
         """The kernel dropped `count` references; True when the inode is gone from the store by that.
@@ -227,7 +200,8 @@ class Store:
     def rename(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> int | None:
         """renameat2(2); the number of the inode that is gone by that, else None."""
         old_directory, new_directory = self._directory(parent, name), self._directory(new_parent, new_name)
-        replaced = None if flags else self._replaced_by_rename(parent, name, new_parent, new_name)
+        keeps_target = flags & (syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE)
+        replaced = None if keeps_target else self._replaced_by_rename(parent, name, new_parent, new_name)
         if replaced is None:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
             return None
@@ -253,7 +227,7 @@ class Store:
     def _replaced_by_rename(
         self, parent: Node, name: bytes, new_parent: Node, new_name: bytes
     ) -> tuple[Node, os.stat_result] | None:
-        """What a rename without flags takes the name from, None for nothing."""
+        """What a rename that replaces takes the name from, None for nothing."""
         try:
             target, found = self.lookup(new_parent, new_name)
         except FileNotFoundError:

@@ -24,7 +24,7 @@ from sharedfs.kernel.fuse_wire import Opcode
 
 _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
-
+_REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
 """Answers one request on the wire: (unique, node, thread_id, request). Runs in the request pump's thread.
@@ -64,33 +64,41 @@ class Channel:
         self._backing_id_of = backing_id_of
         self._want_passthrough = want_passthrough
         self._on_end = on_end
-        self._ours, self._theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (self._ours, self._theirs):
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
+        self._their_fd = theirs.detach()  # libfuse closes it
+        self._closed = False
         # unique -> opcode of the forwarded requests whose replies we edit
         self._edited: dict[int, int] = {}
         self.initialised = threading.Event()
         self.passthrough = False
         self.answered = 0
         self.forwarded = 0
-        self._pumps = [
+        self._requests, self._replies = (
             threading.Thread(target=self._guard, args=(pump,), name=pump.__name__.strip("_"), daemon=True)
             for pump in (self._request_pump, self._reply_pump)
-        ]
+        )
 
     @property
     def libfuse_mountpoint(self) -> str:
         """What to give pyfuse3.init as the mountpoint: libfuse takes /dev/fd/N as an already mounted connection."""
-        return f"/dev/fd/{self._theirs.fileno()}"
+        return f"/dev/fd/{self._their_fd}"
 
     def start(self) -> None:
-        for pump in self._pumps:
-            pump.start()
+        self._requests.start()
+        self._replies.start()
 
     def close(self) -> None:
-        """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the connection."""
+        """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the connection.
+
+        What a pump cannot deliver from here on is no error: tenants may go on asking until the connection is gone.
+        """
+        self._closed = True
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
+        self._replies.join(_REPLY_PUMP_END_SECONDS)
+        self._ours.close()
 
     def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
         """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
@@ -118,7 +126,7 @@ class Channel:
         try:
             pump()
         except BaseException as error:
-            self._on_end(error)
+            self._on_end(None if self._closed and isinstance(error, OSError) else error)
         else:
             self._on_end(None)
 

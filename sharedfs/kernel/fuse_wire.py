@@ -32,7 +32,7 @@ IN_HEADER = Struct("<IIQQIIIHH")
 OUT_HEADER = Struct("<IiQ")
 
 # The bodies below follow IN_HEADER, so they are unpacked at offset IN_HEADER.size (40).
-READ_IN = Struct("<QQI")  # fuse_read_in: fh, offset, size, (read_flags, lock_owner, flags, padding)
+READ_IN = Struct("<QQII")  # fuse_read_in: fh, offset, size, read_flags, (lock_owner, flags, padding)
 WRITE_IN = Struct("<QQII")  # fuse_write_in: fh, offset, size, write_flags, (lock_owner, flags, padding)
 WRITE_DATA_OFFSET = IN_HEADER.size + 40  # the data follows the whole fuse_write_in
 WRITE_OUT = Struct("<II")  # fuse_write_out: size, padding
@@ -41,6 +41,7 @@ LSEEK_IN = Struct("<QqI")  # fuse_lseek_in: fh, offset (as the caller gave it, s
 LSEEK_OUT = Struct("<Q")
 COPY_FILE_RANGE_IN = Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
 
+READ_LOCKOWNER = 1 << 1  # set for read(2) on a DIRECT_IO file; not set when the kernel fills its page cache
 WRITE_KILL_SUIDGID = 1 << 2
 
 # fuse_init_out: major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran,

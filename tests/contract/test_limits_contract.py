@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_cgroups import FakeCgroups
-from real_cgroups import RealCgroups
 
 from controller.billing.settlement import FLOOR_BYTES, Position, plan
 from controller.limits import kernel_limits
@@ -21,6 +19,8 @@ from controller.limits.v2 import LimitsV2
 from controller.state import State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
+from tests.contract.fake_cgroups import FakeCgroups
+from tests.contract.real_cgroups import RealCgroups
 
 MIB = 1 << 20
 

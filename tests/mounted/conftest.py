@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mount import MountedPool, mounted_pool
+from tests.support.posix import tmpfs
 from tests.support.tenants import Tenants, tenants_below
 
 _numbers = count()
@@ -54,3 +55,40 @@ def pool(run_dir: Path, unique_name: str) -> Iterator[MountedPool]:
 def tenants(unique_name: str) -> Iterator[Tenants]:
     with tenants_below(unique_name) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def shared_pool() -> Iterator[MountedPool]:
+    """A pool for all tests of a module, which keep to directories of their own: a mount takes a second."""
+    name = f"sharedfs-test-{os.getpid()}-{next(_numbers)}"
+    with tempfile.TemporaryDirectory(prefix="sf-", dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
+        os.chmod(directory, 0o755)  # other users come through
+        patch.setenv("SHAREDFS_RUN_DIR", f"{directory}/run")
+        patch.setenv("SHAREDFS_STATE_DIR", f"{directory}/state")
+        options = ("--size", "512M", "--cgroup-parent", f"{name}-pools")
+        with mounted_pool(Path(directory) / "mnt", name, *options) as mounted:
+            yield mounted
+
+
+@pytest.fixture(scope="module")
+def plain_tmpfs() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sf-", dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        with tmpfs(Path(directory) / "tmpfs") as mounted:
+            yield mounted
+
+
+@pytest.fixture(params=["tmpfs", "sharedfs"])
+def place(request: pytest.FixtureRequest) -> Path:
+    """An empty directory, once on tmpfs and once on a pool: what holds on the one must hold on the other.
+
+    The mounts are found by name and not by parameter, so that tests in any order mount each of them once a module.
+    """
+    if request.param == "tmpfs":
+        root: Path = request.getfixturevalue("plain_tmpfs")
+    else:
+        root = request.getfixturevalue("shared_pool").path
+    directory = root / f"test-{next(_numbers)}"
+    directory.mkdir(mode=0o777)
+    directory.chmod(0o777)
+    return directory

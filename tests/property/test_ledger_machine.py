@@ -13,12 +13,12 @@ from itertools import pairwise
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from ledger_oracle import Oracle
 
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.pages import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.model.tenant import NOBODY, TenantId
+from tests.property.ledger_oracle import Oracle
 
 FILES = (3, 8)
 TENANTS = [TenantId(number) for number in range(1, 5)]

@@ -3,12 +3,15 @@
 import ctypes
 import os
 import pickle
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import ENOTRECOVERABLE
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE = 1, 2
@@ -106,9 +109,6 @@ def tmpfs(place: Path, size: str = "512M") -> Iterator[Path]:
 @contextmanager
 def fails(error: int) -> Iterator[None]:
     """The block ends with an OSError of this errno."""
-    try:
+    with pytest.raises(OSError, match=re.escape(os.strerror(error))) as caught:
         yield
-    except OSError as caught:
-        assert caught.errno == error, f"{caught}, and not {os.strerror(error)}"
-    else:
-        raise AssertionError(f"no error, and not {os.strerror(error)}")
+    assert caught.value.errno == error

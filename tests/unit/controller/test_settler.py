@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import trio
-from fake_cgroups import FakeCgroups
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from controller.settler import Settler
 from controller.state import State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+from tests.contract.fake_cgroups import FakeCgroups
 
 MIB = 1 << 20
 

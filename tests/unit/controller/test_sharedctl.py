@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_feed import FakePool
-from real_cgroups import RealCgroups
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
+from tests.contract.fake_feed import FakePool
+from tests.contract.real_cgroups import RealCgroups
 
 MIB = 1 << 20
 REPOSITORY = Path(__file__).parents[3]

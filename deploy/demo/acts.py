@@ -1,0 +1,165 @@
+"""The demonstration's two acts: the same workload on a pool and on plain tmpfs, measured.
+
+Tenant a writes a file and maps it, tenant b maps it too; then a exits, later b, and the file is removed at last.
+Everything waited for is a condition with a bound. What is not as it should be ends the demonstration.
+"""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from controller.api_types import Bills, TenantBill
+from deploy.demo import service
+from deploy.demo.host import dying_cgroups, wait_until
+from deploy.demo.tenants import Tenant, Tenants
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import CgroupVersion
+
+FILE_BYTES = 64 << 20
+BUDGET_BYTES = 256 << 20
+_ZOMBIE_SECONDS = 5.0
+"""A removed cgroup without pages is gone within a grace period of the kernel, far less than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class DyingCounts:
+    """Dying cgroups before the act, when both tenants are gone and their file is still there, and without the file."""
+
+    before: int
+    with_file: int
+    without_file: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolAct:
+    """`survivor` is b, before and after the exit of a; `seconds` from an event to the limits that follow from it."""
+
+    shared: Bills
+    alone: Bills
+    deserted: Bills
+    leaver: TenantBill
+    survivor: tuple[TenantBill, TenantBill]
+    shmem_bytes: dict[str, int]
+    settle_seconds: tuple[float, float]
+    dying: DyingCounts
+    zombies: int
+
+
+@dataclass(frozen=True, slots=True)
+class TmpfsAct:
+    """What the kernel charges each tenant while both use the file, b alone, and their parent when both are gone."""
+
+    shmem_bytes: dict[str, int]
+    survivor_shmem_bytes: int
+    parent_shmem_bytes: int
+    dying: DyingCounts
+    zombies: int
+
+
+def on_pool(tenants: Tenants, directory: Path, access: str) -> PoolAct:
+    """`access` is "map" or "read", the worker's action that both tenants use the file by."""
+    file = directory / f"demo-{tenants.directory.name}.bin"
+    before = dying_cgroups(tenants.hierarchy, tenants.directory)
+    try:
+        a, b = _share(tenants, file, access, "pool")
+        half_bytes = FILE_BYTES // 2
+        settled = _wait_for_limits({a: BUDGET_BYTES - half_bytes, b: BUDGET_BYTES - half_bytes})
+        shared = service.bills()
+        leaver, survivor = _bill(shared, a, half_bytes), _bill(shared, b, half_bytes)
+        shmem_bytes = {a.path: a.shmem_bytes, b.path: b.shmem_bytes}
+        if any(shmem_bytes.values()):
+            raise HostFault(f"the kernel charges tenants for the pool's pages (I2): {shmem_bytes}")
+
+        a.exit()
+        resettled = _wait_for_limits({b: BUDGET_BYTES - FILE_BYTES})
+        alone = service.bills()
+        survivor_after = _bill(alone, b, FILE_BYTES)
+        if any(tenant.tenant == a.path for tenant in alone.tenants):
+            raise HostFault(f"{a.path} is gone and still on the bill")
+
+        b.exit()
+        wait_until(lambda: _is_deserted(service.bills(), b), f"{b.path} leaves the bill")
+        deserted = service.bills()
+        with_file = _fewest_dying(tenants, before)
+    finally:
+        file.unlink(missing_ok=True)
+    without_file = _fewest_dying(tenants, before)
+    return PoolAct(
+        shared=shared,
+        alone=alone,
+        deserted=deserted,
+        leaver=leaver,
+        survivor=(survivor, survivor_after),
+        shmem_bytes=shmem_bytes,
+        settle_seconds=(settled, resettled),
+        dying=DyingCounts(before, with_file, without_file),
+        zombies=_zombies(tenants, before, with_file, without_file),
+    )
+
+
+def on_tmpfs(tenants: Tenants, directory: Path) -> TmpfsAct:
+    file = directory / "demo.bin"
+    before = dying_cgroups(tenants.hierarchy, tenants.directory)
+    a, b = _share(tenants, file, "map", "tmpfs")
+    shmem_bytes = {a.path: a.shmem_bytes, b.path: b.shmem_bytes}
+    a.exit()
+    survivor_shmem_bytes = b.shmem_bytes
+    b.exit()
+    with_file = _fewest_dying(tenants, before + 1)  # b charged nothing and goes; a is what we expect to stay
+    parent_shmem_bytes = tenants.shmem_bytes
+    file.unlink()
+    without_file = _fewest_dying(tenants, before)
+    # On v1, where the rest of the host is counted too, those that went with the file are surely its own.
+    v2 = tenants.hierarchy.version is CgroupVersion.V2
+    zombies = max(0, with_file - (before if v2 else without_file))
+    dying = DyingCounts(before, with_file, without_file)
+    return TmpfsAct(shmem_bytes, survivor_shmem_bytes, parent_shmem_bytes, dying, zombies)
+
+
+def _share(tenants: Tenants, file: Path, access: str, prefix: str) -> tuple[Tenant, Tenant]:
+    a, b = (tenants.make(f"{prefix}-{name}", BUDGET_BYTES) for name in "ab")
+    a.do("write", file, FILE_BYTES)
+    a.do(access, file)
+    b.do(access, file)
+    return a, b
+
+
+def _wait_for_limits(wanted: dict[Tenant, int]) -> float:
+    """Until the kernel enforces these limits; the seconds that took. The controller is not asked, so not hurried."""
+    what = ", ".join(f"the limit of {tenant.path} is {limit_bytes} bytes" for tenant, limit_bytes in wanted.items())
+    return wait_until(lambda: all(tenant.limit_bytes == limit for tenant, limit in wanted.items()), what)
+
+
+def _bill(bills: Bills, tenant: Tenant, share_bytes: int) -> TenantBill:
+    """The tenant's bill. Raises HostFault unless it is this share, taken off the budget to the byte."""
+    found = next((bill for bill in bills.tenants if bill.tenant == tenant.path), None)
+    if found is None:
+        raise HostFault(f"{tenant.path} uses the pool and is not on the bill")
+    wanted = (share_bytes, FILE_BYTES, BUDGET_BYTES, BUDGET_BYTES - share_bytes, 0)
+    told = (found.share_bytes, found.used_bytes, found.budget_bytes, found.limit_bytes, found.debt_bytes)
+    if told != wanted:
+        raise HostFault(f"{tenant.path}: share, used, budget, limit and debt are {told}, and should be {wanted}")
+    return found
+
+
+def _is_deserted(bills: Bills, last: Tenant) -> bool:
+    return all(bill.tenant != last.path for bill in bills.tenants)
+
+
+def _fewest_dying(tenants: Tenants, hoped: int) -> int:
+    """Dying cgroups, once they are no more than `hoped`, or when they have had time enough to go."""
+
+    def count() -> int:
+        return dying_cgroups(tenants.hierarchy, tenants.directory)
+
+    with suppress(HostFault):
+        wait_until(lambda: count() <= hoped, "", _ZOMBIE_SECONDS)
+    return count()
+
+
+def _zombies(tenants: Tenants, before: int, with_file: int, without_file: int) -> int:
+    """Zombies of the pool. v1 counts the whole host's: ours are then at most those that went when our file did."""
+    grown = max(0, with_file - before)
+    if tenants.hierarchy.version is CgroupVersion.V2:
+        return grown
+    return min(grown, max(0, with_file - without_file))

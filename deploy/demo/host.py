@@ -1,0 +1,59 @@
+"""What the demonstration reads from the host: the kernel's version, cgroup files, dying cgroups."""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
+
+PATIENCE_SECONDS = 10.0
+POLL_SECONDS = 0.02
+NO_ZOMBIES_SINCE = (7, 1)
+"""Linux 7.1 moves the pages of a removed cgroup to its parent, so they no longer keep it."""
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> float:
+    """Poll until `condition` holds; seconds that took. Raises HostFault when it does not hold in time."""
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > seconds:
+            raise HostFault(f"waited {seconds:.0f} s in vain: {what}")
+        time.sleep(POLL_SECONDS)
+    return time.monotonic() - started
+
+
+def kernel_release() -> str:
+    return os.uname().release
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """
+    >>> kernel_version("6.1.0-18-amd64")
+    (6, 1)
+    """
+    found = re.match(r"(\d+)\.(\d+)", release)
+    if found is None:
+        raise HostFault(f"{release!r} is no version of Linux that we can read")
+    return int(found[1]), int(found[2])
+
+
+def statistic(directory: Path, name: str) -> int:
+    """One line of a cgroup's memory.stat, in bytes."""
+    lines = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+    return int(lines[name])
+
+
+def dying_cgroups(hierarchy: MemoryHierarchy, ours: Path) -> int:
+    """Memory cgroups that were removed and still exist in the kernel.
+
+    On v2 those that were below `ours`; v1 tells only of the whole host: the cgroups it counts, less the directories.
+    """
+    if hierarchy.version is CgroupVersion.V2:
+        lines = dict(line.split() for line in (ours / "cgroup.stat").read_text().splitlines())
+        return int(lines["nr_dying_descendants"])
+    rows = (line.split() for line in Path("/proc/cgroups").read_text().splitlines())
+    counted = next(int(row[2]) for row in rows if row[0] == "memory")
+    return counted - sum(1 for _ in os.walk(hierarchy.mount))

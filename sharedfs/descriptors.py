@@ -1,0 +1,45 @@
+"""A bounded cache of open descriptors: the store knows more inodes than a process can have descriptors."""
+
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from sharedfs.kernel import syscalls
+
+if TYPE_CHECKING:
+    from sharedfs.store import Node
+
+
+class Descriptors:
+    """Descriptors opened with `flags` on the store's `mount_fd`, by inode, at most `capacity` of them.
+
+    One thread calls `get`; `discard` may come from another, and only for an inode that nobody can ask for any more.
+    First in, first out: a hit must cost no more than one dict look-up, and opening anew costs 4 us.
+    """
+
+    def __init__(self, mount_fd: int, flags: int, capacity: int) -> None:
+        self._mount_fd = mount_fd
+        self._flags = flags
+        self._capacity = capacity
+        self._open: dict[int, int] = {}
+        self._changes = threading.Lock()  # a discard must not change the order that an eviction looks at
+
+    def get(self, node: "Node") -> int:
+        fd = self._open.get(node.inode)
+        if fd is None:
+            fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
+            with self._changes:
+                while len(self._open) >= self._capacity:
+                    os.close(self._open.pop(next(iter(self._open))))
+                self._open[node.inode] = fd
+        return fd
+
+    def discard(self, inode: int) -> None:
+        with self._changes:
+            fd = self._open.pop(inode, None)
+        if fd is not None:
+            os.close(fd)
+
+    def close(self) -> None:
+        for inode in list(self._open):
+            self.discard(inode)

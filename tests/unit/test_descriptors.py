@@ -1,0 +1,74 @@
+"""The cache of descriptors: bounded, first in first out, and steady when another thread discards."""
+
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from sharedfs import descriptors
+from sharedfs.descriptors import Descriptors
+from sharedfs.store import Node
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Stands for open_by_handle_at: any descriptor will do. The ones that were opened, in order."""
+    made: list[int] = []
+
+    def open_anything(mount_fd: int, handle: bytes, flags: int) -> int:
+        made.append(os.open("/dev/null", os.O_RDONLY))
+        return made[-1]
+
+    monkeypatch.setattr(descriptors.syscalls, "open_by_handle", open_anything)
+    return made
+
+
+def node(inode: int) -> Node:
+    return Node(inode, b"")
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_the_oldest_makes_room(opened: list[int]) -> None:
+    cache = Descriptors(0, 0, 3)
+    first = [cache.get(node(inode)) for inode in (1, 2, 3)]
+    assert [cache.get(node(inode)) for inode in (1, 2, 3)] == first
+    assert len(opened) == 3
+    cache.get(node(4))  # may well get the number of the one that was closed for it
+    assert [is_open(fd) for fd in first[1:]] == [True, True]
+    assert cache.get(node(2)) == first[1]
+    cache.get(node(1))
+    assert len(opened) == 5, "1 had to be opened anew"
+    cache.discard(4)
+    cache.discard(4)
+    cache.close()
+    assert not any(map(is_open, opened))
+
+
+def test_discards_from_another_thread(opened: list[int]) -> None:
+    cache = Descriptors(0, 0, 8)
+    stop = threading.Event()
+
+    def discard() -> None:
+        while not stop.is_set():
+            for inode in range(1000, 1032):
+                cache.discard(inode)
+
+    thread = threading.Thread(target=discard)
+    thread.start()
+    try:
+        for round_number in range(200):
+            for inode in range(1000, 1032):
+                cache.get(node(inode + round_number % 2))
+    finally:
+        stop.set()
+        thread.join()
+        cache.close()
+    assert not any(map(is_open, opened))
