@@ -90,9 +90,9 @@ class Channel:
         self._replies.start()
 
     def close(self) -> None:
-        """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the connection.
+        """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the next request.
 
-        What a pump cannot deliver from here on is no error: tenants may go on asking until the connection is gone.
+        Tenants may go on asking until the connection is gone: nothing is answered from here on, and that is no error.
         """
         self._closed = True
         with contextlib.suppress(OSError):
@@ -143,6 +143,8 @@ class Channel:
                 if error.errno == ENODEV:  # unmounted
                     return
                 raise
+            if self._closed:  # what the handlers work with may be gone
+                return
             _, opcode, unique, node, _, _, thread_id, _, _ = unpack(buffer)
             handler = handlers.get(opcode)
             if handler is not None:

@@ -87,9 +87,10 @@ class Ends:
 
     def close(self) -> None:
         self.channel.close()
-        wait_until(lambda: self.ended, "the reply pump ended")
-        for end in (self.kernel, self.libfuse, self.device):
-            end.close()
+        self.kernel.close()
+        wait_until(lambda: len(self.ended) == 2, "both pumps ended")
+        self.libfuse.close()
+        self.device.close()
 
 
 @pytest.fixture

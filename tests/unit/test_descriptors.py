@@ -64,7 +64,7 @@ def test_discards_from_another_thread(opened: list[int]) -> None:
     thread = threading.Thread(target=discard)
     thread.start()
     try:
-        for round_number in range(200):
+        for round_number in range(20):
             for inode in range(1000, 1032):
                 cache.get(node(inode + round_number % 2))
     finally:
