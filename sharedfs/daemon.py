@@ -30,7 +30,7 @@ from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.mappings import MappingScan
 from sharedfs.namespace import Namespace
-from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
+from sharedfs.pool_cgroup import DEFAULT_PARENT, PoolCgroup, join_pool_cgroup
 from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
@@ -49,7 +49,7 @@ class PoolOptions:
     mountpoint: str
     name: str
     size_bytes: int
-    cgroup_parent: str = "sharedfs"
+    cgroup_parent: str = DEFAULT_PARENT
     reserve_bytes: int = 1 << 30
     idle_seconds: float = 600.0
     scan_seconds: float = 0.5
@@ -209,7 +209,9 @@ def pool(options: PoolOptions) -> Iterator[Pool]:
     """A mounted pool; everything is undone at the end, also when a part of the start fails."""
     with ExitStack() as resources:
         resources.callback(os.close, pools.claim(options.name))
-        resources.callback(pools.forget, options.name)
+        leave_no_trace = ExitStack()
+        resources.enter_context(leave_no_trace)
+        leave_no_trace.callback(pools.forget, options.name)
         cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
         resources.callback(cgroup.leave)
         made = Pool(options, cgroup, resources)
@@ -220,11 +222,16 @@ def pool(options: PoolOptions) -> Iterator[Pool]:
                 daemon_pid=os.getpid(),
                 daemon_started=psutil.Process().create_time(),
                 pool_cgroup=cgroup.path,
-                pool_cgroup_is_ours=cgroup.is_ours,
+                removable_cgroups=cgroup.removable,
             )
         )
         os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
-        yield made
+        try:
+            yield made
+        except BaseException:
+            if places.daemon_log(options.name).exists():
+                leave_no_trace.pop_all()  # the log says why; `sharedfs umount` clears it away
+            raise
 
 
 def run(options: PoolOptions, on_ready: Callable[[], None]) -> None:

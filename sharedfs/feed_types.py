@@ -96,4 +96,4 @@ class PoolRecord(_Frozen):
     daemon_pid: int
     daemon_started: float
     pool_cgroup: str
-    pool_cgroup_is_ours: bool
+    removable_cgroups: tuple[str, ...]

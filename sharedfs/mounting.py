@@ -133,6 +133,7 @@ def mount_in_background(options: PoolOptions) -> int:
         pass_fds=[theirs],
         start_new_session=True,
         cwd="/",
+        env=os.environ | {"SHAREDFS_RUN_DIR": os.path.abspath(places.run_directory())},
     )
     os.close(theirs)
     try:
@@ -143,9 +144,7 @@ def mount_in_background(options: PoolOptions) -> int:
 
 def _log_to_file(name: str) -> None:
     """From here on nobody reads our standard error."""
-    log = os.open(
-        places.pool_directory(name) / "daemon.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600
-    )
+    log = os.open(places.daemon_log(name), os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
     for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(log, stream)
     os.close(log)
@@ -160,7 +159,8 @@ def umount(mountpoint: str) -> None:
         raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
     daemon = None if record is None else pools.daemon_of(record)
     if mounted is not None and mounted.kind == FILESYSTEM_TYPE:
-        _take_away(mountpoint, alive=daemon is not None)
+        # Without a record the daemon may well live, with another run directory: then it is not for us to pull it away.
+        _take_away(mountpoint, dead=record is not None and daemon is None)
     if daemon is not None:
         try:
             daemon.wait(_DAEMON_END_SECONDS)
@@ -170,9 +170,9 @@ def umount(mountpoint: str) -> None:
         pools.clean_up_dead(record)
 
 
-def _take_away(mountpoint: str, *, alive: bool) -> None:
+def _take_away(mountpoint: str, *, dead: bool) -> None:
     try:
-        syscalls.umount(mountpoint, 0 if alive else syscalls.MNT_DETACH)
+        syscalls.umount(mountpoint, syscalls.MNT_DETACH if dead else 0)
     except OSError as error:
         if error.errno != EBUSY:
             raise

@@ -33,5 +33,9 @@ def pool_directory(name: str) -> Path:
     return pools_directory() / name
 
 
+def daemon_log(name: str) -> Path:
+    return pool_directory(name) / "daemon.log"
+
+
 def feed_socket(name: str) -> Path:
     return pool_directory(name) / "feed.sock"

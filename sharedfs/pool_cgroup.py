@@ -6,38 +6,42 @@ of its own (a systemd unit) needs none: mount with an empty parent then.
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EBUSY
+from pathlib import PurePosixPath
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.proc import process_cgroup
 
+DEFAULT_PARENT = "sharedfs"
 _REMOVAL_SECONDS = 2.0
+_POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class PoolCgroup:
-    """The cgroup at `path`; `came_from` is where the process was before, and goes back to."""
+    """The cgroup at `path`; `came_from` is where the process was before, and goes back to.
+
+    `removable` are the cgroups that go when the pool does, innermost first; none when a manager gave us ours.
+    """
 
     hierarchy: MemoryHierarchy
     path: str
     came_from: str
-
-    @property
-    def is_ours(self) -> bool:
-        return self.path != self.came_from
+    removable: tuple[str, ...]
 
     def leave(self) -> None:
-        """Put the process back where it came from (or to the root, if that is gone) and remove the cgroup."""
-        if not self.is_ours:
+        """Put the process back where it came from (or to the root, if that is gone) and remove what we made."""
+        if not self.removable:
             return
         for path in (self.came_from, "/"):
             with suppress(OSError):
                 (self.hierarchy.directory(path) / "cgroup.procs").write_text(str(os.getpid()))
                 break
-        remove_pool_cgroup(self.hierarchy, self.path)
+        remove_pool_cgroups(self.hierarchy, self.removable)
 
 
 def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> PoolCgroup:
@@ -47,36 +51,37 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
     """
     came_from = hierarchy.path_in(process_cgroup(os.getpid()) or b"")
     if not parent:
-        return PoolCgroup(hierarchy, came_from, came_from)
-    path = f"/{parent.strip('/')}/{name}"
-    directory = hierarchy.directory(path)
+        return PoolCgroup(hierarchy, came_from, came_from, ())
+    path = PurePosixPath("/") / parent.strip("/") / name
+    # What was there stays, but for our own: a dead pool may have left its cgroup, and pools share the default parent.
+    ours = (path, PurePosixPath("/") / DEFAULT_PARENT)
+    steps = [step for step in (path, *path.parents) if step.name]
+    removable = tuple(str(step) for step in steps if step in ours or hierarchy.find(str(step)) is None)
+    directory = hierarchy.directory(str(path))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        hierarchy.enable_memory(path)
+        hierarchy.enable_memory(str(path))
         (directory / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
-        remove_pool_cgroup(hierarchy, path)
+        remove_pool_cgroups(hierarchy, removable)
         raise HostFault(
             f"{error.filename or directory}: {error.strerror}: choose a cgroup to make pools in with --cgroup-parent"
         ) from error
-    return PoolCgroup(hierarchy, path, came_from)
+    return PoolCgroup(hierarchy, str(path), came_from, removable)
 
 
-def remove_pool_cgroup(hierarchy: MemoryHierarchy, path: str) -> None:
-    """Remove an empty pool cgroup, and its parent when that has no other. Waits for a dying process to be gone."""
-    directory = hierarchy.directory(path)
+def remove_pool_cgroups(hierarchy: MemoryHierarchy, removable: Sequence[str]) -> None:
+    """Remove a pool's cgroups, innermost first, as far as they are empty. Waits for a dying daemon to be out of its."""
     deadline = time.monotonic() + _REMOVAL_SECONDS
-    while True:
-        try:
-            directory.rmdir()
-        except FileNotFoundError:
-            break
-        except OSError as error:
-            if error.errno != EBUSY or time.monotonic() > deadline:
-                return
-            time.sleep(0.01)
-        else:
-            break
-    with suppress(OSError):  # other pools, or not ours to remove
-        if directory.parent != hierarchy.mount:
-            directory.parent.rmdir()
+    for path in removable:
+        while True:
+            try:
+                hierarchy.directory(path).rmdir()
+            except FileNotFoundError:
+                break
+            except OSError as error:
+                if error.errno != EBUSY or path != removable[0] or time.monotonic() > deadline:
+                    return  # other pools are in it
+                time.sleep(_POLL_SECONDS)
+            else:
+                break

@@ -15,7 +15,7 @@ from sharedfs import places
 from sharedfs.errors import CallerMistake
 from sharedfs.feed_types import PoolRecord
 from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.pool_cgroup import remove_pool_cgroup
+from sharedfs.pool_cgroup import remove_pool_cgroups
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # The kernel tells a start time in ticks since boot; the time of boot itself moves with each correction of the clock.
@@ -112,8 +112,7 @@ def forget(name: str) -> None:
 
 def clean_up_dead(record: PoolRecord) -> None:
     """Remove what a daemon that died left on the host: its cgroup and its run-time directory (not its mount)."""
-    if record.pool_cgroup_is_ours:
-        remove_pool_cgroup(find_memory_hierarchy(), record.pool_cgroup)
+    remove_pool_cgroups(find_memory_hierarchy(), record.removable_cgroups)
     forget(record.name)
 
 

@@ -42,7 +42,7 @@ class FakePool:
             daemon_pid=1,
             daemon_started=0.0,
             pool_cgroup="/pool",
-            pool_cgroup_is_ours=True,
+            removable_cgroups=(),
         )
         (self.directory / "pool.json").write_text(record.model_dump_json())
         ready = threading.Event()

@@ -181,3 +181,36 @@ def test_without_passthrough_all_but_shared_mappings_works(run_dir: Path, unique
         assert "ENODEV" in sharedfs("status").stdout
         pool.check_conservation()
     assert_nothing_left(run_dir / "mnt", unique_name)
+
+
+def test_a_daemon_that_breaks_leaves_its_log_and_no_mount(run_dir: Path, unique_name: str, options: list[str]) -> None:
+    place = run_dir / "mnt"
+    place.mkdir()
+    script = (
+        "from sharedfs import daemon, places\n"
+        f"options = daemon.PoolOptions({str(place)!r}, {unique_name!r}, 1 << 26, {options[-1]!r})\n"
+        "with daemon.pool(options):\n"
+        f"    places.daemon_log({unique_name!r}).write_text('why')\n"
+        "    raise RuntimeError('broken')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert "RuntimeError: broken" in done.stderr
+    assert mount_at(str(place)) is None
+    assert places.daemon_log(unique_name).read_text() == "why"
+    assert "is dead" in sharedfs("status").stderr
+    sharedfs("umount", str(place))
+    assert_nothing_left(place, unique_name)
+
+
+def test_cgroups_that_were_there_stay(run_dir: Path, unique_name: str) -> None:
+    hierarchy = find_memory_hierarchy()
+    existing = hierarchy.directory(unique_name)
+    existing.mkdir()
+    try:
+        with mounted_pool(
+            run_dir / "mnt", unique_name, "--size", "64M", "--cgroup-parent", f"{unique_name}/made/deep"
+        ) as pool:
+            assert pool.status().pool_cgroup == f"/{unique_name}/made/deep/{unique_name}"
+        assert [entry.name for entry in existing.iterdir() if entry.is_dir()] == []
+    finally:
+        existing.rmdir()
