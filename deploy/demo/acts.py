@@ -1,6 +1,7 @@
-"""The demonstration's two acts: the same workload on a pool and on plain tmpfs, measured.
+"""The demonstration's acts: the same workload on a pool and on plain tmpfs, measured.
 
-Tenant a writes a file and maps it, tenant b maps it too; then a exits, later b, and the file is removed at last.
+Tenant a writes a file and maps it, tenant b maps it too; then a exits, later b, and the file is removed. Then many
+short-lived tenants come and go.
 Everything waited for is a condition with a bound. What is not as it should be ends the demonstration.
 """
 
@@ -17,17 +18,10 @@ from sharedfs.kernel.cgroups import CgroupVersion
 
 FILE_BYTES = 64 << 20
 BUDGET_BYTES = 256 << 20
-_ZOMBIE_SECONDS = 5.0
+CROWD = 20
+CROWD_FILE_BYTES = 64 << 10
+_ZOMBIE_SECONDS = 3.0
 """A removed cgroup without pages is gone within a grace period of the kernel, far less than this."""
-
-
-@dataclass(frozen=True, slots=True)
-class DyingCounts:
-    """Dying cgroups before the act, when both tenants are gone and their file is still there, and without the file."""
-
-    before: int
-    with_file: int
-    without_file: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +35,6 @@ class PoolAct:
     survivor: tuple[TenantBill, TenantBill]
     shmem_bytes: dict[str, int]
     settle_seconds: tuple[float, float]
-    dying: DyingCounts
-    zombies: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +44,22 @@ class TmpfsAct:
     shmem_bytes: dict[str, int]
     survivor_shmem_bytes: int
     parent_shmem_bytes: int
-    dying: DyingCounts
+
+
+@dataclass(frozen=True, slots=True)
+class CrowdAct:
+    """Dying cgroups before short-lived tenants came, when all are gone but their files, and without the files."""
+
+    tenants: int
+    before: int
+    with_files: int
+    without_files: int
     zombies: int
 
 
 def on_pool(tenants: Tenants, directory: Path, access: str) -> PoolAct:
     """`access` is "map" or "read", the worker's action that both tenants use the file by."""
     file = directory / f"demo-{tenants.directory.name}.bin"
-    before = dying_cgroups(tenants.hierarchy, tenants.directory)
     try:
         a, b = _share(tenants, file, access, "pool")
         half_bytes = FILE_BYTES // 2
@@ -80,10 +80,8 @@ def on_pool(tenants: Tenants, directory: Path, access: str) -> PoolAct:
         b.exit()
         wait_until(lambda: _is_deserted(service.bills(), b), f"{b.path} leaves the bill")
         deserted = service.bills()
-        with_file = _fewest_dying(tenants, before)
     finally:
         file.unlink(missing_ok=True)
-    without_file = _fewest_dying(tenants, before)
     return PoolAct(
         shared=shared,
         alone=alone,
@@ -92,28 +90,41 @@ def on_pool(tenants: Tenants, directory: Path, access: str) -> PoolAct:
         survivor=(survivor, survivor_after),
         shmem_bytes=shmem_bytes,
         settle_seconds=(settled, resettled),
-        dying=DyingCounts(before, with_file, without_file),
-        zombies=_zombies(tenants, before, with_file, without_file),
     )
 
 
 def on_tmpfs(tenants: Tenants, directory: Path) -> TmpfsAct:
     file = directory / "demo.bin"
-    before = dying_cgroups(tenants.hierarchy, tenants.directory)
     a, b = _share(tenants, file, "map", "tmpfs")
     shmem_bytes = {a.path: a.shmem_bytes, b.path: b.shmem_bytes}
     a.exit()
     survivor_shmem_bytes = b.shmem_bytes
     b.exit()
-    with_file = _fewest_dying(tenants, before + 1)  # b charged nothing and goes; a is what we expect to stay
     parent_shmem_bytes = tenants.shmem_bytes
     file.unlink()
-    without_file = _fewest_dying(tenants, before)
-    # On v1, where the rest of the host is counted too, those that went with the file are surely its own.
-    v2 = tenants.hierarchy.version is CgroupVersion.V2
-    zombies = max(0, with_file - (before if v2 else without_file))
-    dying = DyingCounts(before, with_file, without_file)
-    return TmpfsAct(shmem_bytes, survivor_shmem_bytes, parent_shmem_bytes, dying, zombies)
+    return TmpfsAct(shmem_bytes, survivor_shmem_bytes, parent_shmem_bytes)
+
+
+def crowd(tenants: Tenants, directory: Path, name: str) -> CrowdAct:
+    """Many tenants come, write a file of their own each, and go: which of their cgroups stay because of the files."""
+    before = dying_cgroups(tenants.hierarchy, tenants.directory)
+    files = [directory / f"demo-{tenants.directory.name}-{number}" for number in range(CROWD)]
+    try:
+        for number, file in enumerate(files):
+            tenant = tenants.make(f"{name}-{number}", BUDGET_BYTES)
+            tenant.do("write", file, CROWD_FILE_BYTES)
+            tenant.exit()
+        with_files = _fewest_dying(tenants, before)
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+    without_files = _fewest_dying(tenants, before)
+    zombies = max(0, with_files - before)
+    if (
+        tenants.hierarchy.version is CgroupVersion.V1
+    ):  # it counts the whole host's: ours are those that go with the files
+        zombies = min(zombies, max(0, with_files - without_files))
+    return CrowdAct(CROWD, before, with_files, without_files, zombies)
 
 
 def _share(tenants: Tenants, file: Path, access: str, prefix: str) -> tuple[Tenant, Tenant]:
@@ -155,11 +166,3 @@ def _fewest_dying(tenants: Tenants, hoped: int) -> int:
     with suppress(HostFault):
         wait_until(lambda: count() <= hoped, "", _ZOMBIE_SECONDS)
     return count()
-
-
-def _zombies(tenants: Tenants, before: int, with_file: int, without_file: int) -> int:
-    """Zombies of the pool. v1 counts the whole host's: ours are then at most those that went when our file did."""
-    grown = max(0, with_file - before)
-    if tenants.hierarchy.version is CgroupVersion.V2:
-        return grown
-    return min(grown, max(0, with_file - without_file))

@@ -4,7 +4,7 @@ from rich.console import Console
 from rich.table import Table
 
 from controller.api_types import Bills, TenantBill
-from deploy.demo.acts import BUDGET_BYTES, FILE_BYTES, PoolAct, TmpfsAct
+from deploy.demo.acts import BUDGET_BYTES, CROWD, CROWD_FILE_BYTES, FILE_BYTES, CrowdAct, PoolAct, TmpfsAct
 from deploy.demo.host import NO_ZOMBIES_SINCE, kernel_release, kernel_version
 from sharedfs.feed_types import PoolStatus
 from sharedfs.kernel.cgroups import MemoryHierarchy
@@ -22,7 +22,7 @@ def opening(hierarchy: MemoryHierarchy, pool: PoolStatus, *, passthrough: bool) 
         _say("Files of a pool cannot be mapped shared here: that takes Linux 6.9. The tenants read(2) instead.")
 
 
-def of_pool(act: PoolAct, hierarchy: MemoryHierarchy, *, passthrough: bool) -> None:
+def of_pool(act: PoolAct, *, passthrough: bool) -> None:
     before, after = act.survivor
     verb = "maps" if passthrough else "reads"
     _heading("1. Two tenants, one file, on a pool")
@@ -54,7 +54,7 @@ def of_pool(act: PoolAct, hierarchy: MemoryHierarchy, *, passthrough: bool) -> N
     _say(f"b is the only user now: it pays for all, and its limit fell by as much. {_settled(act.settle_seconds[1])}")
     _say(
         f"Then b exits too. The file stays, as {_size(act.deserted.unclaimed_bytes)} that nobody claims "
-        f"and no tenant pays. Zombie cgroups left: [bold]{act.zombies}[/] {_counted(act, hierarchy)}"
+        "and no tenant pays."
     )
 
 
@@ -66,22 +66,26 @@ def of_tmpfs(act: TmpfsAct) -> None:
         f"a exits: b uses all of it and is charged with {_size(act.survivor_shmem_bytes)}. When b is gone too, "
         f"{_size(act.parent_shmem_bytes)} stay on the account of the parent cgroup."
     )
-    if act.zombies:
+
+
+def of_crowds(on_pool: CrowdAct, on_tmpfs: CrowdAct) -> None:
+    _heading(f"4. {on_pool.tenants} more come, write {_size(CROWD_FILE_BYTES)} each, and go")
+    table = _table("dying cgroups", "before", "when all are gone", "when their files are", "zombies")
+    for name, act in (("sharedfs", on_pool), ("plain tmpfs", on_tmpfs)):
+        counts = (act.before, act.with_files, act.without_files)
+        table.add_row(name, *map(str, counts), f"[bold]{act.zombies}[/]")
+    _console.print(table)
+    if not on_tmpfs.zombies:
+        new_kernel = kernel_version(kernel_release()) >= NO_ZOMBIES_SINCE
         _say(
-            f"Zombie cgroups left: [bold]{act.zombies}[/], for as long as the file is there. "
-            f"(Dying cgroups: {act.dying.before} before, {act.dying.with_file} now, {act.dying.without_file} "
-            "when the file is removed.)"
-        )
-    elif kernel_version(kernel_release()) >= NO_ZOMBIES_SINCE:
-        _say(
-            "No zombie cgroup is left: since Linux 7.1 the pages of a removed cgroup move to its parent. "
+            "tmpfs leaves none either: since Linux 7.1 the pages of a removed cgroup move to its parent. "
             "Who pays is as wrong as before."
+            if new_kernel
+            else "tmpfs left none, which is not what this version of Linux is known for."
         )
-    else:
-        _say("No zombie cgroup was seen, which is not what this version of Linux is known for.")
 
 
-def side_by_side(pool: PoolAct, tmpfs: TmpfsAct) -> None:
+def side_by_side(pool: PoolAct, tmpfs: TmpfsAct, zombies: tuple[CrowdAct, CrowdAct]) -> None:
     a, b = tmpfs.shmem_bytes.values()
     before, after = pool.survivor
     _heading("Side by side")
@@ -95,7 +99,7 @@ def side_by_side(pool: PoolAct, tmpfs: TmpfsAct) -> None:
     )
     for label, ours, theirs in rows:
         table.add_row(label, _size(ours), _size(theirs))
-    table.add_row("zombie cgroups left", str(pool.zombies), str(tmpfs.zombies))
+    table.add_row(f"zombies of {CROWD} that came and went", *(str(crowd.zombies) for crowd in zombies))
     _console.print(table)
 
 
@@ -157,8 +161,3 @@ def _fall(before: TenantBill, after: TenantBill) -> str:
     if before.limit_bytes is None or after.limit_bytes is None:
         return "none"
     return f"-{_size(before.limit_bytes - after.limit_bytes)}"
-
-
-def _counted(act: PoolAct, hierarchy: MemoryHierarchy) -> str:
-    whose = "of the whole host" if hierarchy.version.value == 1 else "below our own"
-    return f"(dying cgroups {whose}: {act.dying.before} before, {act.dying.with_file} now)."

@@ -47,7 +47,6 @@ def assert_nothing_is_left(places: dict[str, str]) -> None:
 
 
 def assert_story_is_true(facts: dict[str, Any]) -> None:
-    """All but the zombies of tmpfs: on v1 they are read off a counter of the whole host, which others move too."""
     file_bytes, pool, tmpfs = facts["file_bytes"], facts["pool"], facts["tmpfs"]
     for name in ("shared", "alone", "deserted"):
         bills = pool[name]
@@ -59,23 +58,23 @@ def assert_story_is_true(facts: dict[str, Any]) -> None:
     assert before["limit_bytes"] - after["limit_bytes"] == after["share_bytes"] - before["share_bytes"]
     assert after["limit_bytes"] == after["budget_bytes"] - after["share_bytes"]
     assert set(pool["shmem_bytes"].values()) == {0}
-    assert pool["zombies"] == 0
     assert list(tmpfs["shmem_bytes"].values()) == [file_bytes, 0]
     assert tmpfs["survivor_shmem_bytes"] == 0
+    # On v1 the counter is the whole host's, and the tests before this one leave it trembling.
+    crowds = facts["crowds"]
+    assert crowds["pool"]["zombies"] <= 2
+    if kernel_version(facts["kernel"]) < NO_ZOMBIES_SINCE:
+        assert crowds["tmpfs"]["zombies"] >= crowds["tmpfs"]["tenants"] // 2
 
 
 def test_it_runs_twice_and_puts_everything_back(script: Script, places: dict[str, str], tmp_path: Path) -> None:
-    zombies_of_tmpfs = []
     for run in ("first", "second"):
         done = script("quickstart", "--json", str(tmp_path / run))
         assert done.returncode == 0, done.stdout + done.stderr
         facts = json.loads((tmp_path / run).read_text())
         assert_story_is_true(facts)
-        zombies_of_tmpfs.append(facts["tmpfs"]["zombies"])
         assert "Side by side" in done.stdout
         assert_nothing_is_left(places)
-    if kernel_version(os.uname().release) < NO_ZOMBIES_SINCE:
-        assert max(zombies_of_tmpfs) >= 1
 
 
 def test_keep_twice_then_without_then_uninstall(script: Script, places: dict[str, str], tmp_path: Path) -> None:
