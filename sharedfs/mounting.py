@@ -153,7 +153,7 @@ def _log_to_file(name: str) -> None:
 def umount(mountpoint: str) -> None:
     """Unmount the pool at `mountpoint` and wait until its daemon is gone and the host as it was."""
     require_root()
-    record = next((record for record in pools.records() if record.mountpoint == mountpoint), None)
+    record = pools.record_at(mountpoint)
     mounted = mount_at(mountpoint)
     if record is None and (mounted is None or mounted.kind != FILESYSTEM_TYPE):
         raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")

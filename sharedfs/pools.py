@@ -50,6 +50,11 @@ def records() -> Iterator[PoolRecord]:
                 yield record
 
 
+def record_at(mountpoint: str) -> PoolRecord | None:
+    """The record of the pool at `mountpoint`, whether its daemon lives or not."""
+    return next((record for record in records() if record.mountpoint == mountpoint), None)
+
+
 def read_record(name: str) -> PoolRecord | None:
     try:
         return PoolRecord.model_validate_json(_record_file(name).read_bytes())

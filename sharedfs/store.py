@@ -42,7 +42,6 @@ class Store:
     """The tree and the table of its known inodes."""
 
     def __init__(self, size_bytes: int) -> None:
-        self.size_bytes = size_bytes
         self.mount_fd = syscalls.detached_tmpfs(size_bytes)
         for name, mode in ((_TREE, 0o1777), (_REMOVED, 0o700)):
             os.mkdir(name, dir_fd=self.mount_fd)

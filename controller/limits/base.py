@@ -161,6 +161,25 @@ class CgroupDirectory:
         return None
 
 
+def carry_out(
+    hierarchy: MemoryHierarchy,
+    order: Order,
+    write: WriteFile,
+    read_limits: Callable[[CgroupDirectory], Limits],
+    move: Callable[[CgroupDirectory, Limits, Limits], str | None],
+) -> Outcome:
+    """`KernelLimits.apply`: `move` the limits from those now to those intended, unless somebody else did since."""
+    with open_cgroup(hierarchy, order.cgroup, write) as directory:
+        if directory is None:
+            return Outcome(None)
+        now = read_limits(directory)
+        refused = None
+        if now == order.now != order.intended:
+            refused = move(directory, now, order.intended)
+            now = read_limits(directory)
+    return Outcome(now if hierarchy.lives(order.cgroup) else None, refused)
+
+
 @contextmanager
 def open_cgroup(hierarchy: MemoryHierarchy, cgroup: CgroupRef, write: WriteFile) -> Iterator[CgroupDirectory | None]:
     """`cgroup` held open, None when it is gone or its path belongs to another."""

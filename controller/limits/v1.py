@@ -10,6 +10,7 @@ from controller.limits.base import (
     Order,
     Outcome,
     WriteFile,
+    carry_out,
     open_cgroup,
     write_file,
 )
@@ -37,16 +38,7 @@ class LimitsV1:
             return Account(_limits(directory), usage_bytes, max(0, usage_bytes - cache_bytes))
 
     def apply(self, order: Order) -> Outcome:
-        with open_cgroup(self.hierarchy, order.cgroup, self._write) as directory:
-            if directory is None:
-                return Outcome(None)
-            now = _limits(directory)
-            refused = None
-            if now == order.now != order.intended:
-                limit = order.intended.max_bytes
-                refused = directory.write(LIMIT, str(-1 if limit is None else limit))
-                now = _limits(directory)
-        return Outcome(now if self.hierarchy.lives(order.cgroup) else None, refused)
+        return carry_out(self.hierarchy, order, self._write, _limits, _move)
 
     def limit_file(self, cgroup: CgroupRef) -> str:
         return str(self.hierarchy.directory(cgroup.path) / LIMIT)
@@ -55,3 +47,7 @@ class LimitsV1:
 def _limits(directory: CgroupDirectory) -> Limits:
     limit = directory.number(LIMIT)
     return Limits(None if limit is None or limit >= UNLIMITED else limit)
+
+
+def _move(directory: CgroupDirectory, _now: Limits, intended: Limits) -> str | None:
+    return directory.write(LIMIT, str(-1 if intended.max_bytes is None else intended.max_bytes))

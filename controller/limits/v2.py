@@ -14,6 +14,7 @@ from controller.limits.base import (
     Order,
     Outcome,
     WriteFile,
+    carry_out,
     is_above,
     open_cgroup,
     write_file,
@@ -43,15 +44,7 @@ class LimitsV2:
         return Account(limits, usage_bytes, max(0, usage_bytes - cache_bytes))
 
     def apply(self, order: Order) -> Outcome:
-        with open_cgroup(self.hierarchy, order.cgroup, self._write) as directory:
-            if directory is None:
-                return Outcome(None)
-            now = _limits(directory)
-            refused = None
-            if now == order.now != order.intended:
-                refused = self._move(directory, now, order.intended)
-                now = _limits(directory)
-        return Outcome(now if self.hierarchy.lives(order.cgroup) else None, refused)
+        return carry_out(self.hierarchy, order, self._write, _limits, self._move)
 
     def limit_file(self, cgroup: CgroupRef) -> str:
         limits = account.limits if (account := self.read(cgroup)) else Limits()

@@ -52,7 +52,7 @@ def bills() -> Bills:
 
 def mount_pool(mountpoint: Path, name: str | None, size_bytes: int, resources: ExitStack) -> bool:
     """Have a pool at `mountpoint`; whether we made it. Undone by `resources`."""
-    record = next((record for record in pools.records() if record.mountpoint == str(mountpoint)), None)
+    record = pools.record_at(str(mountpoint))
     if record is not None:
         if pools.is_served(record):
             return False

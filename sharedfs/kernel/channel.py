@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from errno import EAGAIN, EINTR, ENODEV, ENOENT
+from errno import EAGAIN, EINTR, EIO, ENODEV, ENOENT
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import fuse_wire as wire
@@ -152,7 +152,7 @@ class Channel:
                 try:
                     handler(unique, node, thread_id, view[:length])
                 except OSError as error:
-                    self.reply(unique, error.errno or 5)
+                    self.reply(unique, error.errno or EIO)
                 continue
             if opcode == Opcode.INTERRUPT:
                 continue  # no handler of ours waits for a tenant, so there is nothing to interrupt

@@ -11,16 +11,12 @@ ROOT_NODE = 1
 
 class Opcode(IntEnum):
     LOOKUP = 1
-    FORGET = 2
     OPEN = 14
     READ = 15
     WRITE = 16
-    RELEASE = 18
     INIT = 26
     CREATE = 35
     INTERRUPT = 36
-    DESTROY = 38
-    BATCH_FORGET = 42
     FALLOCATE = 43
     LSEEK = 46
     COPY_FILE_RANGE = 47

@@ -5,7 +5,7 @@ Numbers of the mount API are the same on every architecture (asm-generic/unistd.
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_size_t, c_ubyte, c_uint, c_ulong, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_ubyte, c_uint, c_ulong
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,7 +40,6 @@ _libc.name_to_handle_at.argtypes = [c_int, c_char_p, POINTER(_FileHandle), POINT
 _libc.open_by_handle_at.argtypes = [c_int, POINTER(_FileHandle), c_int]
 _libc.renameat2.argtypes = [c_int, c_char_p, c_int, c_char_p, c_uint]
 _libc.fallocate.argtypes = [c_int, c_int, ctypes.c_int64, ctypes.c_int64]
-_libc.recv.argtypes = [c_int, c_void_p, c_size_t, c_int]
 
 
 def _checked(result: int, what: str) -> int:

@@ -1,11 +1,10 @@
 """I2: the kernel charges the pool's cgroup, and never a tenant's. I3: so no zombie stays."""
 
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from tests.support.mount import MountedPool
+from tests.support.posix import tmpfs
 from tests.support.tenants import Tenants, dying_memcgs, wait_until
 
 PAGE = 4096
@@ -52,7 +51,7 @@ def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int)
 
 
 def test_fifty_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenants, run_dir: Path) -> None:
-    with tmpfs(run_dir / "tmpfs") as control:
+    with tmpfs(run_dir / "tmpfs", "64M") as control:
         zombies_left_by(tenants, control, "first", 1)  # what the first agent loads stays charged to it
         breeds = zombies_left_by(tenants, control, "tmpfs", 50)
         assert breeds >= 45, (
@@ -62,13 +61,3 @@ def test_fifty_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: 
         left = [zombies_left_by(tenants, pool.path, f"pool-{attempt}", 50) for attempt in range(2)]
     assert min(left) <= 0
     assert pool.check_conservation().resident_bytes == 50 * 65536
-
-
-@contextmanager
-def tmpfs(place: Path) -> Iterator[Path]:
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "sharedfs-test", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)

@@ -83,7 +83,7 @@ def mounted_pool(place: Path, name: str, *options: str) -> Iterator[MountedPool]
 
 def unmount_whatever_happened(place: Path) -> None:
     """Unmount lazily, so that a failed test's open files do not matter, and wait until the daemon is gone."""
-    record = next((record for record in pools.records() if record.mountpoint == str(place)), None)
+    record = pools.record_at(str(place))
     while mount_at(str(place)) is not None:
         subprocess.run(["umount", "-l", str(place)], check=True)
     if record is not None:
