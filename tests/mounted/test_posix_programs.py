@@ -151,9 +151,9 @@ def forget_everything() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
-def test_files_keep_their_content_when_the_kernel_forgets_them(shared_pool: MountedPool) -> None:
+def test_files_keep_their_content_when_the_kernel_forgets_them(pool: MountedPool) -> None:
     """More inodes than the descriptor cache of the data path holds."""
-    place = shared_pool.path / "forgotten"
+    place = pool.path / "forgotten"
     place.mkdir()
     for number in range(5000):
         with opened(place / f"{number}", os.O_RDWR | os.O_CREAT) as fd:
@@ -167,21 +167,21 @@ def test_files_keep_their_content_when_the_kernel_forgets_them(shared_pool: Moun
                 assert os.read(fd, 10) == b"%d" % number
         assert {number: (place / f"{number}").stat().st_ino for number in inodes} == inodes
         assert os.getxattr(place / "7", "user.a") == b"x"
-        shared_pool.check_conservation()
-        before = shared_pool.holdings().resident_bytes
+        pool.check_conservation()
+        before = pool.holdings().resident_bytes
         forget_everything()
         shutil.rmtree(place)
         forget_everything()
         assert os.pread(held, 10, 0) == b"4999"
-        wait_until(lambda: shared_pool.holdings().resident_bytes == before - 4999 * PAGE, "all but the open one went")
-    wait_until(lambda: shared_pool.holdings().resident_bytes == before - 5000 * PAGE, "the open one went")
-    shared_pool.check_conservation()
+        wait_until(lambda: pool.holdings().resident_bytes == before - 4999 * PAGE, "all but the open one went")
+    wait_until(lambda: pool.holdings().resident_bytes == before - 5000 * PAGE, "the open one went")
+    pool.check_conservation()
 
 
-def test_nothing_stays_of_what_was_unlinked(shared_pool: MountedPool) -> None:
-    place = shared_pool.path / "unlinked"
+def test_nothing_stays_of_what_was_unlinked(pool: MountedPool) -> None:
+    place = pool.path / "unlinked"
     place.mkdir()
-    before = shared_pool.check_conservation().resident_bytes
+    before = pool.check_conservation().resident_bytes
     (place / "a").write_bytes(b"x" * 10 * PAGE)
     os.link(place / "a", place / "b")
     (place / "c").write_bytes(b"x" * 10 * PAGE)
@@ -189,10 +189,10 @@ def test_nothing_stays_of_what_was_unlinked(shared_pool: MountedPool) -> None:
     forget_everything()
     os.unlink(place / "a")
     os.rename(place / "c", place / "b")
-    wait_until(lambda: shared_pool.holdings().resident_bytes == before + 11 * PAGE, "the replaced file went")
+    wait_until(lambda: pool.holdings().resident_bytes == before + 11 * PAGE, "the replaced file went")
     shutil.rmtree(place)
-    wait_until(lambda: shared_pool.holdings().resident_bytes == before, "everything went")
-    wait_until(lambda: shared_pool.resident_by_statfs() == before, "from the tmpfs, too")
+    wait_until(lambda: pool.holdings().resident_bytes == before, "everything went")
+    wait_until(lambda: pool.resident_by_statfs() == before, "from the tmpfs, too")
 
 
 def test_names_that_are_no_text_are_shown_all_the_same(shared_pool: MountedPool) -> None:

@@ -64,11 +64,18 @@ class MountedPool:
         wait_until(lambda: self.status().mapping_scans >= begun + 2, "two mapping scans")
 
     def check_conservation(self) -> Holdings:
-        """I1 as far as the pool keeps it: classes sum up to what is resident, which is what the tmpfs holds."""
-        holdings = self.holdings()
-        assert sum(held.bytes for held in holdings.classes) == holdings.resident_bytes
-        assert holdings.resident_bytes == self.resident_by_statfs()
-        return holdings
+        """I1 as far as the pool keeps it: classes sum up to what is resident, which is what the tmpfs holds.
+
+        The two are read one after the other, and the kernel forgets files of processes that ended in its own time: they
+        have to agree at a moment when the books stood still in between, within seconds.
+        """
+
+        def books_and_tmpfs_agree() -> Holdings | None:
+            holdings, resident = self.holdings(), self.resident_by_statfs()
+            assert sum(held.bytes for held in holdings.classes) == holdings.resident_bytes
+            return holdings if holdings.resident_bytes == resident else None
+
+        return wait_until(books_and_tmpfs_agree, "the books have what the tmpfs holds")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ _AGENT = Path(__file__).with_name("agent.py")
 _JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
 
-def wait_until(condition: Callable[[], T], what: str, seconds: float = 5.0) -> T:
+def wait_until(condition: Callable[[], T | None], what: str, seconds: float = 5.0) -> T:
     """Poll until `condition` is truthy, and return it. AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
