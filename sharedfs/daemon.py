@@ -18,6 +18,7 @@ import trio
 
 from sharedfs import places, pools
 from sharedfs.books import Books
+from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.errors import HostFault
 from sharedfs.feed_types import PoolRecord, PoolStatus
@@ -28,6 +29,7 @@ from sharedfs.kernel.fuse_wire import MAX_WRITE
 from sharedfs.kernel.mounts import mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
+from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
 from sharedfs.namespace import Namespace
 from sharedfs.pool_cgroup import DEFAULT_PARENT, PoolCgroup, join_pool_cgroup
@@ -65,17 +67,23 @@ class Pool:
         self.books = Books(cgroup.hierarchy, PAGE_BYTES)
         self.store = Store(options.size_bytes)
         resources.callback(self.store.close)
-        self.data_path = DataPath(self.store, self.books)
+        self.events = _task_events()
+        if self.events is not None:
+            resources.callback(self.events.close)
+        self.data_path = DataPath(self.store, self.books, self.events)
         resources.callback(self.data_path.close)
         device_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         resources.callback(os.close, device_fd)
         self.backing = BackingFiles(device_fd)
+        self._callers = Callers(self.books, self.events)
+        resources.callback(self._callers.close)
         self.namespace = Namespace(
             self.store,
             self.books,
             self.data_path,
             lambda: self.backing if self.channel.passthrough else None,
             options.reserve_bytes,
+            self._callers,
         )
         self.ended_by: BaseException | None = None
         self._end = trio.Event()
@@ -87,7 +95,7 @@ class Pool:
             want_passthrough=options.passthrough,
             on_end=self._on_channel_end,
         )
-        self.data_path.connect(self.channel)
+        self.data_path.connect(self.channel, device_fd)
         syscalls.mount(
             options.name,
             options.mountpoint,
@@ -130,6 +138,7 @@ class Pool:
             tenants=tenants,
             files=statistics.files,
             data_path="exact+passthrough" if passthrough else "exact",
+            engine=self.data_path.engine,
             mmap="shared mappings at memory speed" if passthrough else "no shared mappings (ENODEV): needs Linux 6.9",
             pool_cgroup=self.cgroup.path,
             sharing_classes=statistics.classes,
@@ -187,6 +196,11 @@ class Pool:
         """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
         while True:
             self.books.exit(self.books.dead_tenants())
+            if self.events is not None and not self.events.covers_all_cpus():
+                log.warning("a CPU came or went: callers are looked up at each request from here on, which is slower")
+                self.data_path.distrust_events()
+                self._callers.distrust_events()
+                self.events = None
             await trio.sleep(self.options.scan_seconds)
 
     async def _keep_aging(self) -> None:
@@ -202,6 +216,14 @@ class Pool:
 
         app = make_feed(self.options.name, self.store, self.books, self.status)
         await serve_on_socket(app, places.feed_socket(self.options.name), task_status)
+
+
+def _task_events() -> TaskEvents | None:
+    try:
+        return TaskEvents()
+    except HostFault as fault:
+        log.warning("callers are looked up at each request, which is slower: %s", fault)
+        return None
 
 
 @contextmanager

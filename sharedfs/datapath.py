@@ -18,8 +18,16 @@ from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.tenant import TenantId
 from sharedfs.store import Store
+
+try:
+    from sharedfs import fastpath
+except ImportError:  # it is optional: no compiler at installation
+    fastpath = None  # type: ignore[assignment]
+
+PURE_PYTHON_VARIABLE = "SHAREDFS_PURE_PYTHON"
 
 _DATA_DESCRIPTORS = 4096
 _BODY = wire.IN_HEADER.size
@@ -33,15 +41,17 @@ _COPY_BYTES = 8 << 20
 class DataPath:
     """The handlers for the channel. `connect` gives it the channel that it answers on."""
 
-    def __init__(self, store: Store, books: Books) -> None:
+    def __init__(self, store: Store, books: Books, events: TaskEvents | None) -> None:
         self._store = store
         self._books = books
-        self._callers = Callers(books)
+        self._events = events
+        self._callers = Callers(books, events)
+        self._fast: fastpath.FastPath | None = None
         self._files = Descriptors(store.mount_fd, os.O_RDWR, _DATA_DESCRIPTORS)
         self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
         self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="allocate")
         self._channel: Channel
-        self.requests = dict.fromkeys(("read", "write", "fallocate", "lseek", "copy_file_range"), 0)
+        self._answered = dict.fromkeys(("read", "write", "fallocate", "lseek", "copy_file_range"), 0)
 
     @property
     def handlers(self) -> Mapping[int, RequestHandler]:
@@ -53,8 +63,43 @@ class DataPath:
             Opcode.COPY_FILE_RANGE: self._copy_file_range,
         }
 
-    def connect(self, channel: Channel) -> None:
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many requests were answered, by kind."""
+        counts = dict(self._answered)
+        if self._fast is not None:
+            counts["read"] += self._fast.reads
+            counts["write"] += self._fast.writes
+        return counts
+
+    @property
+    def engine(self) -> str:
+        """What answers the frequent requests."""
+        return "C" if self._fast is not None and self._fast.enabled else "Python"
+
+    def connect(self, channel: Channel, device_fd: int) -> None:
+        """Answer on `channel`; in C what can be answered there, where it was built and the kernel tells of tasks."""
         self._channel = channel
+        if fastpath is not None and self._events is not None and not os.environ.get(PURE_PYTHON_VARIABLE):
+            self._fast = fastpath.FastPath(
+                device_fd=device_fd,
+                max_read=wire.MAX_WRITE,
+                nodes=self._store.nodes,
+                files=self._files.by_inode,
+                callers=self._callers,
+                verified=self._callers.verified,
+                heads=self._events.heads,
+                touch=self._books.touch,
+                charge=self._books.charge,
+            )
+            self._fast.only_read_calls = 1
+            channel.receive = self._fast.next
+
+    def distrust_events(self) -> None:
+        """Do without the task events from here on. From any thread."""
+        if self._fast is not None:
+            self._fast.enabled = 0
+        self._callers.distrust_events()
 
     def discard(self, inode: int) -> None:
         """Hold no descriptor of an inode that nobody has open. From any thread."""
@@ -66,7 +111,7 @@ class DataPath:
         self._callers.close()
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        self.requests["read"] += 1
+        self._answered["read"] += 1
         _, offset, size, read_flags = wire.READ_IN.unpack_from(request, _BODY)
         if not read_flags & wire.READ_LOCKOWNER and self._channel.passthrough:
             # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
@@ -80,7 +125,7 @@ class DataPath:
         self._channel.reply_in_place(unique, buffer, length)
 
     def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        self.requests["write"] += 1
+        self._answered["write"] += 1
         _, offset, size, write_flags = wire.WRITE_IN.unpack_from(request, _BODY)
         known = self._store.node(node)
         fd = self._files.get(known)
@@ -94,7 +139,7 @@ class DataPath:
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
 
     def _fallocate(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        self.requests["fallocate"] += 1
+        self._answered["fallocate"] += 1
         _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
@@ -127,13 +172,13 @@ class DataPath:
             self._books.charge(node, offset, offset + length, tenant)
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
-        self.requests["lseek"] += 1
+        self._answered["lseek"] += 1
         _, offset, whence = wire.LSEEK_IN.unpack_from(request, _BODY)
         found = os.lseek(self._files.get(self._store.node(node)), offset, whence)
         self._channel.reply(unique, 0, wire.LSEEK_OUT.pack(found))
 
     def _copy_file_range(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        self.requests["copy_file_range"] += 1
+        self._answered["copy_file_range"] += 1
         _, source_offset, target, _, target_offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request, _BODY)
         source_fd, target_fd = (self._files.get(self._store.node(inode)) for inode in (node, target))
         copied = os.copy_file_range(source_fd, target_fd, min(length, _COPY_BYTES), source_offset, target_offset)

@@ -21,25 +21,25 @@ class Descriptors:
         self._mount_fd = mount_fd
         self._flags = flags
         self._capacity = capacity
-        self._open: dict[int, int] = {}
+        self.by_inode: dict[int, int] = {}  # for sharedfs/fastpath.c to look at
         self._changes = threading.Lock()  # a discard must not change the order that an eviction looks at
 
     def get(self, node: "Node") -> int:
-        fd = self._open.get(node.inode)
+        fd = self.by_inode.get(node.inode)
         if fd is None:
             fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
             with self._changes:
-                while len(self._open) >= self._capacity:
-                    os.close(self._open.pop(next(iter(self._open))))
-                self._open[node.inode] = fd
+                while len(self.by_inode) >= self._capacity:
+                    os.close(self.by_inode.pop(next(iter(self.by_inode))))
+                self.by_inode[node.inode] = fd
         return fd
 
     def discard(self, inode: int) -> None:
         with self._changes:
-            fd = self._open.pop(inode, None)
+            fd = self.by_inode.pop(inode, None)
         if fd is not None:
             os.close(fd)
 
     def close(self) -> None:
-        for inode in list(self._open):
+        for inode in list(self.by_inode):
             self.discard(inode)

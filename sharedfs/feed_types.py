@@ -69,7 +69,11 @@ class UsersOfFile(_Frozen):
 
 
 class PoolStatus(_Frozen):
-    """What `sharedfs status` shows of one pool. `requests` counts served requests, `mapping_scans` finished scans."""
+    """What `sharedfs status` shows of one pool.
+
+    `engine` is what answers frequent requests: C, or Python. `requests` counts served requests, `mapping_scans`
+    finished scans.
+    """
 
     name: str
     mountpoint: str
@@ -80,6 +84,7 @@ class PoolStatus(_Frozen):
     tenants: int
     files: int
     data_path: str
+    engine: str
     mmap: str
     pool_cgroup: str
     sharing_classes: int

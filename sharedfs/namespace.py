@@ -65,6 +65,7 @@ class Namespace(pyfuse3.Operations):
         data_path: DataPath,
         backing: Callable[[], BackingFiles | None],
         reserve_bytes: int,
+        callers: Callers,
     ) -> None:
         super().__init__()
         self._store = store
@@ -72,7 +73,7 @@ class Namespace(pyfuse3.Operations):
         self._data_path = data_path
         self._backing = backing
         self._reserve_bytes = reserve_bytes
-        self._callers = Callers(books)
+        self._callers = callers
         self._directories: dict[int, _OpenDirectory] = {}
         self._next_handle = count(1)
 

@@ -13,10 +13,11 @@ that thread were to drain them as well, replies beyond the socket's buffer would
 
 import contextlib
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from errno import EAGAIN, EINTR, EIO, ENODEV, ENOENT
+from errno import EINTR, EINVAL, EIO, ENODEV, ENOENT
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import fuse_wire as wire
@@ -33,6 +34,9 @@ RequestHandler = Callable[[int, int, int, memoryview], None]
 `thread_id` is the calling thread, 0 when the kernel itself asks. Raises OSError to answer with its errno;
 otherwise it has written its reply with `Channel.reply` or will do so later.
 """
+
+RequestSource = Callable[[bytearray], int]
+"""Waits for a request that wants a handler, puts it into the buffer and returns its length. Raises OSError."""
 
 
 def offers_passthrough(init_in: memoryview) -> bool:
@@ -59,7 +63,12 @@ class Channel:
         want_passthrough: bool,
         on_end: Callable[[BaseException | None], None],
     ) -> None:
+        os.set_blocking(device_fd, False)
         self._device_fd = device_fd
+        self._device_ready = select.poll()
+        self._device_ready.register(device_fd, select.POLLIN)
+        self.receive: RequestSource = self._receive
+        """Where the request pump's requests come from. To be changed before `start` only."""
         self._handlers = handlers
         self._backing_id_of = backing_id_of
         self._want_passthrough = want_passthrough
@@ -130,15 +139,22 @@ class Channel:
         else:
             self._on_end(None)
 
+    def _receive(self, buffer: bytearray) -> int:
+        while True:
+            try:
+                return os.readv(self._device_fd, [buffer])
+            except BlockingIOError:
+                self._device_ready.poll()
+
     def _request_pump(self) -> None:
         buffer = bytearray(wire.REQUEST_BYTES)
         view = memoryview(buffer)
-        device_fd, unpack, handlers = self._device_fd, wire.IN_HEADER.unpack_from, self._handlers
+        unpack, handlers, receive = wire.IN_HEADER.unpack_from, self._handlers, self.receive
         while True:
             try:
-                length = os.readv(device_fd, [buffer])
+                length = receive(buffer)
             except OSError as error:
-                if error.errno in (ENOENT, EINTR, EAGAIN):  # ENOENT: the request was interrupted before we read it
+                if error.errno in (ENOENT, EINTR):  # ENOENT: the request was interrupted before we read it
                     continue
                 if error.errno == ENODEV:  # unmounted
                     return
@@ -153,6 +169,8 @@ class Channel:
                     handler(unique, node, thread_id, view[:length])
                 except OSError as error:
                     self.reply(unique, error.errno or EIO)
+                except OverflowError:  # a number on the wire that no system call takes
+                    self.reply(unique, EINVAL)
                 continue
             if opcode == Opcode.INTERRUPT:
                 continue  # no handler of ours waits for a tenant, so there is nothing to interrupt

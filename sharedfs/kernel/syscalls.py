@@ -5,7 +5,9 @@ Numbers of the mount API are the same on every architecture (asm-generic/unistd.
 
 import ctypes
 import os
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_ubyte, c_uint, c_ulong
+from errno import ENOSYS
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -25,6 +27,9 @@ _FSOPEN_CLOEXEC = 0x1
 _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _FSMOUNT_CLOEXEC = 0x1
 _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 0x2, 0x4
+
+_SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
+_PERF_FLAG_FD_CLOEXEC = 1 << 3
 
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ, linux/exportfs.h; tmpfs needs 12
 
@@ -59,28 +64,45 @@ def umount(target: str, flags: int = 0) -> None:
     _checked(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
 
-def detached_tmpfs(size_bytes: int) -> int:
-    """A descriptor of the root directory of a new tmpfs that is mounted nowhere: no path leads to it.
+def detached_mount(kind: str, strings: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> int:
+    """A descriptor of the root directory of a new mount of a filesystem that is attached nowhere: no path leads to it.
 
-    It and its memory are gone when the last descriptor into it is closed, however that comes about. Linux >= 5.2.
+    `strings` and `flags` are the filesystem's options. It is gone when the last descriptor into it is closed, however
+    that comes about. nosuid, nodev. Linux >= 5.2.
     """
-    context = _checked(_libc.syscall(_SYS_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC), "fsopen tmpfs")
+    context = _checked(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), f"fsopen {kind}")
     try:
-        for key, value in (("source", "sharedfs"), ("size", str(size_bytes)), ("mode", "0700")):
+        for key, value in (strings or {}).items():
             _checked(
                 _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), value.encode(), 0),
-                f"fsconfig tmpfs {key}={value}",
+                f"fsconfig {kind} {key}={value}",
             )
-        _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"inode64", None, 0), "fsconfig inode64")
+        for flag in flags:
+            _checked(
+                _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, flag.encode(), None, 0), f"fsconfig {flag}"
+            )
         _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create")
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
-        root = _checked(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), "fsmount tmpfs")
+        root = _checked(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), f"fsmount {kind}")
     finally:
         os.close(context)
     try:  # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
         return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
     finally:
         os.close(root)
+
+
+def detached_tmpfs(size_bytes: int) -> int:
+    """The root directory of a new tmpfs that is mounted nowhere; its memory goes with it."""
+    return detached_mount("tmpfs", {"source": "sharedfs", "size": str(size_bytes), "mode": "0700"}, ["inode64"])
+
+
+def perf_event_open(attr: bytes, cpu: int) -> int:
+    """A perf event of all tasks on one CPU (perf_event_open(2)). ENOSYS on a machine whose number we do not know."""
+    number = _SYS_PERF_EVENT_OPEN.get(os.uname().machine)
+    if number is None:
+        raise OSError(ENOSYS, os.strerror(ENOSYS))
+    return _checked(_libc.syscall(number, attr, -1, cpu, -1, c_ulong(_PERF_FLAG_FD_CLOEXEC)), "perf_event_open")
 
 
 def name_to_handle(directory_fd: int, name: bytes) -> bytes:

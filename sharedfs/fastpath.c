@@ -1,0 +1,380 @@
+/* The hot half of the data path in C: READ and WRITE of files, threads and tenants that are known already.
+ *
+ * `FastPath.next(request)` stands where the channel's request pump reads the device: it answers what it can, and
+ * returns the length of the first request that wants Python. `FastPath.serve(request)` answers one request, or not.
+ * What is not answered has had no effect, so Python (sharedfs/datapath.py) can do it from the start: whatever is rare, new or
+ * an error is written once, there. Both ways pass the same tests.
+ *
+ * It has no state of its own but counters. The dicts are Python's, and so are the books: everything here holds the
+ * GIL but while it waits for a request and while it copies much.
+ *
+ * Layouts are those of linux/fuse.h; the numbers that Python has too are handed over by it (see `FastPath.__init__`).
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <errno.h>
+#include <linux/fuse.h>
+#include <poll.h>
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A copy of this size takes longer than giving the GIL away and taking it back. */
+#define LONG_COPY_BYTES (32 << 10)
+/* After a request the next one is looked for this long before the thread goes to sleep: waking an idle CPU costs 20 us
+ * and more, and who asks one thing after the other asks again within this time. */
+#define LOOK_NS 50000
+#define LOOKS_PER_YIELD 4
+/* Who was away this long in sched_yield() was in somebody's way: then to wait is better than to look. */
+#define IN_THE_WAY_NS 20000
+#define SLEEP_AT_ONCE_NS 2000000
+
+typedef struct {
+    PyObject_HEAD
+    int device_fd;
+    Py_ssize_t max_read;
+    PyObject *nodes, *files;      /* dicts of the store and the data path */
+    PyObject *callers, *verified; /* of sharedfs/callers.py, and its dict */
+    PyObject *touch, *charge;     /* of the books */
+    Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
+    Py_ssize_t cpus;
+    char *reply;
+    unsigned long long reads, writes;
+    int enabled;
+    int only_read_calls;      /* leave what is not read(2) to Python: see DataPath._read */
+    int look;                 /* the last request came soon after the one before it */
+    long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
+} FastPath;
+
+static PyObject *verified_at_name, *set_id_name;
+
+static long long now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* The value of an int in a dict; 0 when it is not there, -1 with an exception. */
+static int look_up_int(PyObject *dict, PyObject *key, int *value)
+{
+    PyObject *found = PyDict_GetItemWithError(dict, key);
+    if (found == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    *value = (int)PyLong_AsLong(found);
+    return 1;
+}
+
+/* The tenant of a thread, when nobody has moved or ended since Python read its cgroup. Borrowed; NULL for no such. */
+static PyObject *tenant_of(FastPath *self, uint32_t thread_id)
+{
+    uint64_t events = 0;
+    PyObject *key, *verified_at, *tenant = NULL;
+
+    for (Py_ssize_t cpu = 0; cpu < self->cpus; cpu++)
+        events += __atomic_load_n((const uint64_t *)self->heads[cpu].buf, __ATOMIC_ACQUIRE);
+    verified_at = PyObject_GetAttr(self->callers, verified_at_name);
+    if (verified_at == NULL)
+        return NULL;
+    if (PyLong_AsUnsignedLongLong(verified_at) == events && (key = PyLong_FromUnsignedLong(thread_id)) != NULL) {
+        tenant = PyDict_GetItemWithError(self->verified, key);
+        Py_DECREF(key);
+    }
+    Py_DECREF(verified_at);
+    return tenant;
+}
+
+/* A line in the books: 1 when it is written, -1 with an exception. */
+static int book(PyObject *method, PyObject *node, uint64_t offset, ssize_t length, PyObject *tenant)
+{
+    PyObject *start = PyLong_FromUnsignedLongLong(offset), *end = PyLong_FromUnsignedLongLong(offset + length);
+    PyObject *done = NULL;
+
+    if (start && end) {
+        PyObject *arguments[] = {node, start, end, tenant};
+        done = PyObject_Vectorcall(method, arguments, 4, NULL);
+    }
+    Py_XDECREF(start);
+    Py_XDECREF(end);
+    if (done == NULL)
+        return -1;
+    Py_DECREF(done);
+    return 1;
+}
+
+/* Write a reply; a request that its caller gave up, or a connection that is over, is no error. */
+static int send_reply(FastPath *self, void *reply, size_t length)
+{
+    ssize_t written;
+
+    if (length > LONG_COPY_BYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        written = write(self->device_fd, reply, length);
+        Py_END_ALLOW_THREADS
+    } else {
+        written = write(self->device_fd, reply, length);
+    }
+    if (written < 0 && errno != ENOENT && errno != ENODEV) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    return 1;
+}
+
+static int serve_read(FastPath *self, const struct fuse_in_header *header, const struct fuse_read_in *in, PyObject *node,
+                      int fd)
+{
+    struct fuse_out_header *out = (struct fuse_out_header *)self->reply;
+    char *data = self->reply + sizeof *out;
+    PyObject *tenant;
+    ssize_t length;
+
+    if (in->size > self->max_read || (self->only_read_calls && !(in->read_flags & FUSE_READ_LOCKOWNER)))
+        return 0;
+    tenant = tenant_of(self, header->pid);
+    if (tenant == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    if (in->size > LONG_COPY_BYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        length = pread(fd, data, in->size, in->offset);
+        Py_END_ALLOW_THREADS
+    } else {
+        length = pread(fd, data, in->size, in->offset);
+    }
+    if (length < 0)
+        return 0;
+    if (length > 0 && book(self->touch, node, in->offset, length, tenant) < 0)
+        return -1;
+    *out = (struct fuse_out_header){.len = sizeof *out + length, .unique = header->unique};
+    self->reads++;
+    return send_reply(self, self->reply, out->len);
+}
+
+static int serve_write(FastPath *self, const struct fuse_in_header *header, const struct fuse_write_in *in,
+                       PyObject *node, int fd)
+{
+    struct {
+        struct fuse_out_header header;
+        struct fuse_write_out body;
+    } out = {.header = {.len = sizeof out, .unique = header->unique}};
+    PyObject *tenant, *known, *set_id;
+    ssize_t length;
+
+    if (in->write_flags & FUSE_WRITE_KILL_SUIDGID) {
+        known = PyDict_GetItemWithError(self->nodes, node);
+        set_id = known ? PyObject_GetAttr(known, set_id_name) : NULL;
+        Py_XDECREF(set_id); /* True and False live on */
+        if (set_id != Py_False)
+            return PyErr_Occurred() ? -1 : 0;
+    }
+    tenant = tenant_of(self, header->pid);
+    if (tenant == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    if (in->size > LONG_COPY_BYTES) {
+        Py_BEGIN_ALLOW_THREADS
+        length = pwrite(fd, in + 1, in->size, in->offset);
+        Py_END_ALLOW_THREADS
+    } else {
+        length = pwrite(fd, in + 1, in->size, in->offset);
+    }
+    if (length < 0)
+        return 0;
+    if (length > 0 && book(self->charge, node, in->offset, length, tenant) < 0)
+        return -1;
+    out.body.size = length;
+    self->writes++;
+    return send_reply(self, &out, sizeof out);
+}
+
+/* 1: answered; 0: for Python; -1: with an exception. */
+static int serve(FastPath *self, const char *request, size_t length)
+{
+    const struct fuse_in_header *header = (const struct fuse_in_header *)request;
+    const void *body = header + 1;
+    PyObject *node;
+    int fd, answered = 0;
+
+    if (!self->enabled || length < sizeof *header || header->len != length)
+        return 0;
+    if (header->opcode == FUSE_READ) {
+        if (length < sizeof *header + sizeof(struct fuse_read_in))
+            return 0;
+    } else if (header->opcode == FUSE_WRITE) {
+        if (length < sizeof *header + sizeof(struct fuse_write_in) ||
+            length != sizeof *header + sizeof(struct fuse_write_in) + ((const struct fuse_write_in *)body)->size)
+            return 0;
+    } else {
+        return 0;
+    }
+    node = PyLong_FromUnsignedLongLong(header->nodeid);
+    if (node == NULL)
+        return -1;
+    answered = look_up_int(self->files, node, &fd);
+    if (answered == 1)
+        answered = header->opcode == FUSE_READ ? serve_read(self, header, body, node, fd)
+                                               : serve_write(self, header, body, node, fd);
+    Py_DECREF(node);
+    return answered;
+}
+
+/* Wait for a request, looking for it first where that pays. The length read, or -1 with errno. Without the GIL. */
+static ssize_t receive(FastPath *self, char *request, size_t size)
+{
+    struct pollfd device = {.fd = self->device_fd, .events = POLLIN};
+    long long started = now_ns(), now = started, before;
+    ssize_t length;
+
+    for (unsigned turn = 1; (length = read(self->device_fd, request, size)) < 0 && errno == EAGAIN; turn++) {
+        if (!self->look || now - started > LOOK_NS || now < self->sleep_until_ns) {
+            if (poll(&device, 1, -1) < 0)
+                return -1;
+        } else if (turn % LOOKS_PER_YIELD == 0) {
+            before = now_ns();
+            sched_yield();
+            now = now_ns();
+            if (now - before > IN_THE_WAY_NS)
+                self->sleep_until_ns = now + SLEEP_AT_ONCE_NS;
+        }
+    }
+    self->look = now_ns() - started < 2 * LOOK_NS;
+    return length;
+}
+
+static PyObject *fastpath_next(FastPath *self, PyObject *argument)
+{
+    Py_buffer request;
+    ssize_t length;
+    int answered;
+
+    if (PyObject_GetBuffer(argument, &request, PyBUF_WRITABLE) < 0)
+        return NULL;
+    do {
+        Py_BEGIN_ALLOW_THREADS
+        length = receive(self, request.buf, request.len);
+        Py_END_ALLOW_THREADS
+        if (length < 0) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            answered = -1;
+        } else {
+            answered = serve(self, request.buf, length);
+        }
+    } while (answered == 1 && PyErr_CheckSignals() == 0);
+    PyBuffer_Release(&request);
+    if (answered != 0)
+        return NULL;
+    return PyLong_FromSsize_t(length);
+}
+
+static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
+{
+    Py_buffer request;
+    int answered;
+
+    if (PyObject_GetBuffer(argument, &request, PyBUF_SIMPLE) < 0)
+        return NULL;
+    answered = serve(self, request.buf, request.len);
+    PyBuffer_Release(&request);
+    return answered < 0 ? NULL : PyBool_FromLong(answered);
+}
+
+static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
+{
+    static char *names[] = {"device_fd", "max_read", "nodes", "files", "callers", "verified", "heads", "touch", "charge", NULL};
+    PyObject *heads;
+
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inO!O!OO!O!OO", names, &self->device_fd, &self->max_read,
+                                     &PyDict_Type, &self->nodes, &PyDict_Type, &self->files, &self->callers,
+                                     &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->touch,
+                                     &self->charge))
+        return -1;
+    Py_INCREF(self->nodes);
+    Py_INCREF(self->files);
+    Py_INCREF(self->callers);
+    Py_INCREF(self->verified);
+    Py_INCREF(self->touch);
+    Py_INCREF(self->charge);
+    self->enabled = 1;
+    self->reply = PyMem_Malloc(sizeof(struct fuse_out_header) + self->max_read);
+    self->heads = PyMem_Calloc(PyTuple_GET_SIZE(heads), sizeof *self->heads);
+    if (self->reply == NULL || self->heads == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; self->cpus < PyTuple_GET_SIZE(heads); self->cpus++) {
+        Py_buffer *head = &self->heads[self->cpus];
+        if (PyObject_GetBuffer(PyTuple_GET_ITEM(heads, self->cpus), head, PyBUF_SIMPLE) < 0)
+            return -1;
+        if (head->len != sizeof(uint64_t)) {
+            PyBuffer_Release(head);
+            PyErr_SetString(PyExc_ValueError, "a head has eight bytes");
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static void fastpath_dealloc(FastPath *self)
+{
+    Py_XDECREF(self->nodes);
+    Py_XDECREF(self->files);
+    Py_XDECREF(self->callers);
+    Py_XDECREF(self->verified);
+    Py_XDECREF(self->touch);
+    Py_XDECREF(self->charge);
+    while (self->cpus > 0)
+        PyBuffer_Release(&self->heads[--self->cpus]);
+    PyMem_Free(self->heads);
+    PyMem_Free(self->reply);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyMethodDef methods[] = {
+    {"next", (PyCFunction)fastpath_next, METH_O,
+     "next(request) -> length\n\nAnswer requests until one wants Python: it is in `request` then. Raises OSError."},
+    {"serve", (PyCFunction)fastpath_serve, METH_O,
+     "serve(request) -> answered\n\nAnswer this request, or leave it for Python, untouched."},
+    {NULL},
+};
+
+static PyMemberDef members[] = {
+    {"reads", T_ULONGLONG, offsetof(FastPath, reads), READONLY, "READ requests answered here"},
+    {"writes", T_ULONGLONG, offsetof(FastPath, writes), READONLY, "WRITE requests answered here"},
+    {"enabled", T_INT, offsetof(FastPath, enabled), 0, "0: leave everything to Python"},
+    {"only_read_calls", T_INT, offsetof(FastPath, only_read_calls), 0, "leave what is not read(2) to Python"},
+    {NULL},
+};
+
+static PyTypeObject type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "sharedfs.fastpath.FastPath",
+    .tp_doc = "Answers READ and WRITE of what is known, on the wire. For one thread.",
+    .tp_basicsize = sizeof(FastPath),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = PyType_GenericNew,
+    .tp_init = (initproc)fastpath_init,
+    .tp_dealloc = (destructor)fastpath_dealloc,
+    .tp_methods = methods,
+    .tp_members = members,
+};
+
+static struct PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "fastpath",
+    .m_doc = "READ and WRITE in C, as far as all is known that they need.",
+    .m_size = -1,
+};
+
+PyMODINIT_FUNC PyInit_fastpath(void)
+{
+    PyObject *made = PyModule_Create(&module);
+
+    verified_at_name = PyUnicode_InternFromString("verified_at");
+    set_id_name = PyUnicode_InternFromString("set_id");
+    if (made == NULL || verified_at_name == NULL || set_id_name == NULL ||
+        PyModule_AddType(made, &type) < 0)
+        return NULL;
+    return made;
+}

@@ -1,0 +1,27 @@
+from collections.abc import Callable
+from typing import Any
+
+class FastPath:
+    """Answers READ and WRITE of what is known, on the wire. For one thread. See fastpath.c."""
+
+    enabled: int
+    only_read_calls: int
+    reads: int
+    writes: int
+    def __init__(
+        self,
+        *,
+        device_fd: int,
+        max_read: int,
+        nodes: dict[int, Any],
+        files: dict[int, int],
+        callers: object,
+        verified: dict[Any, Any],
+        heads: tuple[memoryview, ...],
+        touch: Callable[..., None],
+        charge: Callable[..., None],
+    ) -> None: ...
+    def next(self, request: bytearray, /) -> int:
+        """Answer requests until one wants Python: it is in `request` then. Raises OSError."""
+    def serve(self, request: bytes | bytearray | memoryview, /) -> bool:
+        """Answer this request, or leave it for Python, untouched."""

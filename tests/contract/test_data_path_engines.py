@@ -1,0 +1,189 @@
+"""READ and WRITE on the wire, by C and by Python: the same replies, the same bytes, the same books.
+
+The kernel is a socket here; the store, the books, the callers and the channel are real.
+"""
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import EINVAL, ENOSPC, ESTALE
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sharedfs.books import Books
+from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
+from sharedfs.errors import HostFault
+from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.channel import Channel
+from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.task_events import TaskEvents
+from sharedfs.model.sharing import SharingClass
+from sharedfs.store import Store
+from tests.support.tenants import wait_until
+
+PAGE = 4096
+MIB = 1 << 20
+READ_CALL = wire.READ_LOCKOWNER
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the store's tmpfs needs root")
+
+
+@dataclass
+class Wire:
+    """The kernel's end: asks, and reads the answer."""
+
+    kernel: socket.socket
+    store: Store
+    books: Books
+    data_path: DataPath
+    inode: int
+
+    def ask(self, opcode: int, body: bytes, node: int | None = None) -> tuple[int, bytes]:
+        """(errno, body of the reply)."""
+        thread = threading.get_native_id()
+        node = self.inode if node is None else node
+        self.kernel.send(wire.IN_HEADER.pack(40 + len(body), opcode, 77, node, 0, 0, thread, 0, 0) + body)
+        reply = self.kernel.recv(2 * MIB)
+        length, error, unique = wire.OUT_HEADER.unpack_from(reply)
+        assert (length, unique) == (len(reply), 77)
+        return -error, reply[16:]
+
+    def read(self, offset: int, size: int, flags: int = READ_CALL, node: int | None = None) -> tuple[int, bytes]:
+        return self.ask(Opcode.READ, struct.pack("<QQIIQII", 0, offset, size, flags, 0, 0, 0), node)
+
+    def write(self, offset: int, data: bytes, flags: int = 0) -> tuple[int, int]:
+        body = struct.pack("<QQIIQII", 0, offset, len(data), flags, 0, 0, 0) + data
+        error, reply = self.ask(Opcode.WRITE, body)
+        return error, wire.WRITE_OUT.unpack(reply)[0] if not error else 0
+
+    def holdings(self) -> list[tuple[SharingClass, int]]:
+        with self.books.lock:
+            self.books.ledger.check()
+            return self.books.ledger.holdings()
+
+    def mode(self) -> int:
+        return self.store.stat(self.store.node(self.inode)).st_mode
+
+
+@contextmanager
+def served(engine: str) -> Iterator[Wire]:
+    with pytest.MonkeyPatch.context() as patch:
+        events: TaskEvents | None = None
+        if engine == "C":
+            patch.delenv(PURE_PYTHON_VARIABLE, raising=False)
+            try:
+                events = TaskEvents()
+            except HostFault as fault:
+                pytest.skip(str(fault))
+        else:
+            patch.setenv(PURE_PYTHON_VARIABLE, "1")
+        store, books = Store(8 * MIB), Books(find_memory_hierarchy(), PAGE)
+        data_path = DataPath(store, books, events)
+        kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        kernel.settimeout(10)
+        for end in (kernel, device):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
+        ended: list[BaseException | None] = []
+        channel = Channel(
+            device.fileno(), data_path.handlers, lambda _: None, want_passthrough=True, on_end=ended.append
+        )
+        data_path.connect(channel, device.fileno())
+        channel.passthrough = True
+        channel.start()
+        root = store.node(wire.ROOT_NODE)
+        store.make(root, b"file", 0o100644, 0, 0)
+        node, _ = store.lookup(root, b"file")
+        assert data_path.engine == engine
+        try:
+            yield Wire(kernel, store, books, data_path, node.inode)
+        finally:
+            channel.close()
+            kernel.close()
+            wait_until(lambda: len(ended) == 2, "both pumps ended")
+            assert ended == [None, None]
+            device.close()
+            data_path.close()
+            store.close()
+            if events is not None:
+                events.close()
+
+
+@pytest.fixture(params=["C", "Python"])
+def ends(request: pytest.FixtureRequest) -> Iterator[Wire]:
+    with served(request.param) as made:
+        yield made
+
+
+def test_the_extension_was_built() -> None:
+    """It is optional for users; where the tests run there is a compiler."""
+    assert fastpath is not None
+
+
+def test_what_is_written_is_read_and_booked(ends: Wire) -> None:
+    assert ends.write(0, b"a" * 5000) == (0, 5000)
+    assert ends.write(6000, b"b" * 10) == (0, 10)
+    assert ends.read(0, 3 * PAGE) == (0, b"a" * 5000 + bytes(1000) + b"b" * 10)
+    assert ends.read(5990, 4) == (0, bytes(4))
+    assert ends.read(MIB, PAGE) == (0, b"")
+    (held, size_bytes), *others = ends.holdings()
+    assert (others, size_bytes, len(held.users)) == ([], 2 * PAGE, 1)
+    assert {name: ends.data_path.requests[name] for name in ("read", "write")} == {"read": 3, "write": 2}
+
+
+def test_the_largest_requests(ends: Wire) -> None:
+    data = os.urandom(MIB)
+    for turn in range(3):
+        assert ends.write(turn * MIB, data) == (0, MIB)
+        assert ends.read(turn * MIB, MIB) == (0, data)
+    assert sum(size_bytes for _, size_bytes in ends.holdings()) == 3 * MIB
+
+
+def test_errors_are_the_backing_files(ends: Wire) -> None:
+    assert ends.write(0, b"x") == (0, 1)
+    assert ends.read(0, 1, node=4711) == (ESTALE, b"")
+    assert ends.write(1 << 63, b"x")[0] == EINVAL
+    assert ends.read(0, PAGE, flags=0) == (EINVAL, b"")
+    assert [ends.write(turn * MIB, bytes(MIB))[0] for turn in range(9)].count(ENOSPC) >= 1
+    assert ends.read(0, 1) == (0, b"\0")
+    assert sum(size_bytes for _, size_bytes in ends.holdings()) <= 8 * MIB
+
+
+def test_set_id_bits_go_with_a_write_of_somebody_else(ends: Wire) -> None:
+    assert ends.write(0, b"x") == (0, 1)
+    node = ends.store.node(ends.inode)
+    os.chmod(ends.store.descriptor_path(node), 0o6755)
+    node.set_id = True
+    assert ends.write(0, b"y") == (0, 1)
+    assert ends.mode() & 0o7777 == 0o6755
+    assert ends.write(0, b"z", flags=wire.WRITE_KILL_SUIDGID) == (0, 1)
+    assert ends.mode() & 0o7777 == 0o755
+    assert ends.write(0, b"z", flags=wire.WRITE_KILL_SUIDGID) == (0, 1)
+
+
+@pytest.mark.parametrize("engine", ["C", "Python"])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    requests=st.lists(
+        st.tuples(st.booleans(), st.integers(0, 300_000), st.integers(1, 70_000), st.integers(0, 255)), max_size=20
+    )
+)
+def test_any_sequence_is_what_a_bytearray_does(engine: str, requests: list[tuple[bool, int, int, int]]) -> None:
+    model, touched = bytearray(), set[int]()
+    with served(engine) as ends:
+        for writes, offset, size, filling in requests:
+            if writes:
+                data = bytes([filling]) * size
+                assert ends.write(offset, data) == (0, size)
+                model.extend(bytes(max(0, offset + size - len(model))))
+                model[offset : offset + size] = data
+                touched |= set(range(offset // PAGE, (offset + size - 1) // PAGE + 1))
+            else:
+                assert ends.read(offset, size) == (0, bytes(model[offset : offset + size]))
+        assert sum(size_bytes for _, size_bytes in ends.holdings()) == len(touched) * PAGE
