@@ -22,6 +22,7 @@ from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.errors import HostFault
 from sharedfs.feed_types import PoolRecord, PoolStatus
+from sharedfs.frequent import FrequentRequests
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
@@ -33,6 +34,7 @@ from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
 from sharedfs.namespace import Namespace
 from sharedfs.pool_cgroup import DEFAULT_PARENT, PoolCgroup, join_pool_cgroup
+from sharedfs.rare import RareRequests
 from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
@@ -76,26 +78,28 @@ class Pool:
         resources.callback(os.close, device_fd)
         self.backing = BackingFiles(device_fd)
         self._callers = Callers(self.books, self.events)
-        resources.callback(self._callers.close)
         self.namespace = Namespace(
             self.store,
             self.books,
             self.data_path,
             lambda: self.backing if self.channel.passthrough else None,
+            lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
             options.reserve_bytes,
             self._callers,
         )
+        self.frequent = FrequentRequests(self.namespace)
+        resources.callback(self.frequent.close)
         self.ended_by: BaseException | None = None
         self._end = trio.Event()
         self._trio_token: trio.lowlevel.TrioToken | None = None
         self.channel = Channel(
             device_fd,
-            self.data_path.handlers,
-            self.backing.id_of,
+            {**self.data_path.handlers, **self.frequent.handlers},
             want_passthrough=options.passthrough,
             on_end=self._on_channel_end,
         )
         self.data_path.connect(self.channel, device_fd)
+        self.frequent.connect(self.channel)
         syscalls.mount(
             options.name,
             options.mountpoint,
@@ -144,7 +148,7 @@ class Pool:
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
             mapping_scans=self.mappings.scans,
-            requests={**self.data_path.requests, "namespace": self.channel.forwarded},
+            requests={**self.data_path.requests, "namespace": self.frequent.answered + self.channel.forwarded},
         )
 
     # -- the service -------------------------------------------------------------------------------------------------
@@ -153,7 +157,7 @@ class Pool:
         """Serve until the mount is gone or a signal asks to stop. Raises what broke us."""
         self._trio_token = trio.lowlevel.current_trio_token()
         self.channel.start()
-        pyfuse3.init(self.namespace, self.channel.libfuse_mountpoint, set())
+        pyfuse3.init(RareRequests(self.namespace), self.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._stop_on_signal, name="signals")

@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from sharedfs.store import Node
 
 
+def open_for_data(mount_fd: int, handle: bytes) -> int:
+    """A new descriptor of a regular file with all access that its inode flags allow (chattr's +a and +i take some)."""
+    for flags in (os.O_RDWR, os.O_RDWR | os.O_APPEND):
+        try:
+            return syscalls.open_by_handle(mount_fd, handle, flags)
+        except PermissionError:
+            pass
+    return syscalls.open_by_handle(mount_fd, handle, os.O_RDONLY)
+
+
 class Descriptors:
     """Descriptors opened with `flags` on the store's `mount_fd`, by inode, at most `capacity` of them.
 
@@ -27,7 +37,10 @@ class Descriptors:
     def get(self, node: "Node") -> int:
         fd = self.by_inode.get(node.inode)
         if fd is None:
-            fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
+            if self._flags == os.O_RDWR:
+                fd = open_for_data(self._mount_fd, node.handle)
+            else:
+                fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
             with self._changes:
                 while len(self.by_inode) >= self._capacity:
                     os.close(self.by_inode.pop(next(iter(self.by_inode))))

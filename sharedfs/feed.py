@@ -31,10 +31,13 @@ def make_feed(name: str, store: Store, books: Books, status: Callable[[], PoolSt
     def file_holdings(node: Node | None, inode: int) -> FileHoldings:
         with books.lock:
             classes = books.ledger.file_holdings(inode)
+        with store.lock:
+            path = store.display_path(node) if node is not None else ""
+            size_bytes = store.stat(node).st_size if node is not None else 0
         return FileHoldings(
-            path=store.display_path(node) if node is not None else "",
+            path=path,
             inode=inode,
-            size_bytes=store.stat(node).st_size if node is not None else 0,
+            size_bytes=size_bytes,
             resident_bytes=sum(size_bytes for _, size_bytes in classes),
             classes=_classes(classes),
         )
@@ -71,11 +74,13 @@ def make_feed(name: str, store: Store, books: Books, status: Callable[[], PoolSt
     @app.get("/v1/files/users")
     async def get_users_of_file(path: str) -> UsersOfFile:
         """Who uses the file at a path relative to the pool's root."""
-        try:
-            node = store.walk(path)
-        except OSError as error:
-            raise HTTPException(404, f"no file {path} in pool {name}: {error.strerror}") from error
-        if stat.S_ISDIR(store.stat(node).st_mode):
+        with store.lock:
+            try:
+                node = store.walk(path)
+            except OSError as error:
+                raise HTTPException(404, f"no file {path} in pool {name}: {error.strerror}") from error
+            is_directory = stat.S_ISDIR(store.stat(node).st_mode)
+        if is_directory:
             raise HTTPException(404, f"{path or '/'} in pool {name} is a directory: name a file in it")
         with books.lock:
             live = books.tenants.live()

@@ -1,62 +1,66 @@
-"""The namespace: everything that is not data, as pyfuse3 asks it. Each handler translates, calls the store, translates.
+"""The namespace: everything that is not data, as plain functions over the store, the books and the open files.
 
-No handler waits for a tenant, and none waits at all but for a long reservation; so they run one after the other, in the
-order of the requests, and a name cannot change between two lines of one handler.
+Two front ends call them: `frequent.py` answers on the FUSE wire what programs ask all the time, `rare.py` gives the
+rest to pyfuse3. They come from different threads and hold the store's lock over each call, so a name cannot change
+between two lines of one operation. None waits for a tenant; a long reservation is made by the caller without the lock.
 """
 
 import errno
+import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count
-from typing import NoReturn
-
-import pyfuse3
-import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.passthrough import BackingFiles
+from sharedfs.listing import Listings
 from sharedfs.model.tenant import TenantId
 from sharedfs.store import SET_ID_BITS, Node, Store
 
 # Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
-_ENTRY_SECONDS = 3600.0
-# A file's times change under the kernel when somebody writes to it through a mapping.
-_FILE_ATTRIBUTE_SECONDS = 1.0
-# A longer reservation is made in a thread, so that other requests do not wait for it.
-_SLOW_RESERVATION_BYTES = 16 << 20
-_NAME_BYTES = 255
+ENTRY_SECONDS = 3600
+# A file's times and blocks change under the kernel when somebody writes to it through a mapping.
+_MAPPED_FILE_SECONDS = 1
 _STAT_BLOCK_BYTES = 512
-_ACL_PREFIX = b"system.posix_acl_"
+_CAPABILITY = "security.capability"
+_ACCESS_ACL = b"system.posix_acl_access"
+
+Found = tuple[Node, os.stat_result]
+Time = tuple[int, int]
+"""Seconds, and nanoseconds or UTIME_NOW or UTIME_OMIT."""
+OMIT: Time = (0, syscalls.UTIME_OMIT)
 
 
-@dataclass(slots=True)
-class _OpenDirectory:
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What SETATTR sets; None (OMIT for times) is left alone."""
+
+    mode: int | None = None
+    uid: int = -1
+    gid: int = -1
+    size: int | None = None
+    atime: Time = OMIT
+    mtime: Time = OMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Memory that a file is to get up to its new size, on the account of `tenant`."""
+
     node: Node
-    names: Sequence[bytes] = ()
+    size: int
+    tenant: TenantId
 
 
-@contextmanager
-def _errno_of_store() -> Iterator[None]:
-    """The store's OSError is the caller's errno. Anything else is our own bug and ends the service."""
-    try:
-        yield
-    except OSError as error:
-        raise FUSEError(error.errno or errno.EIO) from error
+class Namespace:
+    """Call with `lock` held, except `reserve`. `backing` is None where the kernel has no passthrough.
 
-
-class Namespace(pyfuse3.Operations):
-    """pyfuse3's handlers. `backing` is None where the kernel has no passthrough."""
-
-    supports_dot_lookup = True
-    enable_writeback_cache = False
-    enable_acl = False
+    `expire(inode)` tells the kernel that what it knows of a file's attributes may change from now on without it.
+    """
 
     def __init__(
         self,
@@ -64,269 +68,236 @@ class Namespace(pyfuse3.Operations):
         books: Books,
         data_path: DataPath,
         backing: Callable[[], BackingFiles | None],
+        expire: Callable[[int], None],
         reserve_bytes: int,
         callers: Callers,
     ) -> None:
-        super().__init__()
-        self._store = store
+        self.store = store
+        self.lock = store.lock
+        self.listings = Listings(store)
         self._books = books
         self._data_path = data_path
         self._backing = backing
+        self._expire = expire
         self._reserve_bytes = reserve_bytes
         self._callers = callers
-        self._directories: dict[int, _OpenDirectory] = {}
-        self._next_handle = count(1)
 
     # -- look-up and attributes --------------------------------------------------------------------------------------
 
-    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
-        with _errno_of_store():
-            parent = self._store.node(parent_inode)
-            try:
-                return self._entry(*self._store.lookup(parent, name))
-            except FileNotFoundError:
-                missing = EntryAttributes()
-                missing.st_ino = 0  # the kernel may remember that there is no such name
-                missing.entry_timeout = _ENTRY_SECONDS
-                return missing
+    def lookup(self, parent: int, name: bytes) -> Found:
+        node, found = self.store.lookup(self.store.node(parent), name)
+        node.lookups += 1
+        return node, found
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for inode, lookups in inode_list:
-            if self._store.forget(inode, lookups, keep=self._books.has_pages(inode)):
-                self._gone(inode)
+    def forget(self, inode: int, lookups: int) -> None:
+        if self.store.forget(inode, lookups, keep=self._books.has_pages(inode)):
+            self._gone(inode)
 
-    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
-        with _errno_of_store():
-            node = self._store.node(inode)
-            return _attributes(node, self._store.stat(node))
+    def attributes(self, inode: int) -> Found:
+        node = self.store.node(inode)
+        return node, self.store.stat(node)
 
-    async def setattr(
-        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
-    ) -> EntryAttributes:
-        with _errno_of_store():
-            node = self._store.node(inode)
-            if node.removed_stat is None:
-                path = self._store.descriptor_path(node)
-                if fields.update_uid or fields.update_gid:
-                    uid, gid = (attr.st_uid if fields.update_uid else -1), (attr.st_gid if fields.update_gid else -1)
-                    os.chown(path, uid, gid)
-                if fields.update_mode:
-                    os.chmod(path, stat.S_IMODE(attr.st_mode))
-                if fields.update_size:
-                    await self._resize(node, attr.st_size, self._callers.tenant_of(ctx.pid))
-                if fields.update_atime or fields.update_mtime:
-                    now = self._store.stat(node)
-                    atime = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
-                    mtime = attr.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
-                    os.utime(self._store.descriptor_path(node), ns=(atime, mtime))
-            found = self._store.stat(node)
-            node.set_id = bool(found.st_mode & SET_ID_BITS)
-            return _attributes(node, found)
+    def attribute_seconds(self, node: Node, mode: int) -> int:
+        """How long the kernel may rely on what it is told of an inode."""
+        if not node.may_be_mapped or not stat.S_ISREG(mode):
+            return ENTRY_SECONDS
+        if node.opens == 0 and not self.store.is_open_elsewhere(node):
+            node.may_be_mapped = False
+            return ENTRY_SECONDS
+        return _MAPPED_FILE_SECONDS
 
-    async def _resize(self, node: Node, size: int, tenant: TenantId) -> None:
-        path = self._store.descriptor_path(node)
-        grows = size > os.stat(path).st_size
+    def change(self, inode: int, changes: Changes, thread_id: int) -> Reservation | None:
+        """Change attributes; the reservation that is to be made before the change is answered, if any."""
+        node = self.store.node(inode)
+        reservation = None
+        if changes.uid != -1 or changes.gid != -1:
+            os.chown(self.store.descriptor_path(node), changes.uid, changes.gid)
+        if changes.mode is not None:
+            os.chmod(self.store.descriptor_path(node), stat.S_IMODE(changes.mode))
+            node.set_id = bool(changes.mode & SET_ID_BITS)
+        if changes.size is not None:
+            reservation = self._resize(node, changes.size, thread_id)
+        if (changes.atime, changes.mtime) != (OMIT, OMIT):
+            syscalls.set_times(self.store.path_descriptor(node), changes.atime, changes.mtime)
+        return reservation
+
+    def _resize(self, node: Node, size: int, thread_id: int) -> Reservation | None:
+        path = self.store.descriptor_path(node)
+        grows = size > self.store.stat(node).st_size
         os.truncate(path, size)
         if not grows:
             self._books.uncharge(node.inode, size)
         elif self._may_reserve(size):
             # The file may be mapped, and a page fault in a hole would charge the tenant and not the pool (I2).
-            if size <= _SLOW_RESERVATION_BYTES:
-                reserved = self._reserve(node, size)
-            else:
-                reserved = await trio.to_thread.run_sync(self._reserve, node, size)
-            if reserved:
-                self._books.charge(node.inode, 0, size, tenant)
+            return Reservation(node, size, self._callers.tenant_of(thread_id))
+        return None
 
     def _may_reserve(self, size: int) -> bool:
-        pool = os.fstatvfs(self._store.mount_fd)
+        pool = os.fstatvfs(self.store.mount_fd)
         return size <= min(self._reserve_bytes, pool.f_bavail * pool.f_bsize)
 
-    def _reserve(self, node: Node, size: int) -> bool:
-        """Allocate a file up to its size; False when the pool filled up meanwhile, and the file stays sparse."""
-        fd = self._store.open(node, os.O_RDWR)
+    def reserve(self, reservation: Reservation) -> None:
+        """Allocate a file up to its size; if the pool filled up meanwhile, it stays sparse. Without the lock."""
+        node, size = reservation.node, reservation.size
+        fd = self.store.open(node, os.O_RDWR)
         try:
             syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, 0, size)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            return False
+        else:
+            self._books.charge(node.inode, 0, size, reservation.tenant)
         finally:
             os.close(fd)
-        return True
-
-    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
-        with _errno_of_store():
-            node = self._store.node(inode)
-            return self._store.read_symlink(node)
-
-    async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        pool = os.fstatvfs(self._store.mount_fd)
-        answer = StatvfsData()
-        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
-            setattr(answer, field, getattr(pool, field))
-        answer.f_namemax = _NAME_BYTES
-        return answer
 
     # -- making and removing names -----------------------------------------------------------------------------------
 
-    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
-        with _errno_of_store():
-            parent = self._store.node(parent_inode)
-            self._store.make(parent, name, mode, ctx.uid, ctx.gid, rdev)
-            return self._entry(*self._store.lookup(parent, name))
+    def make(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int) -> Found:
+        node, found = self.store.make(self.store.node(parent), name, mode, umask, uid, gid, device)
+        node.lookups += 1
+        return node, found
 
-    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        with _errno_of_store():
-            parent = self._store.node(parent_inode)
-            self._store.make_directory(parent, name, mode, ctx.uid, ctx.gid)
-            return self._entry(*self._store.lookup(parent, name))
+    def make_directory(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int) -> Found:
+        node, found = self.store.make_directory(self.store.node(parent), name, mode, umask, uid, gid)
+        node.lookups += 1
+        return node, found
 
-    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
-        with _errno_of_store():
-            parent = self._store.node(parent_inode)
-            self._store.make_symlink(parent, name, target, ctx.uid, ctx.gid)
-            node, found = self._store.lookup(parent, name)
-            if found.st_blocks:  # tmpfs keeps a long target in a page
-                tenant = self._callers.tenant_of(ctx.pid)
-                self._books.charge(node.inode, 0, found.st_blocks * _STAT_BLOCK_BYTES, tenant)
-            return self._entry(node, found)
+    def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int, thread_id: int) -> Found:
+        node, found = self.store.make_symlink(self.store.node(parent), name, target, uid, gid)
+        if found.st_blocks:  # tmpfs keeps a long target in a page
+            tenant = self._callers.tenant_of(thread_id)
+            self._books.charge(node.inode, 0, found.st_blocks * _STAT_BLOCK_BYTES, tenant)
+        node.lookups += 1
+        return node, found
 
-    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        with _errno_of_store():
-            node, parent = self._store.node(inode), self._store.node(new_parent_inode)
-            self._store.link(node, parent, new_name)
-            return self._entry(node, self._store.stat(node))
+    def link(self, inode: int, parent: int, name: bytes) -> Found:
+        node = self.store.node(inode)
+        self.store.link(node, self.store.node(parent), name)
+        node.lookups += 1
+        return node, self.store.stat(node)
 
-    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        with _errno_of_store():
-            gone = self._store.unlink(self._store.node(parent_inode), name)
+    def unlink(self, parent: int, name: bytes) -> None:
+        gone = self.store.unlink(self.store.node(parent), name)
         if gone is not None:
             self._gone(gone)
 
-    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        with _errno_of_store():
-            self._store.remove_directory(self._store.node(parent_inode), name)
+    def remove_directory(self, parent: int, name: bytes) -> None:
+        self.store.remove_directory(self.store.node(parent), name)
 
-    async def rename(
-        self,
-        parent_inode_old: int,
-        name_old: bytes,
-        parent_inode_new: int,
-        name_new: bytes,
-        flags: int,
-        ctx: RequestContext,
-    ) -> None:
-        with _errno_of_store():
-            old, new = self._store.node(parent_inode_old), self._store.node(parent_inode_new)
-            gone = self._store.rename(old, name_old, new, name_new, flags)
+    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        gone = self.store.rename(self.store.node(parent), name, self.store.node(new_parent), new_name, flags)
         if gone is not None:
             self._gone(gone)
 
     # -- open files --------------------------------------------------------------------------------------------------
     # A file's handle is its inode number: all opens of a file are alike, and one that outlives us needs no table.
 
-    async def create(
-        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
-        with _errno_of_store():
-            parent = self._store.node(parent_inode)
-            try:
-                self._store.make(parent, name, mode & 0o7777 | stat.S_IFREG, ctx.uid, ctx.gid)
-            except FileExistsError:
-                if flags & os.O_EXCL:
-                    raise
-            node, found = self._store.lookup(parent, name)
-            self._opened(node)
-            return FileInfo(fh=node.inode, keep_cache=False, direct_io=True), self._entry(node, found)
+    def create(self, parent: int, name: bytes, flags: int, mode: int, umask: int, uid: int, gid: int) -> Found:
+        directory = self.store.node(parent)
+        try:
+            node, found, fd = self.store.create(directory, name, mode, umask, uid, gid)
+        except FileExistsError:  # made since the kernel looked it up
+            if flags & os.O_EXCL:
+                raise
+            node, found = self.store.lookup(directory, name)
+            self.open(node.inode, flags)
+            node.lookups += 1
+            return node, found
+        return self._created(node, found, fd)
 
-    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        with _errno_of_store():
-            self._opened(self._store.node(inode))
-            return FileInfo(fh=inode, keep_cache=False, direct_io=True)
+    def create_nameless(self, parent: int, mode: int, umask: int, uid: int, gid: int) -> Found:
+        return self._created(*self.store.create_nameless(self.store.node(parent), mode, umask, uid, gid))
 
-    def _opened(self, node: Node) -> None:
+    def _created(self, node: Node, found: os.stat_result, fd: int) -> Found:
+        try:
+            self._register(node, fd)
+        finally:
+            os.close(fd)
+        node.opens, node.lookups, node.may_be_mapped = 1, 1, True
+        return node, found
+
+    def open(self, inode: int, flags: int) -> None:
+        node = self.store.node(inode)
         backing = self._backing()
-        if backing is not None and node.inode not in backing:
-            fd = self._store.open(node, os.O_RDWR)
+        for_writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if for_writing or (backing is not None and inode not in backing):
+            # Inode flags may refuse to write (EPERM); reading goes with what they allow.
+            fd = (
+                self.store.open(node, os.O_RDWR | flags & os.O_APPEND)
+                if for_writing
+                else self.store.open_for_data(node)
+            )
             try:
-                backing.register(node.inode, fd)
+                if for_writing:
+                    node.has_capability = _has_capability(fd)
+                if backing is not None and inode not in backing:
+                    backing.register(inode, fd)
             finally:
                 os.close(fd)
+        if not node.may_be_mapped:
+            node.may_be_mapped = True
+            self._expire(inode)
         node.opens += 1
 
-    async def release(self, fh: int) -> None:
-        node = self._store.node(fh)
+    def _register(self, node: Node, fd: int) -> None:
+        backing = self._backing()
+        if backing is not None and node.inode not in backing:
+            backing.register(node.inode, fd)
+
+    def backing_id(self, inode: int) -> int | None:
+        """What an open file's mappings go to, None where the kernel has no passthrough."""
+        backing = self._backing()
+        return None if backing is None else backing.id_of(inode)
+
+    def release(self, inode: int) -> None:
+        node = self.store.node(inode)
         node.opens -= 1
         if node.opens == 0:
+            self._data_path.discard(inode)
             backing = self._backing()
             if backing is not None:
-                backing.release(fh)
-
-    async def flush(self, fh: int) -> None:
-        _not_needed()
-
-    async def fsync(self, fh: int, datasync: bool) -> None:
-        _not_needed()
-
-    async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        _not_needed()
-
-    # -- directories -------------------------------------------------------------------------------------------------
-
-    async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        with _errno_of_store():
-            handle = next(self._next_handle)
-            self._directories[handle] = _OpenDirectory(self._store.node(inode))
-            return handle
-
-    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        """List from entry `start_id` on. The names are those at the first call, so entries keep their place."""
-        opened = self._directories[fh]
-        with _errno_of_store():
-            if start_id == 0:
-                opened.names = [b".", b"..", *self._store.names(opened.node)]
-            for position in range(start_id, len(opened.names)):
-                name = opened.names[position]
-                try:
-                    node, found = self._store.lookup(opened.node, name)
-                except FileNotFoundError:
-                    continue  # removed since
-                if not pyfuse3.readdir_reply(token, name, _attributes(node, found), position + 1):
-                    break
-                if name not in (b".", b".."):  # the kernel takes no reference to these
-                    node.lookups += 1
-
-    async def releasedir(self, fh: int) -> None:
-        del self._directories[fh]
+                backing.release(inode)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
-    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        if name.startswith(_ACL_PREFIX):  # the store would keep it, and the kernel not act on it
-            raise FUSEError(errno.EOPNOTSUPP)
-        with _errno_of_store():
-            os.setxattr(self._store.descriptor_path(self._store.node(inode)), name, value)
+    def set_xattr(self, inode: int, name: bytes, value: bytes, flags: int, *, drop_set_gid: bool) -> None:
+        """`drop_set_gid`: who set this ACL may not keep the set-gid bit, as with chmod(2)."""
+        node = self.store.node(inode)
+        path = self.store.descriptor_path(node)
+        os.setxattr(path, name, value, flags)
+        if name == _ACCESS_ACL:
+            mode = self.store.stat(node).st_mode
+            if drop_set_gid and mode & stat.S_ISGID:
+                os.chmod(path, stat.S_IMODE(mode) & ~stat.S_ISGID)
+        elif name == _CAPABILITY.encode():
+            node.has_capability = True
 
-    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        with _errno_of_store():
-            return os.getxattr(self._store.descriptor_path(self._store.node(inode)), name)
+    def xattr(self, inode: int, name: bytes) -> bytes:
+        return os.getxattr(self.store.descriptor_path(self.store.node(inode)), name)
 
-    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        with _errno_of_store():
-            names = map(os.fsencode, os.listxattr(self._store.descriptor_path(self._store.node(inode))))
-            return [name for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")]
+    def xattr_names(self, inode: int, *, privileged: bool) -> list[bytes]:
+        names = map(os.fsencode, os.listxattr(self.store.descriptor_path(self.store.node(inode))))
+        return [name for name in names if privileged or not name.startswith(b"trusted.")]
 
-    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        with _errno_of_store():
-            os.removexattr(self._store.descriptor_path(self._store.node(inode)), name)
+    def remove_xattr(self, inode: int, name: bytes) -> None:
+        os.removexattr(self.store.descriptor_path(self.store.node(inode)), name)
+
+    def inode_flags(self, inode: int, command: int, argument: bytearray) -> None:
+        """Read or set inode flags (chattr(1)) with the ioctl `command`."""
+        node = self.store.node(inode)
+        fd = self.store.open(node, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            fcntl.ioctl(fd, command, argument)
+        finally:
+            os.close(fd)
+        if node.opens <= 1:  # by this call: the next descriptor has the access that is allowed then
+            self._data_path.discard(inode)
+
+    def close(self) -> None:
+        self.listings.close_all()
+        self._callers.close()
 
     # -- helpers -----------------------------------------------------------------------------------------------------
-
-    def _entry(self, node: Node, found: os.stat_result) -> EntryAttributes:
-        """The answer that gives the kernel one more reference to an inode."""
-        node.lookups += 1
-        return _attributes(node, found)
 
     def _gone(self, inode: int) -> None:
         """An inode left the store: nothing of ours may hold its pages, and the books close its account."""
@@ -334,25 +305,8 @@ class Namespace(pyfuse3.Operations):
         self._books.drop(inode)
 
 
-def _attributes(node: Node, found: os.stat_result) -> EntryAttributes:
-    entry = EntryAttributes()
-    entry.st_ino = node.inode
-    entry.entry_timeout = _ENTRY_SECONDS
-    entry.attr_timeout = _FILE_ATTRIBUTE_SECONDS if stat.S_ISREG(found.st_mode) else _ENTRY_SECONDS
-    entry.st_mode = found.st_mode
-    entry.st_nlink = found.st_nlink if node.removed_name is None else 0
-    entry.st_uid = found.st_uid
-    entry.st_gid = found.st_gid
-    entry.st_rdev = found.st_rdev
-    entry.st_size = found.st_size
-    entry.st_blocks = found.st_blocks
-    entry.st_blksize = found.st_blksize
-    entry.st_atime_ns = found.st_atime_ns
-    entry.st_mtime_ns = found.st_mtime_ns
-    entry.st_ctime_ns = found.st_ctime_ns
-    return entry
-
-
-def _not_needed() -> NoReturn:
-    """The kernel stops asking after one ENOSYS, and takes it as success: memory has nothing to flush."""
-    raise FUSEError(errno.ENOSYS)
+def _has_capability(fd: int) -> bool:
+    try:
+        return bool(os.getxattr(fd, _CAPABILITY))
+    except OSError:
+        return False

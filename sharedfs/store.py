@@ -7,14 +7,17 @@ Layout of the tmpfs:   tree/ what tenants see       removed/ unlinked files that
 
 An inode is known by its number (the FUSE node id; tmpfs with inode64 never gives one twice) and reached by its file
 handle, so a million files need no million descriptors. A name is always one component below a directory descriptor and
-never followed. All functions raise OSError and are called from trio's thread, except where they say otherwise.
+never followed. All functions raise OSError and are called with `lock` held, except where they say otherwise.
 """
 
+import fcntl
 import os
 import stat
-from errno import EINVAL, ENOENT, ESTALE
+import threading
+from errno import EINVAL, ENOENT, ENOTEMPTY, ESTALE
 
-from sharedfs.descriptors import Descriptors
+from sharedfs.descriptors import Descriptors, open_for_data
+from sharedfs.generations import Generations
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 
@@ -26,22 +29,24 @@ SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 class Node:
     """An inode of the store that the kernel has heard of, or that has pages."""
 
-    __slots__ = ("handle", "inode", "lookups", "opens", "removed_name", "removed_stat", "set_id")
+    __slots__ = ("handle", "has_capability", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
 
     def __init__(self, inode: int, handle: bytes) -> None:
         self.inode = inode
         self.handle = handle
         self.lookups = 0  # how often the kernel was told of it, less its FORGETs
         self.opens = 0
+        self.may_be_mapped = False  # was opened: a mapping may outlive that, and changes times without asking us
         self.set_id = False  # may have set-id bits: a write must clear them
-        self.removed_name: bytes | None = None  # the last name of a file without one
-        self.removed_stat: os.stat_result | None = None  # a removed directory is no more than its last attributes
+        self.has_capability = False  # may have file capabilities: the same
+        self.removed_name: bytes | None = None  # the last name of what has none now, and is in removed/ therefore
 
 
 class Store:
     """The tree and the table of its known inodes."""
 
     def __init__(self, size_bytes: int) -> None:
+        self.lock = threading.RLock()  # two threads bring the namespace's requests, a third one asks for the feed
         self.mount_fd = syscalls.detached_tmpfs(size_bytes)
         for name, mode in ((_TREE, 0o1777), (_REMOVED, 0o700)):
             os.mkdir(name, dir_fd=self.mount_fd)
@@ -53,6 +58,9 @@ class Store:
         root = Node(ROOT_NODE, syscalls.name_to_handle(self.mount_fd, _TREE))
         root.lookups = 1  # the kernel never forgets the root
         self.nodes: dict[int, Node] = {ROOT_NODE: root}
+        self._forgotten = Generations()
+        # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.
+        self.root_numbers = frozenset({self._tree_inode, os.fstat(self.mount_fd).st_ino})
 
     def close(self) -> None:
         self._paths.close()
@@ -62,20 +70,48 @@ class Store:
     # -- inodes ------------------------------------------------------------------------------------------------------
 
     def node(self, inode: int) -> Node:
-        """The known inode of that number. ESTALE when we never heard of it."""
+        """The known inode of that number. ESTALE when there is none. The fast path is safe from any thread."""
         found = self.nodes.get(inode)
-        if found is None:
-            raise OSError(ESTALE, os.strerror(ESTALE))
-        return found
+        return self._recalled(inode) if found is None else found
+
+    def _recalled(self, inode: int) -> Node:
+        """An inode that the kernel forgot and asks for again, by a handle that somebody kept."""
+        with self.lock:
+            handle = self._forgotten.handle(inode)
+            if handle is None:
+                raise OSError(ESTALE, os.strerror(ESTALE))
+            node = Node(inode, handle)
+            self._paths.get(node)  # ESTALE when it was removed since
+            self._forgotten.forget(inode)
+            self.nodes[inode] = node
+            return node
 
     def stat(self, node: Node) -> os.stat_result:
-        if node.removed_stat is not None:
-            return node.removed_stat
         return os.fstat(self._paths.get(node))
+
+    def path_descriptor(self, node: Node) -> int:
+        """An O_PATH descriptor of the inode, not the caller's to close, good while the lock is held."""
+        return self._paths.get(node)
 
     def open(self, node: Node, flags: int) -> int:
         """A new descriptor of the inode, the caller's to close. Safe from any thread."""
         return syscalls.open_by_handle(self.mount_fd, node.handle, flags)
+
+    def open_for_data(self, node: Node) -> int:
+        """A new descriptor of a regular file with all access that its inode flags allow, the caller's to close."""
+        return open_for_data(self.mount_fd, node.handle)
+
+    def is_open_elsewhere(self, node: Node) -> bool:
+        """Whether any descriptor or mapping of the file is left: an exclusive lease is given to the only one."""
+        fd = self.open(node, os.O_RDONLY)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except OSError:
+            return True
+        finally:
+            os.close(fd)
+        return False
 
     def descriptor_path(self, node: Node) -> str:
         """A path of this process's own that names the inode, for calls that take no O_PATH descriptor."""
@@ -109,9 +145,9 @@ class Store:
         if node.removed_name is None:
             if not keep:
                 self._drop(inode)
+                self._forgotten.remember(node.handle)
             return False
-        if node.removed_stat is None:
-            os.unlink(b"%d" % inode, dir_fd=self._removed_fd)
+        self._remove_for_good(node)
         self._drop(inode)
         return True
 
@@ -119,6 +155,8 @@ class Store:
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """The inode of a name in a directory; "." and ".." too. The root's `st_ino` is tmpfs's: use `node.inode`."""
+        if name == b".":
+            return parent, self.stat(parent)
         directory = self._directory(parent)
         if name == b".." and parent.inode == ROOT_NODE:
             name = b"."
@@ -127,6 +165,7 @@ class Store:
         node = self.nodes.get(inode)
         if node is None:
             node = self.nodes[inode] = Node(inode, syscalls.name_to_handle(directory, name))
+            self._forgotten.forget(inode)
         node.set_id = bool(found.st_mode & SET_ID_BITS)
         return node, found
 
@@ -140,36 +179,73 @@ class Store:
                 node, _ = self.lookup(node, name)
         return node
 
-    def names(self, node: Node) -> list[bytes]:
-        """The names in a directory now, without "." and ".."; none in a removed one."""
-        if node.removed_stat is not None:
-            return []
-        fd = self.open(node, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return [os.fsencode(name) for name in os.listdir(fd)]
-        finally:
-            os.close(fd)
-
-    def make(self, parent: Node, name: bytes, mode: int, uid: int, gid: int, device: int = 0) -> None:
-        """Make a regular file, FIFO, socket or device node that belongs to its creator. EEXIST when there is one."""
+    def make(
+        self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int = 0
+    ) -> tuple[Node, os.stat_result]:
+        """Make a FIFO, socket, device node or regular file that belongs to its creator. EEXIST when there is one."""
         directory = self._directory(parent, name)
-        os.mknod(name, mode, device, dir_fd=directory)
+        with _Masked(umask):
+            os.mknod(name, mode, device, dir_fd=directory)
         self._own(parent, directory, name, mode, uid, gid)
+        return self.lookup(parent, name)
 
-    def make_directory(self, parent: Node, name: bytes, mode: int, uid: int, gid: int) -> None:
+    def create(
+        self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int
+    ) -> tuple[Node, os.stat_result, int]:
+        """Make a regular file; its descriptor, open for reading and writing, is the caller's to close."""
         directory = self._directory(parent, name)
-        os.mkdir(name, dir_fd=directory)
-        os.chmod(name, mode & 0o7777 | self._inherited_set_gid(parent), dir_fd=directory)
-        self._own(parent, directory, name, 0, uid, gid)
+        with _Masked(umask):
+            fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode & 0o7777, dir_fd=directory)
+        return self._created(parent, fd, uid, gid)
 
-    def make_symlink(self, parent: Node, name: bytes, target: bytes, uid: int, gid: int) -> None:
+    def create_nameless(
+        self, parent: Node, mode: int, umask: int, uid: int, gid: int
+    ) -> tuple[Node, os.stat_result, int]:
+        """O_TMPFILE: a file that inherits from `parent` and has no name there. It may get one with `link`."""
+        directory = self._directory(parent)
+        with _Masked(umask):
+            fd = os.open(b".", os.O_TMPFILE | os.O_RDWR, mode & 0o7777, dir_fd=directory)
+        node, found, fd = self._created(parent, fd, uid, gid)
+        os.link(f"/proc/self/fd/{fd}", b"%d" % node.inode, dst_dir_fd=self._removed_fd, follow_symlinks=True)
+        node.removed_name = b"(a file without a name)"
+        return node, found, fd
+
+    def _created(self, parent: Node, fd: int, uid: int, gid: int) -> tuple[Node, os.stat_result, int]:
+        try:
+            if uid or gid:
+                self._own_file(parent, fd, uid, gid)
+            found = os.fstat(fd)
+            node = Node(found.st_ino, syscalls.name_to_handle(fd, b""))
+        except OSError:
+            os.close(fd)
+            raise
+        node.set_id = bool(found.st_mode & SET_ID_BITS)
+        self.nodes[node.inode] = node
+        return node, found, fd
+
+    def make_directory(
+        self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int
+    ) -> tuple[Node, os.stat_result]:
+        directory = self._directory(parent, name)
+        with _Masked(umask):
+            os.mkdir(name, mode & 0o1777, dir_fd=directory)
+        self._own(parent, directory, name, 0, uid, gid)
+        return self.lookup(parent, name)
+
+    def make_symlink(self, parent: Node, name: bytes, target: bytes, uid: int, gid: int) -> tuple[Node, os.stat_result]:
         directory = self._directory(parent, name)
         os.symlink(target, name, dir_fd=directory)
         self._own(parent, directory, name, 0, uid, gid)
+        return self.lookup(parent, name)
 
     def link(self, node: Node, parent: Node, name: bytes) -> None:
         directory = self._directory(parent, name)
-        os.link(self.descriptor_path(node), name, dst_dir_fd=directory, follow_symlinks=True)
+        if node.removed_name is None:
+            os.link(self.descriptor_path(node), name, dst_dir_fd=directory, follow_symlinks=True)
+        else:  # a file of O_TMPFILE: for others the kernel does not ask
+            number = b"%d" % node.inode
+            syscalls.rename(self._removed_fd, number, directory, name, syscalls.RENAME_NOREPLACE)
+            node.removed_name = None
 
     def unlink(self, parent: Node, name: bytes) -> int | None:
         """Remove a name that is no directory; the inode's number when the inode is gone by that, else None.
@@ -191,10 +267,29 @@ class Store:
         return None
 
     def remove_directory(self, parent: Node, name: bytes) -> None:
+        """Remove an empty directory; it lives on in removed/ like a file while the kernel has a reference."""
         directory = self._directory(parent, name)
         node, found = self.lookup(parent, name)
-        os.rmdir(name, dir_fd=directory)
-        self._removed_directory(node, name, found)
+        if node.lookups == 0 or not stat.S_ISDIR(found.st_mode):
+            os.rmdir(name, dir_fd=directory)
+            self._drop(node.inode)
+        else:
+            self._set_aside(directory, name, node)
+
+    def _set_aside(self, directory: int, name: bytes, node: Node) -> None:
+        """Move an empty directory to removed/."""
+        if not self._is_empty(node):
+            raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY))
+        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self._removed_fd)
+        node.removed_name = name
+
+    def _is_empty(self, node: Node) -> bool:
+        fd = self.open(node, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                return next(entries, None) is None
+        finally:
+            os.close(fd)
 
     def rename(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> int | None:
         """renameat2(2); the number of the inode that is gone by that, else None."""
@@ -205,20 +300,26 @@ class Store:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
             return None
         node, found = replaced
+        number = b"%d" % node.inode
+        source_is_directory = stat.S_ISDIR(self.lookup(parent, name)[1].st_mode)
+        keeps_directory = stat.S_ISDIR(found.st_mode) and source_is_directory and node.lookups > 0
         keeps_file = not stat.S_ISDIR(found.st_mode) and node.lookups > 0 and found.st_nlink == 1
-        if keeps_file:  # a second name first, so that the replaced file is never without one
-            os.link(self.descriptor_path(node), b"%d" % node.inode, dst_dir_fd=self._removed_fd, follow_symlinks=True)
+        if keeps_directory:
+            self._set_aside(new_directory, new_name, node)
+        elif keeps_file:  # a second name first, so that the replaced file is never without one
+            os.link(self.descriptor_path(node), number, dst_dir_fd=self._removed_fd, follow_symlinks=True)
         try:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
         except OSError:
-            if keeps_file:
-                os.unlink(b"%d" % node.inode, dir_fd=self._removed_fd)
+            if keeps_directory:
+                node.removed_name = None
+                os.rename(number, new_name, src_dir_fd=self._removed_fd, dst_dir_fd=new_directory)
+            elif keeps_file:
+                os.unlink(number, dir_fd=self._removed_fd)
             raise
-        if stat.S_ISDIR(found.st_mode):
-            self._removed_directory(node, new_name, found)
-        elif keeps_file:
+        if keeps_file:
             node.removed_name = new_name
-        elif found.st_nlink == 1:
+        elif not keeps_directory and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
             self._drop(node.inode)
             return node.inode
         return None
@@ -240,7 +341,7 @@ class Store:
         """The descriptor of a directory in which `new_name` may be used; one component and nothing else."""
         if not new_name or b"/" in new_name or new_name in (b".", b".."):
             raise OSError(EINVAL, os.strerror(EINVAL))
-        if node.removed_stat is not None:
+        if node.removed_name is not None:
             raise OSError(ENOENT, os.strerror(ENOENT))
         return self._paths.get(node)
 
@@ -253,16 +354,40 @@ class Store:
 
     def _own(self, parent: Node, directory: int, name: bytes, mode: int, uid: int, gid: int) -> None:
         """Give a new inode to its creator. A set-gid directory gives its own group, as tmpfs did by itself."""
-        os.chown(name, uid, -1 if self._inherited_set_gid(parent) else gid, dir_fd=directory, follow_symlinks=False)
+        if not uid and not gid:
+            return
+        group = -1 if self._inherited_set_gid(parent) else gid
+        os.chown(name, uid, group, dir_fd=directory, follow_symlinks=False)
         if mode & SET_ID_BITS:  # chown took them away
-            os.chmod(name, stat.S_IMODE(mode), dir_fd=directory)
+            now = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+            os.chmod(name, stat.S_IMODE(now | mode & SET_ID_BITS), dir_fd=directory)
 
-    def _removed_directory(self, node: Node, name: bytes, last: os.stat_result) -> None:
-        node.removed_name, node.removed_stat = name, last
-        self._paths.discard(node.inode)
-        if node.lookups == 0:
-            self._drop(node.inode)
+    def _own_file(self, parent: Node, fd: int, uid: int, gid: int) -> None:
+        mode = os.fstat(fd).st_mode
+        os.fchown(fd, uid, -1 if self._inherited_set_gid(parent) else gid)
+        if mode & SET_ID_BITS:  # fchown took them away
+            os.fchmod(fd, stat.S_IMODE(mode))
+
+    def _remove_for_good(self, node: Node) -> None:
+        name = b"%d" % node.inode
+        is_directory = stat.S_ISDIR(os.stat(name, dir_fd=self._removed_fd, follow_symlinks=False).st_mode)
+        (os.rmdir if is_directory else os.unlink)(name, dir_fd=self._removed_fd)
 
     def _drop(self, inode: int) -> None:
         self._paths.discard(inode)
         del self.nodes[inode]
+
+
+class _Masked:
+    """Make inodes with a tenant's umask: tmpfs applies it, or a default ACL in its place. The lock is held."""
+
+    __slots__ = ("_umask",)
+
+    def __init__(self, umask: int) -> None:
+        self._umask = umask
+
+    def __enter__(self) -> None:
+        os.umask(self._umask)
+
+    def __exit__(self, *_: object) -> None:
+        os.umask(0)

@@ -2,11 +2,12 @@
 
 pyfuse3 serves one end of a socket pair as if it were /dev/fuse. Two threads stand between the other end and the device:
 
-    kernel ── /dev/fuse ──▶ request pump ──▶ the data path (READ, WRITE, ...: answered here, in this thread)
-                                       └──▶ socket ──▶ pyfuse3 (everything else)
+    kernel ── /dev/fuse ──▶ request pump ──▶ handlers (data, frequent requests about names: answered in this thread)
+                                       └──▶ socket ──▶ pyfuse3 (what is rare)
     kernel ◀── /dev/fuse ── reply pump ◀── socket ◀── pyfuse3
 
-pyfuse3 hides the calling thread of a READ or WRITE and cannot turn on passthrough; on the wire both are a few bytes.
+pyfuse3 hides the calling thread of a READ or WRITE, cannot turn on passthrough and is four thread wake-ups away; on the
+wire all that is a few bytes.
 The reply pump is a thread of its own because libfuse writes its replies with a blocking call from trio's thread: if
 that thread were to drain them as well, replies beyond the socket's buffer would hang it for good.
 """
@@ -48,7 +49,7 @@ def offers_passthrough(init_in: memoryview) -> bool:
 
 
 class Channel:
-    """One FUSE connection. `backing_id_of(fh)` gives the passthrough id for an opened file, None for none.
+    """One FUSE connection.
 
     `on_end` is called from a pump's thread when that pump ends: with None at the end of the connection, else with what
     broke. `passthrough` says, once `initialised` is set, whether the kernel offered it and we took it.
@@ -58,7 +59,6 @@ class Channel:
         self,
         device_fd: int,
         handlers: Mapping[int, RequestHandler],
-        backing_id_of: Callable[[int], int | None],
         *,
         want_passthrough: bool,
         on_end: Callable[[BaseException | None], None],
@@ -70,7 +70,6 @@ class Channel:
         self.receive: RequestSource = self._receive
         """Where the request pump's requests come from. To be changed before `start` only."""
         self._handlers = handlers
-        self._backing_id_of = backing_id_of
         self._want_passthrough = want_passthrough
         self._on_end = on_end
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -78,8 +77,7 @@ class Channel:
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
         self._their_fd = theirs.detach()  # libfuse closes it
         self._closed = False
-        # unique -> opcode of the forwarded requests whose replies we edit
-        self._edited: dict[int, int] = {}
+        self._init_unique = 0  # of the INIT request, whose reply we edit
         self.initialised = threading.Event()
         self.passthrough = False
         self.answered = 0
@@ -119,6 +117,11 @@ class Channel:
         length = wire.OUT_HEADER.size + body_bytes
         wire.OUT_HEADER.pack_into(buffer, 0, length, 0, unique)
         self._write([buffer[:length]])
+
+    def expire_attributes(self, node: int) -> None:
+        """Let the kernel ask for an inode's attributes when they are wanted next, however long it might keep them."""
+        body = wire.INVAL_INODE_OUT.pack(node, -1, 0)
+        self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), wire.NOTIFY_INVAL_INODE, 0), body])
 
     def fail(self, error: BaseException) -> None:
         """A handler that went on outside the pump broke: the connection's end is for the owner to decide."""
@@ -174,10 +177,9 @@ class Channel:
                 continue
             if opcode == Opcode.INTERRUPT:
                 continue  # no handler of ours waits for a tenant, so there is nothing to interrupt
-            if opcode in (Opcode.INIT, Opcode.OPEN, Opcode.CREATE):
-                if opcode == Opcode.INIT:
-                    self.passthrough = self._want_passthrough and offers_passthrough(view[wire.IN_HEADER.size : length])
-                self._edited[unique] = opcode
+            if opcode == Opcode.INIT:
+                self.passthrough = self._want_passthrough and offers_passthrough(view[wire.IN_HEADER.size : length])
+                self._init_unique = unique
             self.forwarded += 1
             self._ours.sendall(view[:length])
 
@@ -189,15 +191,11 @@ class Channel:
             if length == 0:
                 return
             _, error, unique = wire.OUT_HEADER.unpack_from(buffer)
-            opcode = self._edited.pop(unique, None)
-            if opcode is not None and error == 0:
-                body = view[wire.OUT_HEADER.size : length]
-                if opcode == Opcode.INIT:
-                    self._edit_init(body)
-                else:
-                    self._edit_open(body[wire.ENTRY_OUT_BYTES :] if opcode == Opcode.CREATE else body)
+            is_init = unique == self._init_unique and not self.initialised.is_set()
+            if is_init and error == 0:
+                self._edit_init(view[wire.OUT_HEADER.size : length])
             self._write([view[:length]])
-            if opcode == Opcode.INIT:
+            if is_init:
                 self.initialised.set()
 
     def _edit_init(self, body: memoryview) -> None:
@@ -208,18 +206,12 @@ class Channel:
         # The kernel then truncates and drops set-id bits through SETATTR, in the order that Linux does it in.
         flags &= ~(wire.INIT_ATOMIC_O_TRUNC | wire.INIT_HANDLE_KILLPRIV)
         flags |= wire.INIT_MAX_PAGES
+        flags |= wire.INIT_EXPORT_SUPPORT | wire.INIT_DO_READDIRPLUS | wire.INIT_READDIRPLUS_AUTO
+        # A default ACL replaces the umask, so the umask is the store's to apply; and who sets an ACL may lose set-gid.
+        flags |= wire.INIT_POSIX_ACL | wire.INIT_DONT_MASK | wire.INIT_SETXATTR_EXT
         if self.passthrough:
             flags |= wire.INIT_EXT | wire.INIT_PASSTHROUGH
             fields[11] = 1  # max_stack_depth: the backing file's filesystem stacks on nothing
         fields[3], fields[10] = flags & 0xFFFFFFFF, flags >> 32
         fields[6], fields[8] = wire.MAX_WRITE, wire.PAGES_PER_WRITE
         wire.INIT_OUT.pack_into(body, 0, *fields)
-
-    def _edit_open(self, body: memoryview) -> None:
-        handle, flags, _ = wire.OPEN_OUT.unpack_from(body)
-        # DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH beside it, mmap goes to the backing file.
-        flags = flags & ~wire.FOPEN_KEEP_CACHE | wire.FOPEN_DIRECT_IO
-        backing_id = self._backing_id_of(handle)
-        if backing_id is not None:
-            flags |= wire.FOPEN_PASSTHROUGH
-        wire.OPEN_OUT.pack_into(body, 0, handle, flags, backing_id or 0)

@@ -1,6 +1,7 @@
 """The FUSE messages that we read or write ourselves. Layouts and numbers are those of linux/fuse.h.
 
-Only what the channel and the data path touch is here; everything else passes through to libfuse unread.
+Only what the channel and the data path touch is here, and in `name_wire.py` what the namespace does; everything else
+passes through to libfuse unread.
 """
 
 from enum import IntEnum
@@ -11,15 +12,35 @@ ROOT_NODE = 1
 
 class Opcode(IntEnum):
     LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
     OPEN = 14
     READ = 15
     WRITE = 16
+    RELEASE = 18
+    SETXATTR = 21
+    GETXATTR = 22
     INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
     CREATE = 35
     INTERRUPT = 36
+    IOCTL = 39
+    BATCH_FORGET = 42
     FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
     LSEEK = 46
     COPY_FILE_RANGE = 47
+    TMPFILE = 51
+    STATX = 52
 
 
 # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding. `pid` is the calling thread's id.
@@ -45,19 +66,23 @@ WRITE_KILL_SUIDGID = 1 << 2
 INIT_OUT = Struct("<IIIIHHIIHHII")
 INIT_IN = Struct("<IIIII")  # fuse_init_in: major, minor, max_readahead, flags, flags2
 
-# fuse_open_out: fh, open_flags, backing_id. A CREATE reply has fuse_entry_out (128 bytes) before it.
-OPEN_OUT = Struct("<QIi")
-ENTRY_OUT_BYTES = 128
-
 # INIT flags; bits from 32 on are in flags2.
 INIT_ATOMIC_O_TRUNC = 1 << 3
+INIT_EXPORT_SUPPORT = 1 << 4
+INIT_DONT_MASK = 1 << 6
+INIT_DO_READDIRPLUS = 1 << 13
+INIT_READDIRPLUS_AUTO = 1 << 14
 INIT_HANDLE_KILLPRIV = 1 << 19
+INIT_POSIX_ACL = 1 << 20
 INIT_MAX_PAGES = 1 << 22
+INIT_SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
 INIT_PASSTHROUGH = 1 << 37
 
+NOTIFY_INVAL_INODE = 2  # in the place of an error, with unique 0
+INVAL_INODE_OUT = Struct("<Qqq")  # fuse_notify_inval_inode_out: ino, off (negative: attributes only), len
+
 FOPEN_DIRECT_IO = 1 << 0
-FOPEN_KEEP_CACHE = 1 << 1
 FOPEN_PASSTHROUGH = 1 << 7
 
 MAX_WRITE = 1 << 20

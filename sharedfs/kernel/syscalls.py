@@ -6,7 +6,7 @@ Numbers of the mount API are the same on every architecture (asm-generic/unistd.
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
-from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_long, c_ubyte, c_uint, c_ulong
+from ctypes import POINTER, Array, Structure, byref, c_char_p, c_int, c_long, c_ssize_t, c_ubyte, c_uint, c_ulong
 from errno import ENOSYS
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,6 +28,8 @@ _FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
 _FSMOUNT_CLOEXEC = 0x1
 _MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 0x2, 0x4
 
+UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
+STATX_BYTES = 256
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _PERF_FLAG_FD_CLOEXEC = 1 << 3
 
@@ -38,12 +40,20 @@ class _FileHandle(Structure):
     _fields_ = [("handle_bytes", c_uint), ("handle_type", c_int), ("f_handle", c_ubyte * _HANDLE_BYTES)]
 
 
+class _Timespec(Structure):
+    _fields_ = [("tv_sec", c_long), ("tv_nsec", c_long)]
+
+
 _libc.syscall.restype = c_long
 _libc.mount.argtypes = [c_char_p, c_char_p, c_char_p, c_ulong, c_char_p]
 _libc.umount2.argtypes = [c_char_p, c_int]
 _libc.name_to_handle_at.argtypes = [c_int, c_char_p, POINTER(_FileHandle), POINTER(c_int), c_int]
 _libc.open_by_handle_at.argtypes = [c_int, POINTER(_FileHandle), c_int]
 _libc.renameat2.argtypes = [c_int, c_char_p, c_int, c_char_p, c_uint]
+_libc.utimensat.argtypes = [c_int, c_char_p, POINTER(_Timespec), c_int]
+_libc.statx.argtypes = [c_int, c_char_p, c_int, c_uint, c_char_p]
+_libc.getdents64.argtypes = [c_int, c_char_p, ctypes.c_size_t]
+_libc.getdents64.restype = c_ssize_t
 _libc.fallocate.argtypes = [c_int, c_int, ctypes.c_int64, ctypes.c_int64]
 
 
@@ -129,3 +139,21 @@ def rename(old_directory_fd: int, old: bytes, new_directory_fd: int, new: bytes,
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _checked(_libc.fallocate(fd, mode, offset, length), "fallocate")
+
+
+def set_times(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
+    """utimensat(2) of the inode behind a descriptor, O_PATH too. Times are (seconds, nanoseconds or UTIME_*)."""
+    times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
+    _checked(_libc.utimensat(fd, b"", times, AT_EMPTY_PATH), "utimensat")
+
+
+def statx(fd: int, mask: int) -> bytearray:
+    """struct statx of the inode behind a descriptor, O_PATH too: STATX_BYTES bytes."""
+    found = ctypes.create_string_buffer(STATX_BYTES)
+    _checked(_libc.statx(fd, b"", AT_EMPTY_PATH, mask, found), "statx")
+    return bytearray(found)
+
+
+def getdents(fd: int, buffer: "Array[ctypes.c_char]") -> int:
+    """Fill `buffer` with linux_dirent64 records from the directory's position on; how many bytes, 0 at the end."""
+    return _checked(_libc.getdents64(fd, buffer, len(buffer)), "getdents64")

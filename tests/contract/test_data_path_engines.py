@@ -91,9 +91,7 @@ def served(engine: str) -> Iterator[Wire]:
         for end in (kernel, device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         ended: list[BaseException | None] = []
-        channel = Channel(
-            device.fileno(), data_path.handlers, lambda _: None, want_passthrough=True, on_end=ended.append
-        )
+        channel = Channel(device.fileno(), data_path.handlers, want_passthrough=True, on_end=ended.append)
         data_path.connect(channel, device.fileno())
         channel.passthrough = True
         channel.start()

@@ -1,6 +1,5 @@
 """The channel between two socket pairs that stand for the kernel and libfuse: what it edits, answers and passes on."""
 
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from sharedfs.kernel.fuse_wire import Opcode
 from tests.support.tenants import wait_until
 
 INIT_EXT, PASSTHROUGH_2 = 1 << 30, 1 << 5
-OPEN_OUT_BYTES = 16
 
 
 def init_in(flags: int = INIT_EXT, flags2: int = PASSTHROUGH_2) -> bytes:
@@ -45,7 +43,6 @@ class Ends:
         self.channel = Channel(
             device.fileno(),
             {Opcode.READ: self._read, Opcode.LSEEK: self._fail},
-            {7: 99}.get,
             want_passthrough=want_passthrough,
             on_end=self.ended.append,
         )
@@ -105,6 +102,8 @@ def test_init_is_answered_with_passthrough_and_large_writes(ends: Ends) -> None:
     flags = fields[3] | fields[10] << 32
     assert flags & wire.INIT_PASSTHROUGH
     assert flags & wire.INIT_MAX_PAGES
+    ours = wire.INIT_POSIX_ACL | wire.INIT_DONT_MASK | wire.INIT_SETXATTR_EXT | wire.INIT_EXPORT_SUPPORT
+    assert flags & ours == ours, "what the namespace keeps on the wire and libfuse does not know of"
     assert flags & 1, "what libfuse asked for stays"
     assert not flags & (wire.INIT_ATOMIC_O_TRUNC | wire.INIT_HANDLE_KILLPRIV)
     assert (fields[6], fields[8], fields[11]) == (wire.MAX_WRITE, 256, 1)
@@ -121,20 +120,6 @@ def test_init_without_passthrough_when_it_is_not_wanted() -> None:
         assert not ends.channel.passthrough
     finally:
         ends.close()
-
-
-@pytest.mark.parametrize("opcode", [Opcode.OPEN, Opcode.CREATE])
-def test_opened_files_go_through_us_and_map_their_backing_file(ends: Ends, opcode: Opcode) -> None:
-    entry = os.urandom(wire.ENTRY_OUT_BYTES) if opcode is Opcode.CREATE else b""
-    for unique, (handle, expected) in enumerate({7: 99, 8: 0}.items(), start=10):
-        ends.request(opcode, unique)
-        ends.libfuse.recv(1 << 21)
-        ends.answer(unique, entry + wire.OPEN_OUT.pack(handle, wire.FOPEN_KEEP_CACHE | 1 << 2, 0))
-        _, _, body = ends.reply()
-        assert body[:-OPEN_OUT_BYTES] == entry
-        got_handle, flags, backing_id = wire.OPEN_OUT.unpack(body[-OPEN_OUT_BYTES:])
-        assert (got_handle, backing_id) == (handle, expected)
-        assert flags == wire.FOPEN_DIRECT_IO | 1 << 2 | (wire.FOPEN_PASSTHROUGH if expected else 0)
 
 
 def test_everything_else_passes_unchanged_both_ways(ends: Ends) -> None:
@@ -173,3 +158,10 @@ def test_requests_that_come_after_the_end_are_no_error(ends: Ends) -> None:
     ends.request(Opcode.LOOKUP, 40)
     wait_until(lambda: len(ends.ended) == 2, "both pumps ended")
     assert ends.ended == [None, None]
+
+
+def test_attributes_are_expired_with_a_notification(ends: Ends) -> None:
+    ends.channel.expire_attributes(77)
+    unique, code, body = ends.reply()
+    assert (unique, -code) == (0, wire.NOTIFY_INVAL_INODE)
+    assert wire.INVAL_INODE_OUT.unpack(body) == (77, -1, 0)

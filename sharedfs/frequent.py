@@ -1,0 +1,320 @@
+"""What is frequent of the namespace, answered on the FUSE wire, and what pyfuse3 does not know (TMPFILE, STATX, IOCTL).
+
+A request that passes through pyfuse3 wakes four threads; one that is answered in the channel's request pump wakes two.
+Each handler unpacks, calls the namespace with its lock held, packs. The answer is written when the lock is free again.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from errno import EIO, ENOTTY, ERANGE
+from struct import Struct
+
+from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel import name_wire as names
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.channel import Channel, RequestHandler
+from sharedfs.kernel.fuse_wire import ROOT_NODE, Opcode
+from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace, Reservation
+from sharedfs.store import Node
+
+_BODY = names.BODY
+# A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
+_SLOW_RESERVATION_BYTES = 16 << 20
+# FUSE asks for these two only; struct fsxattr and an int of flags. What tmpfs refuses is refused by tmpfs.
+_GET_FLAGS, _SET_FLAGS, _GET_XFLAGS, _SET_XFLAGS = 0x80086601, 0x40086602, 0x801C581F, 0x401C5820
+_IOCTL_BYTES = {_GET_FLAGS: 8, _SET_FLAGS: 8, _GET_XFLAGS: 28, _SET_XFLAGS: 28}
+_STATX_NLINK_OFFSET, _STATX_INODE_OFFSET = 16, 32
+_NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
+_ENTRY_BYTES = names.ENTRY_OUT.size
+# fuse_dirent for each length of a name, so that packing pads it; and behind a fuse_entry_out.
+_DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
+_DOTS = (b".", b"..")
+
+Act = Callable[[int, int, memoryview], bytes | None]
+"""(node, thread_id, request) -> the body of the answer; None when it is not for the pump to answer."""
+
+
+class FrequentRequests:
+    """The handlers for the channel. `connect` gives it the channel that it answers on."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="reserve")
+        self._channel: Channel
+        self.answered = 0
+
+    @property
+    def handlers(self) -> Mapping[int, RequestHandler]:
+        acts: dict[int, Act] = {
+            Opcode.LOOKUP: self._lookup,
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._batch_forget,
+            Opcode.GETATTR: self._getattr,
+            Opcode.STATX: self._statx,
+            Opcode.READLINK: self._readlink,
+            Opcode.MKDIR: self._mkdir,
+            Opcode.UNLINK: self._unlink,
+            Opcode.RMDIR: self._rmdir,
+            Opcode.RENAME: self._rename,
+            Opcode.RENAME2: self._rename2,
+            Opcode.OPEN: self._open,
+            Opcode.CREATE: self._create,
+            Opcode.TMPFILE: self._tmpfile,
+            Opcode.RELEASE: self._release,
+            Opcode.OPENDIR: self._opendir,
+            Opcode.READDIR: self._readdir,
+            Opcode.READDIRPLUS: self._readdirplus,
+            Opcode.RELEASEDIR: self._releasedir,
+            Opcode.GETXATTR: self._getxattr,
+            Opcode.SETXATTR: self._setxattr,
+            Opcode.IOCTL: self._ioctl,
+        }
+        return {opcode: self._handler(act) for opcode, act in acts.items()} | {Opcode.SETATTR: self._setattr}
+
+    def connect(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def close(self) -> None:
+        self._slow_lane.shutdown()
+        self._namespace.close()
+
+    def _handler(self, act: Act) -> RequestHandler:
+        lock = self._namespace.lock
+
+        def handle(unique: int, node: int, thread_id: int, request: memoryview) -> None:
+            with lock:
+                self.answered += 1
+                body = act(node, thread_id, request)
+            if body is not None:
+                self._channel.reply(unique, 0, body)
+
+        return handle
+
+    # -- look-up and attributes --------------------------------------------------------------------------------------
+
+    def _lookup(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        try:
+            return self._entry(self._namespace.lookup(parent, bytes(request[_BODY:-1])))
+        except FileNotFoundError:
+            return _NO_ENTRY  # the kernel may remember that there is no such name
+
+    def _forget(self, inode: int, _thread_id: int, request: memoryview) -> None:
+        self._namespace.forget(inode, names.FORGET_IN.unpack_from(request, _BODY)[0])
+
+    def _batch_forget(self, _inode: int, _thread_id: int, request: memoryview) -> None:
+        count, _ = names.BATCH_FORGET_IN.unpack_from(request, _BODY)
+        start = _BODY + names.BATCH_FORGET_IN.size
+        for inode, lookups in names.FORGET_ONE.iter_unpack(request[start : start + count * names.FORGET_ONE.size]):
+            self._namespace.forget(inode, lookups)
+
+    def _getattr(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
+        return self._attributes(inode)
+
+    def _statx(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        _, _, _, _, mask = names.STATX_IN.unpack_from(request, _BODY)
+        node, found = self._namespace.attributes(inode)
+        status = syscalls.statx(self._namespace.store.path_descriptor(node), mask)
+        status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = _links(node, found).to_bytes(4, "little")
+        status[_STATX_INODE_OFFSET : _STATX_INODE_OFFSET + 8] = inode.to_bytes(8, "little")
+        seconds = self._namespace.attribute_seconds(node, found.st_mode)
+        return names.STATX_OUT.pack(seconds, 0, 0, 0, 0) + bytes(status)
+
+    def _setattr(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
+        fields = names.SETATTR_IN.unpack_from(request, _BODY)
+        valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
+        changes = Changes(
+            mode=mode if valid & names.FATTR_MODE else None,
+            uid=uid if valid & names.FATTR_UID else -1,
+            gid=gid if valid & names.FATTR_GID else -1,
+            size=size if valid & names.FATTR_SIZE else None,
+            atime=_time(valid, names.FATTR_ATIME, names.FATTR_ATIME_NOW, atime, atime_ns),
+            mtime=_time(valid, names.FATTR_MTIME, names.FATTR_MTIME_NOW, mtime, mtime_ns),
+        )
+        with self._namespace.lock:
+            self.answered += 1
+            reservation = self._namespace.change(inode, changes, thread_id)
+            if reservation is None:
+                body = self._attributes(inode)
+        if reservation is None:
+            self._channel.reply(unique, 0, body)
+        elif reservation.size > _SLOW_RESERVATION_BYTES:
+            self._slow_lane.submit(self._reserve_and_answer, unique, reservation)
+        else:
+            self._reserve_and_answer(unique, reservation)
+
+    def _reserve_and_answer(self, unique: int, reservation: Reservation) -> None:
+        try:
+            self._namespace.reserve(reservation)
+            with self._namespace.lock:
+                body = self._attributes(reservation.node.inode)
+        except OSError as error:
+            self._channel.reply(unique, error.errno or EIO)
+        except BaseException as error:
+            self._channel.fail(error)
+        else:
+            self._channel.reply(unique, 0, body)
+
+    def _readlink(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
+        store = self._namespace.store
+        return store.read_symlink(store.node(inode))
+
+    # -- names -------------------------------------------------------------------------------------------------------
+
+    def _mkdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        mode, umask = names.MKDIR_IN.unpack_from(request, _BODY)
+        name = bytes(request[_BODY + names.MKDIR_IN.size : -1])
+        return self._entry(self._namespace.make_directory(parent, name, mode, umask, *_owner(request)))
+
+    def _unlink(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        self._namespace.unlink(parent, bytes(request[_BODY:-1]))
+        return b""
+
+    def _rmdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        self._namespace.remove_directory(parent, bytes(request[_BODY:-1]))
+        return b""
+
+    def _rename(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        (new_parent,) = names.RENAME_IN.unpack_from(request, _BODY)
+        old, new = names.names(request, _BODY + names.RENAME_IN.size)
+        self._namespace.rename(parent, old, new_parent, new, 0)
+        return b""
+
+    def _rename2(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        new_parent, flags, _ = names.RENAME2_IN.unpack_from(request, _BODY)
+        old, new = names.names(request, _BODY + names.RENAME2_IN.size)
+        self._namespace.rename(parent, old, new_parent, new, flags)
+        return b""
+
+    # -- open files --------------------------------------------------------------------------------------------------
+
+    def _open(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        flags, _ = names.OPEN_IN.unpack_from(request, _BODY)
+        self._namespace.open(inode, flags)
+        return self._opened(inode)
+
+    def _create(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
+        name = bytes(request[_BODY + names.CREATE_IN.size : -1])
+        made = self._namespace.create(parent, name, flags, mode, umask, *_owner(request))
+        return self._entry(made) + self._opened(made[0].inode)
+
+    def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        _, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
+        made = self._namespace.create_nameless(parent, mode, umask, *_owner(request))
+        return self._entry(made) + self._opened(made[0].inode)
+
+    def _opened(self, inode: int) -> bytes:
+        """DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH, mmap goes to the backing file."""
+        backing_id = self._namespace.backing_id(inode)
+        if backing_id is None:
+            return names.OPEN_OUT.pack(inode, wire.FOPEN_DIRECT_IO, 0)
+        return names.OPEN_OUT.pack(inode, wire.FOPEN_DIRECT_IO | wire.FOPEN_PASSTHROUGH, backing_id)
+
+    def _release(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
+        self._namespace.release(inode)
+        return b""
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def _opendir(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
+        return names.OPEN_OUT.pack(self._namespace.listings.open(self._namespace.store.node(inode)), 0, 0)
+
+    def _releasedir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
+        self._namespace.listings.close(names.RELEASE_IN.unpack_from(request, _BODY)[0])
+        return b""
+
+    def _readdir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
+        handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
+        _, entries = self._namespace.listings.entries(handle, offset)
+        roots, layouts, parts, room = self._namespace.store.root_numbers, _DIRENTS, [], size
+        for inode, next_offset, kind, name in entries:
+            length = len(name)
+            layout = layouts[length]
+            room -= layout.size
+            if room < 0:
+                break
+            number = ROOT_NODE if inode in roots else inode
+            parts.append(layout.pack(number, next_offset, length, kind, name))
+        return b"".join(parts)
+
+    def _readdirplus(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
+        handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
+        directory, entries = self._namespace.listings.entries(handle, offset)
+        store, parts, room = self._namespace.store, [], size
+        for inode, next_offset, kind, name in entries:
+            layout = _DIRENTS[len(name)]
+            room -= _ENTRY_BYTES + layout.size
+            if room < 0:
+                break
+            if name in _DOTS:  # the kernel takes no reference to these
+                entry = _NO_ENTRY
+            else:
+                try:
+                    node, found = store.lookup(directory, name)
+                except FileNotFoundError:  # removed since it was read
+                    room += _ENTRY_BYTES + layout.size
+                    continue
+                node.lookups += 1
+                entry = self._entry((node, found))
+            number = ROOT_NODE if inode in store.root_numbers else inode
+            parts.append(entry)
+            parts.append(layout.pack(number, next_offset, len(name), kind, name))
+        return b"".join(parts)
+
+    # -- extended attributes and inode flags -------------------------------------------------------------------------
+
+    def _getxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        size, _ = names.GETXATTR_IN.unpack_from(request, _BODY)
+        value = self._namespace.xattr(inode, bytes(request[_BODY + names.GETXATTR_IN.size : -1]))
+        if size == 0:
+            return names.GETXATTR_OUT.pack(len(value), 0)
+        if len(value) > size:
+            raise OSError(ERANGE, os.strerror(ERANGE))
+        return value
+
+    def _setxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        size, flags, fuse_flags, _ = names.SETXATTR_IN.unpack_from(request, _BODY)
+        body = bytes(request[_BODY + names.SETXATTR_IN.size :])
+        name, _, value = body.partition(b"\0")
+        drop_set_gid = bool(fuse_flags & names.SETXATTR_ACL_KILL_SGID)
+        self._namespace.set_xattr(inode, name, value[:size], flags, drop_set_gid=drop_set_gid)
+        return b""
+
+    def _ioctl(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        _, _, command, _, in_bytes, out_bytes = names.IOCTL_IN.unpack_from(request, _BODY)
+        argument_bytes = _IOCTL_BYTES.get(command)
+        if argument_bytes is None:
+            raise OSError(ENOTTY, os.strerror(ENOTTY))
+        start = _BODY + names.IOCTL_IN.size
+        argument = bytearray(bytes(request[start : start + in_bytes]).ljust(argument_bytes, b"\0"))
+        self._namespace.inode_flags(inode, command, argument)
+        return names.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_bytes])
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _entry(self, answer: Found) -> bytes:
+        node, found = answer
+        seconds = self._namespace.attribute_seconds(node, found.st_mode)
+        attributes = names.attributes(node.inode, _links(node, found), found)
+        return names.ENTRY_OUT.pack(node.inode, 0, ENTRY_SECONDS, seconds, 0, 0, *attributes)
+
+    def _attributes(self, inode: int) -> bytes:
+        node, found = self._namespace.attributes(inode)
+        seconds = self._namespace.attribute_seconds(node, found.st_mode)
+        return names.ATTR_OUT.pack(seconds, 0, 0, *names.attributes(inode, _links(node, found), found))
+
+
+def _links(node: Node, found: os.stat_result) -> int:
+    return found.st_nlink if node.removed_name is None else 0
+
+
+def _owner(request: memoryview) -> tuple[int, int]:
+    _, _, _, _, uid, gid, _, _, _ = wire.IN_HEADER.unpack_from(request)
+    return uid, gid
+
+
+def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> tuple[int, int]:
+    if valid & now:
+        return 0, syscalls.UTIME_NOW
+    return (seconds, nanoseconds) if valid & given else OMIT
