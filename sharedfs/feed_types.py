@@ -69,10 +69,15 @@ class UsersOfFile(_Frozen):
 
 
 class PoolStatus(_Frozen):
-    """What `sharedfs status` shows of one pool. `requests` counts served requests, `mapping_scans` finished scans."""
+    """What `sharedfs status` shows of one pool. `requests` counts served requests, `mapping_scans` finished scans.
+
+    `flags` and `settings` are mount options that are in force: the kernel's and the pool's own.
+    """
 
     name: str
     mountpoint: str
+    flags: str
+    settings: str
     daemon_pid: int
     size_bytes: int
     resident_bytes: int
@@ -86,6 +91,12 @@ class PoolStatus(_Frozen):
     ledger_bytes: int
     mapping_scans: int
     requests: dict[str, int]
+
+
+class Remount(_Frozen):
+    """Mount options that a mounted pool is to change to: words with commas between, as `mount -o` has them."""
+
+    options: str
 
 
 class PoolRecord(_Frozen):
