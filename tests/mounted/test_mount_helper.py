@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from sharedfs import mount_helper, places, pools
+from sharedfs import mount_helper, mounting, places, pools
 from sharedfs.feed_types import PoolStatus
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import Mount, mount_at, mounts
@@ -126,11 +126,11 @@ def test_mount_and_umount(mount: Run, place: Path, unique_name: str, nothing_lef
     assert record is not None
     assert record.mountpoint == str(place)
     found = run("findmnt", "-n", "-o", "SOURCE,FSTYPE", str(place))
-    assert found.stdout.split() == [unique_name, "fuse.sharedfs"]
+    assert found.stdout.split() == [unique_name, mounting.FILESYSTEM_TYPE]
     assert f"{unique_name} on {place} type fuse.sharedfs (rw,nosuid,nodev," in run("mount").stdout
     assert run("umount", "-t", "fuse.sharedfs", str(place)).returncode == 0
     nothing_left()
-    assert not pools.is_served(record)
+    wait_until(lambda: not pools.is_served(record), "the daemon has ended")
     assert os.listdir(place) == []
 
 
@@ -350,7 +350,7 @@ def test_the_helper_explains_itself(helper: Path) -> None:
 
 
 def test_who_is_not_root_is_told(place: Path) -> None:
-    """As mount(8) runs the helper for an unprivileged `user` mount. In a fork: others need not reach the interpreter."""
+    """As mount(8) runs the helper for a `user` mount. In a fork: another user need not reach this interpreter."""
 
     def call() -> tuple[object, str]:
         said = StringIO()
