@@ -33,7 +33,7 @@ def cli() -> None:
 
 
 @cli.command(
-    epilog="Examples: sharedfs mount /mnt/shared --size 2G; sharedfs mount /mnt/shared -o size=2g,noatime,mode=0755; "
+    epilog="Example: sharedfs mount /mnt/shared --size 2G, or: sharedfs mount /mnt/shared -o size=2g,noatime,mode=0755, or: "
     "sharedfs mount /mnt/shared -o remount,size=4g"
 )
 @click.argument("mountpoint")

@@ -16,8 +16,8 @@ class Mount:
     mountpoint: str
     kind: str
     source: str
-    options: tuple[str, ...]
     super_options: frozenset[str]
+    options: tuple[str, ...] = ()
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
@@ -34,8 +34,8 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 unescape(fields[4]),
                 os.fsdecode(kind),
                 unescape(source),
-                tuple(os.fsdecode(fields[5]).split(",")),
                 frozenset(os.fsdecode(super_options).split(",")),
+                tuple(os.fsdecode(fields[5]).split(",")),
             )
         )
     return mounts
