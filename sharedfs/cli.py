@@ -33,8 +33,8 @@ def cli() -> None:
 
 
 @cli.command(
-    epilog="Example: sharedfs mount /mnt/shared --size 2G, or: sharedfs mount /mnt/shared -o size=2g,noatime,mode=0755, or: "
-    "sharedfs mount /mnt/shared -o remount,size=4g"
+    epilog="Example: sharedfs mount /mnt/shared --size 2G, or: sharedfs mount /mnt/shared -o size=2g,noatime; "
+    "and then: sharedfs mount /mnt/shared -o remount,size=4g"
 )
 @click.argument("mountpoint")
 @click.option(

@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import psutil
 
+from sharedfs import mounting
 from sharedfs.command_line import CONTEXT, say_error
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.kernel.mount_flags import ATIME_FLAGS, MS_NODEV, MS_NOSUID
@@ -65,17 +66,15 @@ def helper(
     _kind: str | None,
 ) -> int:
     """Mount the pool NAME at MOUNTPOINT, an empty directory. mount(8) calls this for the type fuse.sharedfs."""
-    from sharedfs import mounting  # noqa: PLC0415
-
     memory_bytes = psutil.virtual_memory().total
     try:
         mounting.require_root()
-        kept = words_kept_by_mount(_command_line_of_parent(), mountpoint)
+        place = mounting.resolve(mountpoint)
+        kept = words_kept_by_mount(_command_line_of_parent(), place)
         asked = parse(",".join([*kept, *words]), memory_bytes, sloppy=sloppy)
     except CallerMistake as mistake:
         say_error(PROGRAM, str(mistake))
         return EXIT_INVOCATION
-    place = mounting.resolve(mountpoint)
     code = _remount(place, asked, fake=fake) if asked.remount else _mount(place, name, asked, memory_bytes, fake=fake)
     if verbose and code == 0:
         click.echo(f"{PROGRAM}: {name} {'would be' if fake else 'is'} mounted on {place}")
@@ -83,8 +82,6 @@ def helper(
 
 
 def _mount(place: str, name: str, asked: Asked, memory_bytes: int, *, fake: bool) -> int:
-    from sharedfs import mounting  # noqa: PLC0415
-
     options = asked.options(place, name, memory_bytes)
     if fake:
         mounting.check(options)
@@ -94,15 +91,13 @@ def _mount(place: str, name: str, asked: Asked, memory_bytes: int, *, fake: bool
 
 
 def _remount(place: str, asked: Asked, *, fake: bool) -> int:
-    from sharedfs import mounting  # noqa: PLC0415
-
     if not fake:
         mounting.remount(place, asked, keep_flags=_KEPT_BY_REMOUNT)
     return 0
 
 
-def words_kept_by_mount(command_line: Sequence[str], mountpoint: str) -> list[str]:
-    """The words on set-id programs and devices that mount(8), with this command line, was given for `mountpoint`.
+def words_kept_by_mount(command_line: Sequence[str], place: str) -> list[str]:
+    """The words on set-id programs and devices that mount(8), with this command line, was given for `place`.
 
     None when it was not mount(8), or what it was given cannot be told: then our own, stricter defaults hold.
     """
@@ -115,17 +110,17 @@ def words_kept_by_mount(command_line: Sequence[str], mountpoint: str) -> list[st
     given = [value for option, value in options if option in ("-o", "--options")]
     if len(operands) < 2:  # the rest stands in the fstab
         files = [value for option, value in options if option in ("-T", "--fstab")]
-        given = _options_in_fstab(Path(files[-1] if files else "/etc/fstab"), mountpoint) + given
+        given = _options_in_fstab(Path(files[-1] if files else "/etc/fstab"), place) + given
     return [word for word in ",".join(given).split(",") if word in ("suid", "nosuid", "dev", "nodev")]
 
 
-def _options_in_fstab(fstab: Path, mountpoint: str) -> list[str]:
+def _options_in_fstab(fstab: Path, place: str) -> list[str]:
     with suppress(OSError):
         for line in fstab.read_bytes().splitlines():
             fields = line.split()
             if len(fields) >= 4 and not fields[0].startswith(b"#"):
-                place, kind, options = map(unescape, fields[1:4])
-                if kind == "fuse.sharedfs" and os.path.realpath(place) == os.path.realpath(mountpoint):
+                mountpoint, kind, options = map(unescape, fields[1:4])
+                if kind == "fuse.sharedfs" and mounting.resolve(mountpoint) == place:
                     return [options]
     return []
 

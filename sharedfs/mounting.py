@@ -57,7 +57,7 @@ def check(options: PoolOptions) -> None:
     record = pools.read_record(options.name)
     if record is not None and pools.is_served(record):
         raise CallerMistake(
-            f"a pool named {options.name} is already mounted at {record.mountpoint}: choose another --name"
+            f"a pool named {options.name} is already mounted at {record.mountpoint}: choose another name"
         )
 
 
