@@ -31,7 +31,15 @@ from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.mappings import MappingScan
-from sharedfs.mount_options import PoolOptions, check_changes, parse, setting_words, settings_of, shown_flags
+from sharedfs.mount_options import (
+    FILESYSTEM_TYPE,
+    PoolOptions,
+    check_changes,
+    parse,
+    setting_words,
+    settings_of,
+    shown_flags,
+)
 from sharedfs.namespace import Namespace
 from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
 from sharedfs.store import Store
@@ -39,7 +47,6 @@ from sharedfs.units import format_size
 
 log = logging.getLogger("sharedfs")
 
-FILESYSTEM_TYPE = "fuse.sharedfs"
 _INITIALISATION_SECONDS = 10.0
 # A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
 _SCAN_SHARE = 0.05

@@ -21,7 +21,7 @@ from sharedfs.command_line import CONTEXT, say_error
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.kernel.mount_flags import ATIME_FLAGS, MS_NODEV, MS_NOSUID
 from sharedfs.kernel.mounts import unescape
-from sharedfs.mount_options import Asked, parse
+from sharedfs.mount_options import FILESYSTEM_TYPE, Asked, parse
 
 PROGRAM = "mount.fuse.sharedfs"
 
@@ -54,7 +54,7 @@ _LONG_OF_MOUNT = (
 @click.option("-n", "_no_mtab", is_flag=True, help="Nothing: no mtab is written anyway.")
 @click.option("-s", "sloppy", is_flag=True, help="Let pass mount options that we do not know.")
 @click.option("-v", "verbose", is_flag=True, help="Say what was mounted.")
-@click.option("-t", "_kind", type=click.Choice(["fuse.sharedfs", "sharedfs"]), help="The type; there is one.")
+@click.option("-t", "_kind", type=click.Choice([FILESYSTEM_TYPE, "sharedfs"]), help="The type; there is one.")
 def helper(
     name: str,
     mountpoint: str,
@@ -120,7 +120,7 @@ def _options_in_fstab(fstab: Path, place: str) -> list[str]:
             fields = line.split()
             if len(fields) >= 4 and not fields[0].startswith(b"#"):
                 mountpoint, kind, options = map(unescape, fields[1:4])
-                if kind == "fuse.sharedfs" and mounting.resolve(mountpoint) == place:
+                if kind == FILESYSTEM_TYPE and mounting.resolve(mountpoint) == place:
                     return [options]
     return []
 

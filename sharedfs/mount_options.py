@@ -30,6 +30,8 @@ from sharedfs.kernel.mounts import Mount
 from sharedfs.pool_cgroup import DEFAULT_PARENT
 from sharedfs.units import parse_size
 
+FILESYSTEM_TYPE = "fuse.sharedfs"
+
 DEFAULT_FLAGS = MS_NOSUID | MS_NODEV
 """Tenants share a pool and need not trust each other: set-id programs and devices are the administrator's to allow."""
 

@@ -13,13 +13,12 @@ from pathlib import Path
 import psutil
 
 from sharedfs import places, pools
-from sharedfs.daemon import FILESYSTEM_TYPE, run
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import Remount
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.mount_flags import MS_REMOUNT
 from sharedfs.kernel.mounts import Mount, mount_at
-from sharedfs.mount_options import Asked, PoolOptions, flag_words, flags_of, setting_words, written
+from sharedfs.mount_options import FILESYSTEM_TYPE, Asked, PoolOptions, flag_words, flags_of, setting_words, written
 from sharedfs.units import format_size
 
 _DAEMON_END_SECONDS = 20.0
@@ -94,6 +93,8 @@ def _check_mountpoint(mountpoint: str) -> None:
 
 def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
     """Serve in this process. `ready_fd` is closed after a byte when the mount serves, and the log goes to its file."""
+    from sharedfs.daemon import run  # noqa: PLC0415 - half a second of imports, which only who serves needs
+
     check(options)
     _allow_open_files()
     dead = pools.read_record(options.name)
