@@ -20,6 +20,7 @@ show_help() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
 {
     installed=/opt/sharedfs
     links=/usr/local/bin
+    helper=/sbin/mount.fuse.sharedfs # where mount(8) looks for the type fuse.sharedfs
     configuration=/etc/sharedfs
     units=/etc/systemd/system
 }

@@ -2,10 +2,28 @@
 
 import json
 import sys
+from typing import Any
 
 import click
+import psutil
 
-from sharedfs.command_line import CONTEXT, SizeType, run_cli
+from sharedfs.command_line import CONTEXT, run_cli
+from sharedfs.errors import CallerMistake
+from sharedfs.mount_options import Asked, parse, read_setting
+
+
+class SettingType(click.ParamType[Any]):
+    """The value of a mount option, by the option's name."""
+
+    def __init__(self, setting: str, metavar: str) -> None:
+        self.name = metavar
+        self._setting = setting
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        try:
+            return read_setting(self._setting, str(value), psutil.virtual_memory().total)
+        except CallerMistake as mistake:
+            self.fail(str(mistake), param, ctx)
 
 
 @click.group(no_args_is_help=False, context_settings=CONTEXT, epilog="Example: sharedfs mount /mnt/shared --size 2G")
@@ -14,68 +32,78 @@ def cli() -> None:
     """Shared scratch memory for many cgroups: each page is paid for by those who use it."""
 
 
-@cli.command(epilog="Example: sharedfs mount /mnt/shared --size 2G")
+@cli.command(
+    epilog="Example: sharedfs mount /mnt/shared --size 2G, or: sharedfs mount /mnt/shared -o size=2g,noatime; "
+    "and then: sharedfs mount /mnt/shared -o remount,size=4g"
+)
 @click.argument("mountpoint")
 @click.option(
     "--size",
     "size_bytes",
-    type=SizeType(of_memory=True),
-    default="50%",
-    show_default=True,
-    help="Memory of the pool, such as 512M, 2G, or percent of the host's.",
+    type=SettingType("size", "size"),
+    help="Memory of the pool, such as 512M, 2G, or percent of the host's.  [default: 50%]",
 )
 @click.option("--name", help="Name of the pool.  [default: the mountpoint, with dashes]")
+@click.option(
+    "-o",
+    "words",
+    multiple=True,
+    metavar="OPTION,...",
+    help="Mount options as mount(8) takes them: size=, reserve=, idle=, cgroup_parent=, no_passthrough, mode=, uid=, "
+    "gid=, nr_inodes=, and flags such as ro, noexec, noatime, suid, dev; `remount` changes a mounted pool.",
+)
 @click.option("--foreground", is_flag=True, help="Serve in this process until unmounted.")
 @click.option(
     "--cgroup-parent",
-    default="sharedfs",
-    show_default=True,
-    metavar="CGROUP",
-    help='Make the pool\'s own cgroup below this one; "" serves from the cgroup we are in.',
+    type=SettingType("cgroup_parent", "cgroup"),
+    help='Make the pool\'s own cgroup below this one; "" serves from the cgroup we are in.  [default: sharedfs]',
 )
 @click.option(
     "--reserve",
     "reserve_bytes",
-    type=SizeType(),
-    default="1G",
-    show_default=True,
-    help="A file that is extended up to this size gets its memory at once (ftruncate before mmap).",
+    type=SettingType("reserve", "size"),
+    help="A file that is extended up to this size gets its memory at once (ftruncate before mmap).  [default: 1G]",
 )
 @click.option(
     "--idle",
     "idle_seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    default=600.0,
-    show_default=True,
-    help="Seconds without a touch after which other users of a page pay for it.",
+    type=SettingType("idle", "seconds"),
+    help="Seconds without a touch after which other users of a page pay for it.  [default: 600]",
 )
-@click.option("--no-passthrough", is_flag=True, help="Do without FUSE passthrough, as kernels before 6.9 have to.")
+@click.option(
+    "--no-passthrough",
+    "passthrough",
+    flag_value=False,
+    default=None,
+    type=bool,
+    help="Do without FUSE passthrough, as kernels before 6.9 have to.",
+)
 @click.option("--ready-fd", type=int, hidden=True)
 def mount(
     mountpoint: str,
-    size_bytes: int,
     name: str | None,
+    words: tuple[str, ...],
     foreground: bool,
-    cgroup_parent: str,
-    reserve_bytes: int,
-    idle_seconds: float,
-    no_passthrough: bool,
     ready_fd: int | None,
+    **settings: object,
 ) -> None:
-    """Mount a pool at MOUNTPOINT, an empty directory. Returns when the mount serves requests."""
-    from sharedfs import mounting, pools  # noqa: PLC0415
-    from sharedfs.daemon import PoolOptions  # noqa: PLC0415
+    """Mount a pool at MOUNTPOINT, an empty directory. Returns when the mount serves requests.
 
+    An option that has a name of its own wins over the same one in -o.
+    """
+    from sharedfs import mounting, pools  # noqa: PLC0415
+
+    memory_bytes = psutil.virtual_memory().total
+    in_words = parse(",".join(words), memory_bytes)
+    by_name = {field: value for field, value in settings.items() if value is not None}
+    asked = Asked(in_words.settings | by_name, in_words.cleared, in_words.set, in_words.remount)
     place = mounting.resolve(mountpoint)
-    options = PoolOptions(
-        mountpoint=place,
-        name=pools.name_for(place) if name is None else name,
-        size_bytes=size_bytes,
-        cgroup_parent=cgroup_parent,
-        reserve_bytes=reserve_bytes,
-        idle_seconds=idle_seconds,
-        passthrough=not no_passthrough,
-    )
+    if asked.remount:
+        if name is not None or foreground:
+            raise CallerMistake("a remount changes options only: leave out --name and --foreground")
+        mounting.remount(place, asked, keep_flags=mounting.ALL_FLAGS)
+        return
+    options = asked.options(place, pools.name_for(place) if name is None else name, memory_bytes)
     if foreground:
         mounting.mount_in_foreground(options, ready_fd)
     else:

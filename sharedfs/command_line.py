@@ -1,37 +1,17 @@
-"""What the two command lines share: exit codes, one line for an error, sizes."""
+"""What the command lines share: exit codes, and one line for an error."""
 
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import click
-import psutil
 
 from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault, first_error
-from sharedfs.units import parse_size
 
 EXIT_OUR_FAILURE = 1
 EXIT_CALLER_MISTAKE = 2
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class SizeType(click.ParamType[int]):
-    """A size in bytes, with K, M, G or T; where it is one `of_memory`, also percent of the host's."""
-
-    name = "size"
-
-    def __init__(self, *, of_memory: bool = False) -> None:
-        self._of_memory = of_memory
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value)
-        try:
-            if self._of_memory and text.endswith("%"):
-                return int(psutil.virtual_memory().total) * parse_size(text[:-1]) // 100
-            return parse_size(text)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def run_cli(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -41,8 +21,13 @@ def run_cli(command: click.Command, program: str, arguments: Sequence[str] | Non
         code = command.main(arguments, prog_name=program, standalone_mode=False)
     except BaseException as error:
         code, message = _verdict(first_error(error), program)
-        click.echo(f"{program}: {' '.join(message.split())}", err=True)
+        say_error(program, message)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def say_error(program: str, message: str) -> None:
+    """One line, whatever the message has in it."""
+    click.echo(f"{program}: {' '.join(message.split())}", err=True)
 
 
 def _verdict(error: BaseException, program: str) -> tuple[int, str]:

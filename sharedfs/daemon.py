@@ -9,7 +9,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
+from errno import EINVAL
 from functools import partial
 
 import psutil
@@ -20,44 +21,40 @@ from sharedfs import places, pools
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
-from sharedfs.errors import HostFault
+from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import PoolRecord, PoolStatus
 from sharedfs.frequent import FrequentRequests
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.fuse_wire import MAX_WRITE
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.kernel.mount_flags import atime_attributes
+from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
+from sharedfs.mount_options import (
+    FILESYSTEM_TYPE,
+    PoolOptions,
+    check_changes,
+    parse,
+    setting_words,
+    settings_of,
+    shown_flags,
+)
 from sharedfs.namespace import Namespace
-from sharedfs.pool_cgroup import DEFAULT_PARENT, PoolCgroup, join_pool_cgroup
+from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
 from sharedfs.rare import RareRequests
 from sharedfs.store import Store
+from sharedfs.units import format_size
 
 log = logging.getLogger("sharedfs")
 
-FILESYSTEM_TYPE = "fuse.sharedfs"
 _INITIALISATION_SECONDS = 10.0
 # A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
 _SCAN_SHARE = 0.05
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
-    """What a pool is mounted with. Sizes are bytes, times seconds."""
-
-    mountpoint: str
-    name: str
-    size_bytes: int
-    cgroup_parent: str = DEFAULT_PARENT
-    reserve_bytes: int = 1 << 30
-    idle_seconds: float = 600.0
-    scan_seconds: float = 0.5
-    passthrough: bool = True
 
 
 class Pool:
@@ -67,7 +64,13 @@ class Pool:
         self.options = options
         self.cgroup = cgroup
         self.books = Books(cgroup.hierarchy, PAGE_BYTES)
-        self.store = Store(options.size_bytes)
+        self.store = Store(
+            options.size_bytes,
+            options.inodes,
+            options.root_mode,
+            (options.root_uid, options.root_gid),
+            atime_attributes(options.flags),
+        )
         resources.callback(self.store.close)
         self.events = _task_events()
         if self.events is not None:
@@ -104,7 +107,7 @@ class Pool:
             options.name,
             options.mountpoint,
             FILESYSTEM_TYPE,
-            syscalls.MS_NOSUID | syscalls.MS_NODEV,
+            options.flags,
             f"fd={device_fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_WRITE}",
         )
         resources.callback(self._unmount)
@@ -112,11 +115,16 @@ class Pool:
         if mount is None:
             raise HostFault(f"{options.mountpoint} is not in /proc/self/mountinfo after mount(2)")
         self.mappings = MappingScan(self.books, mount.device)
-        self._mounted = mount
+        self._device = mount.device
+
+    def _mount(self) -> Mount | None:
+        """Our mount as the kernel shows it, None when it is gone. Its flags may be others than we mounted it with."""
+        mount = mount_at(self.options.mountpoint)
+        return mount if mount is not None and mount.device == self._device else None
 
     def _unmount(self) -> None:
         """Take our mount away, if it is still there; lazily, for tenants may be in it."""
-        if mount_at(self.options.mountpoint) == self._mounted:
+        if self._mount() is not None:
             with suppress(OSError):
                 syscalls.umount(self.options.mountpoint, syscalls.MNT_DETACH)
 
@@ -132,9 +140,12 @@ class Pool:
             statistics = self.books.ledger.statistics()
             tenants = len(self.books.tenants)
         passthrough = self.channel.passthrough
+        mount = self._mount()
         return PoolStatus(
             name=self.options.name,
             mountpoint=self.options.mountpoint,
+            flags="" if mount is None else shown_flags(mount),
+            settings=",".join(setting_words(settings_of(self.options))),
             daemon_pid=os.getpid(),
             size_bytes=self.options.size_bytes,
             resident_bytes=statistics.resident_bytes,
@@ -150,6 +161,30 @@ class Pool:
             mapping_scans=self.mappings.scans,
             requests={**self.data_path.requests, "namespace": self.frequent.answered + self.channel.forwarded},
         )
+
+    def reconfigure(self, words: str) -> None:
+        """Change what mount options in `words` ask for, as far as it is not the kernel's to do. Bytes in use stay.
+
+        Raises CallerMistake for what cannot be changed; nothing has changed then.
+        """
+        asked = parse(words, psutil.virtual_memory().total)
+        check_changes(self.options, asked)
+        changed = replace(self.options, **asked.settings, flags=asked.flags_on(self.options.flags))
+        used_bytes = self.store.used_bytes()
+        if changed.size_bytes < used_bytes:
+            raise CallerMistake(
+                f"size={format_size(changed.size_bytes)} is less than the {format_size(used_bytes)} in use: "
+                "remove files first"
+            )
+        try:
+            self.store.reconfigure(changed.size_bytes, changed.inodes, atime_attributes(changed.flags))
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise CallerMistake(
+                "nr_inodes is less than there are, or bounds what had no bound: remove files, or mount anew"
+            ) from error
+        self.options = changed
 
     # -- the service -------------------------------------------------------------------------------------------------
 
@@ -218,7 +253,7 @@ class Pool:
         from sharedfs.feed import make_feed  # noqa: PLC0415 - the slow import; the mount serves already
         from sharedfs.unix_http import serve_on_socket  # noqa: PLC0415
 
-        app = make_feed(self.options.name, self.store, self.books, self.status)
+        app = make_feed(self.options.name, self.store, self.books, self.status, self.reconfigure)
         await serve_on_socket(app, places.feed_socket(self.options.name), task_status)
 
 

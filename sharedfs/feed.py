@@ -10,12 +10,14 @@ from fastapi import FastAPI, HTTPException
 
 from sharedfs import __version__
 from sharedfs.books import Books
+from sharedfs.errors import CallerMistake
 from sharedfs.feed_types import (
     ClassHolding,
     FileHoldings,
     FilesOfTenant,
     Holdings,
     PoolStatus,
+    Remount,
     TenantRef,
     UsersOfFile,
 )
@@ -24,8 +26,14 @@ from sharedfs.model.tenant import Tenant
 from sharedfs.store import Node, Store
 
 
-def make_feed(name: str, store: Store, books: Books, status: Callable[[], PoolStatus]) -> FastAPI:
-    """The application; `status` gives what only the daemon knows."""
+def make_feed(
+    name: str,
+    store: Store,
+    books: Books,
+    status: Callable[[], PoolStatus],
+    reconfigure: Callable[[str], None],
+) -> FastAPI:
+    """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options."""
     app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
 
     def file_holdings(node: Node | None, inode: int) -> FileHoldings:
@@ -45,6 +53,14 @@ def make_feed(name: str, store: Store, books: Books, status: Callable[[], PoolSt
     @app.get("/v1/status")
     async def get_status() -> PoolStatus:
         return status()
+
+    @app.post("/v1/remount", status_code=204)
+    async def post_remount(remount: Remount) -> None:
+        """Change size and other options; the mount's flags are the caller's to change."""
+        try:
+            reconfigure(remount.options)
+        except CallerMistake as mistake:
+            raise HTTPException(409, str(mistake)) from mistake
 
     @app.get("/v1/holdings")
     async def get_holdings() -> Holdings:

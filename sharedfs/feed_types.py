@@ -71,12 +71,14 @@ class UsersOfFile(_Frozen):
 class PoolStatus(_Frozen):
     """What `sharedfs status` shows of one pool.
 
-    `engine` is what answers frequent requests: C, or Python. `requests` counts served requests, `mapping_scans`
-    finished scans.
+    `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in force:
+    the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished scans.
     """
 
     name: str
     mountpoint: str
+    flags: str
+    settings: str
     daemon_pid: int
     size_bytes: int
     resident_bytes: int
@@ -91,6 +93,12 @@ class PoolStatus(_Frozen):
     ledger_bytes: int
     mapping_scans: int
     requests: dict[str, int]
+
+
+class Remount(_Frozen):
+    """Mount options that a mounted pool is to change to: words with commas between, as `mount -o` has them."""
+
+    options: str
 
 
 class PoolRecord(_Frozen):

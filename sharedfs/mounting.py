@@ -1,4 +1,4 @@
-"""Mounting and unmounting from the command line: every check that can be made before anything is changed."""
+"""Mounting, remounting and unmounting: every check that can be made before anything is changed."""
 
 import logging
 import os
@@ -13,13 +13,17 @@ from pathlib import Path
 import psutil
 
 from sharedfs import places, pools
-from sharedfs.daemon import FILESYSTEM_TYPE, PoolOptions, run
 from sharedfs.errors import CallerMistake, HostFault
+from sharedfs.feed_types import Remount
 from sharedfs.kernel import syscalls
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.kernel.mount_flags import MS_REMOUNT
+from sharedfs.kernel.mounts import Mount, mount_at
+from sharedfs.mount_options import FILESYSTEM_TYPE, Asked, PoolOptions, flag_words, flags_of, setting_words, written
 from sharedfs.units import format_size
 
 _DAEMON_END_SECONDS = 20.0
+_ANSWER_SECONDS = 10.0
+ALL_FLAGS = -1
 # The store's and the data path's caches of descriptors (2048 + 4096), two of callers' (1024 each), and some to spare.
 _OPEN_FILES = 10_000
 
@@ -45,21 +49,23 @@ def check(options: PoolOptions) -> None:
     """Raises CallerMistake for everything that would keep the pool from being mounted as asked."""
     require_root()
     pools.check_name(options.name)
-    memory = psutil.virtual_memory().total
-    if not 0 < options.size_bytes <= memory:
-        raise CallerMistake(
-            f"--size {format_size(options.size_bytes)} must be more than 0 and at most this host's memory, "
-            f"{format_size(memory)}"
-        )
+    _check_size(options.size_bytes)
     if not Path("/dev/fuse").exists():
         raise CallerMistake("there is no /dev/fuse: load the module with `modprobe fuse`, or pass the device through")
     _check_mountpoint(options.mountpoint)
-    if ".." in options.cgroup_parent.split("/"):
-        raise CallerMistake(f"--cgroup-parent {options.cgroup_parent} must not contain ..: give a path of cgroups")
     record = pools.read_record(options.name)
     if record is not None and pools.is_served(record):
         raise CallerMistake(
-            f"a pool named {options.name} is already mounted at {record.mountpoint}: choose another --name"
+            f"a pool named {options.name} is already mounted at {record.mountpoint}: choose another name"
+        )
+
+
+def _check_size(size_bytes: int) -> None:
+    memory = psutil.virtual_memory().total
+    if not 0 < size_bytes <= memory:
+        raise CallerMistake(
+            f"a size of {format_size(size_bytes)} must be more than 0 and at most this host's memory, "
+            f"{format_size(memory)}"
         )
 
 
@@ -87,6 +93,8 @@ def _check_mountpoint(mountpoint: str) -> None:
 
 def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
     """Serve in this process. `ready_fd` is closed after a byte when the mount serves, and the log goes to its file."""
+    from sharedfs.daemon import run  # noqa: PLC0415 - half a second of imports, which only who serves needs
+
     check(options)
     _allow_open_files()
     dead = pools.read_record(options.name)
@@ -122,11 +130,8 @@ def mount_in_background(options: PoolOptions) -> int:
     """
     check(options)
     ours, theirs = os.pipe()
-    arguments = [options.mountpoint, "--foreground", f"--ready-fd={theirs}"]
-    arguments += [f"--name={options.name}", f"--size={options.size_bytes}", f"--cgroup-parent={options.cgroup_parent}"]
-    arguments += [f"--reserve={options.reserve_bytes}", f"--idle={options.idle_seconds}"]
-    if not options.passthrough:
-        arguments.append("--no-passthrough")
+    arguments = [options.mountpoint, "--foreground", f"--ready-fd={theirs}", f"--name={options.name}"]
+    arguments += ["-o", written(options)]
     daemon = subprocess.Popen(
         [sys.executable, "-m", "sharedfs", "mount", *arguments],
         stdin=subprocess.DEVNULL,
@@ -148,6 +153,55 @@ def _log_to_file(name: str) -> None:
     for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(log, stream)
     os.close(log)
+
+
+def remount(mountpoint: str, asked: Asked, *, keep_flags: int) -> None:
+    """Change flags and settings of a mounted pool. Its flags in `keep_flags` stay unless `asked` says otherwise.
+
+    The flags are the kernel's and change here; size and other settings are changed by the daemon, which may refuse:
+    the flags are then put back.
+    """
+    require_root()
+    record = pools.record_at(mountpoint)
+    mounted = mount_at(mountpoint)
+    if record is None or mounted is None or mounted.kind != FILESYSTEM_TYPE or not pools.is_served(record):
+        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+    if "size_bytes" in asked.settings:
+        _check_size(asked.settings["size_bytes"])
+    old = flags_of(mounted)
+    new = asked.flags_on(old & keep_flags)
+    _set_flags(mounted, new)
+    try:
+        _tell_daemon(record.name, ",".join(flag_words(new) + setting_words(asked.settings)))
+    except BaseException:
+        _set_flags(mounted, old)
+        raise
+
+
+def _set_flags(mounted: Mount, flags: int) -> None:
+    try:
+        syscalls.mount(mounted.source, mounted.mountpoint, mounted.kind, MS_REMOUNT | flags, "")
+    except OSError as error:
+        if error.errno != EBUSY:
+            raise
+        raise CallerMistake(
+            f"{mounted.mountpoint} has files open for writing{_users_of(mounted.mountpoint)}: close them first"
+        ) from None
+
+
+def _tell_daemon(name: str, options: str) -> None:
+    import httpx  # noqa: PLC0415 - slow to import, and only a remount needs it
+
+    transport = httpx.HTTPTransport(uds=str(places.feed_socket(name)))
+    with httpx.Client(transport=transport, base_url="http://pool", timeout=_ANSWER_SECONDS) as client:
+        try:
+            answer = client.post("/v1/remount", json=Remount(options=options).model_dump())
+        except httpx.HTTPError as error:
+            raise HostFault(f"the daemon of pool {name} does not answer: {error}") from error
+    if answer.status_code == httpx.codes.CONFLICT:
+        raise CallerMistake(answer.json()["detail"])
+    if answer.is_error:
+        raise HostFault(f"the daemon of pool {name} could not change: {answer.text}")
 
 
 def umount(mountpoint: str) -> None:

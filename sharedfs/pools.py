@@ -38,7 +38,7 @@ def check_name(name: str) -> None:
         raise CallerMistake(f"{name!r} cannot name a pool: use letters, digits, dots, dashes, at most 64 of them")
     socket = places.feed_socket(name)
     if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
-        raise CallerMistake(f"{socket} is too long for a socket: choose a shorter --name, or SHAREDFS_RUN_DIR")
+        raise CallerMistake(f"{socket} is too long for a socket: choose a shorter name, or SHAREDFS_RUN_DIR")
 
 
 def records() -> Iterator[PoolRecord]:
@@ -104,7 +104,7 @@ def claim(name: str) -> int:
             os.close(lock)
             record = read_record(name)
             where = f" at {record.mountpoint}" if record is not None else ""
-            raise CallerMistake(f"a pool named {name} is already mounted{where}: choose another --name") from None
+            raise CallerMistake(f"a pool named {name} is already mounted{where}: choose another name") from None
         if os.fstat(lock).st_nlink:
             return lock
         os.close(lock)  # the lock of a daemon that ended just now, in a directory that is gone

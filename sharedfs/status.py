@@ -44,10 +44,13 @@ def show(found: list[PoolStatus]) -> None:
         others = sum(count for kind, count in pool.requests.items() if kind not in ("read", "write"))
         counts = (pool.tenants, pool.files, pool.requests["read"], pool.requests["write"], others, pool.daemon_pid)
         sizes = (pool.size_bytes, pool.resident_bytes)
-        rows.append((pool.name, pool.mountpoint, pool.data_path, *map(format_size, sizes), *map(str, counts)))
+        rows.append(
+            (pool.name, pool.mountpoint, pool.flags, pool.data_path, *map(format_size, sizes), *map(str, counts))
+        )
     heads = (
         "POOL",
         "MOUNTPOINT",
+        "FLAGS",
         "DATA PATH",
         "SIZE",
         "RESIDENT",
@@ -58,7 +61,7 @@ def show(found: list[PoolStatus]) -> None:
         "OTHER",
         "PID",
     )
-    print_table(heads, rows, texts=3)
+    print_table(heads, rows, texts=4)
     for pool in found:
         if "passthrough" not in pool.data_path:
             say(f"{pool.name}: {pool.mmap}")

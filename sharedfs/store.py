@@ -20,8 +20,10 @@ from sharedfs.descriptors import Descriptors, open_for_data
 from sharedfs.generations import Generations
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
+from sharedfs.kernel.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
 
 _TREE, _REMOVED = b"tree", b"removed"
+_HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
 _PATH_DESCRIPTORS = 2048
 SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 
@@ -45,12 +47,28 @@ class Node:
 class Store:
     """The tree and the table of its known inodes."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(
+        self,
+        size_bytes: int,
+        inodes: int | None = None,
+        root_mode: int = 0o1777,
+        root_owner: tuple[int, int] = (0, 0),
+        atime_attributes: int = 0,
+    ) -> None:
+        """`inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits.
+
+        Set-id bits and devices never count here: what executes and opens them is the kernel, by the mount of tenants.
+        """
         self.lock = threading.RLock()  # two threads bring the namespace's requests, a third one asks for the feed
-        self.mount_fd = syscalls.detached_tmpfs(size_bytes)
-        for name, mode in ((_TREE, 0o1777), (_REMOVED, 0o700)):
+        options = {"source": "sharedfs", "mode": "0700"} | _bounds(size_bytes, inodes)
+        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | atime_attributes
+        self._fsmount_fd = syscalls.detached_mount("tmpfs", options, ["inode64"], attributes)
+        # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
+        self.mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fsmount_fd)
+        for name, mode in ((_TREE, root_mode), (_REMOVED, 0o700)):
             os.mkdir(name, dir_fd=self.mount_fd)
             os.chmod(name, mode, dir_fd=self.mount_fd)
+        os.chown(_TREE, *root_owner, dir_fd=self.mount_fd)
         self._removed_fd = os.open(_REMOVED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount_fd)
         tree = os.stat(_TREE, dir_fd=self.mount_fd)
         self._tree_inode = tree.st_ino
@@ -64,8 +82,17 @@ class Store:
 
     def close(self) -> None:
         self._paths.close()
-        os.close(self._removed_fd)
-        os.close(self.mount_fd)
+        for fd in (self._removed_fd, self.mount_fd, self._fsmount_fd):
+            os.close(fd)
+
+    def used_bytes(self) -> int:
+        pool = os.fstatvfs(self.mount_fd)
+        return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
+
+    def reconfigure(self, size_bytes: int, inodes: int | None, atime_attributes: int) -> None:
+        """Change the bounds and who moves access times. EINVAL when more is in use than would be allowed."""
+        syscalls.reconfigure_tmpfs(self.mount_fd, _bounds(size_bytes, inodes))
+        syscalls.set_mount_attributes(self._fsmount_fd, MOUNT_ATTR_ATIME | MOUNT_ATTR_NODIRATIME, atime_attributes)
 
     # -- inodes ------------------------------------------------------------------------------------------------------
 
@@ -391,3 +418,10 @@ class _Masked:
 
     def __exit__(self, *_: object) -> None:
         os.umask(0)
+
+
+def _bounds(size_bytes: int, inodes: int | None) -> dict[str, str]:
+    bounds = {"size": str(size_bytes)}
+    if inodes is not None:
+        bounds["nr_inodes"] = str(inodes + _HIDDEN_INODES if inodes else 0)
+    return bounds

@@ -23,6 +23,7 @@ from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import PoolStatus
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.mount_flags import MS_NODEV, MS_NOSUID
 
 KEPT_MOUNTPOINT = "/mnt/sharedfs"
 _KEPT_SIZE_BYTES = 1 << 30
@@ -101,7 +102,7 @@ def _mount_tmpfs(directory: Path, scratch: ExitStack) -> Path:
     scratch.callback(directory.rmdir)
     with interrupts.whole_steps():
         options = f"size={2 * acts.FILE_BYTES},mode=700"
-        syscalls.mount("sharedfs-demo", str(directory), "tmpfs", syscalls.MS_NOSUID | syscalls.MS_NODEV, options)
+        syscalls.mount("sharedfs-demo", str(directory), "tmpfs", MS_NOSUID | MS_NODEV, options)
         scratch.callback(syscalls.umount, str(directory))
     return directory
 

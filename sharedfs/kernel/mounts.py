@@ -10,13 +10,14 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor)."""
+    """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor), `options` the mount's alone."""
 
     device: tuple[int, int]
     mountpoint: str
     kind: str
     source: str
     super_options: frozenset[str]
+    options: tuple[str, ...] = ()
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
@@ -30,10 +31,11 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
         mounts.append(
             Mount(
                 (int(major), int(minor)),
-                _unescape(fields[4]),
+                unescape(fields[4]),
                 os.fsdecode(kind),
-                _unescape(source),
+                unescape(source),
                 frozenset(os.fsdecode(super_options).split(",")),
+                tuple(os.fsdecode(fields[5]).split(",")),
             )
         )
     return mounts
@@ -48,5 +50,6 @@ def mount_at(mountpoint: str) -> Mount | None:
     return next((mount for mount in reversed(mounts()) if mount.mountpoint == mountpoint), None)
 
 
-def _unescape(field: bytes) -> str:
+def unescape(field: bytes) -> str:
+    """A field of mountinfo or fstab(5), in which spaces and the like are octal."""
     return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))

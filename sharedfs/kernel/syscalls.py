@@ -6,13 +6,25 @@ Numbers of the mount API are the same on every architecture (asm-generic/unistd.
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
-from ctypes import POINTER, Array, Structure, byref, c_char_p, c_int, c_long, c_ssize_t, c_ubyte, c_uint, c_ulong
+from ctypes import (
+    POINTER,
+    Array,
+    Structure,
+    byref,
+    c_char_p,
+    c_int,
+    c_long,
+    c_ssize_t,
+    c_ubyte,
+    c_uint,
+    c_uint64,
+    c_ulong,
+    sizeof,
+)
 from errno import ENOSYS
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-MS_NOSUID = 0x2
-MS_NODEV = 0x4
 MNT_DETACH = 0x2
 
 AT_EMPTY_PATH = 0x1000
@@ -22,11 +34,11 @@ RENAME_EXCHANGE = 0x2
 FALLOC_FL_KEEP_SIZE = 0x1
 FALLOC_FL_PUNCH_HOLE = 0x2
 
-_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT, _SYS_FSPICK, _SYS_MOUNT_SETATTR = 430, 431, 432, 433, 442
 _FSOPEN_CLOEXEC = 0x1
-_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 0, 1, 6
+_FSCONFIG_SET_FLAG, _FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE, _FSCONFIG_CMD_RECONFIGURE = 0, 1, 6, 7
 _FSMOUNT_CLOEXEC = 0x1
-_MOUNT_ATTR_NOSUID, _MOUNT_ATTR_NODEV = 0x2, 0x4
+_FSPICK_CLOEXEC, _FSPICK_EMPTY_PATH = 0x1, 0x8
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 STATX_BYTES = 256
@@ -42,6 +54,10 @@ class _FileHandle(Structure):
 
 class _Timespec(Structure):
     _fields_ = [("tv_sec", c_long), ("tv_nsec", c_long)]
+
+
+class _MountAttr(Structure):
+    _fields_ = [("attr_set", c_uint64), ("attr_clr", c_uint64), ("propagation", c_uint64), ("userns_fd", c_uint64)]
 
 
 _libc.syscall.restype = c_long
@@ -74,37 +90,53 @@ def umount(target: str, flags: int = 0) -> None:
     _checked(_libc.umount2(os.fsencode(target), flags), f"umount {target}")
 
 
-def detached_mount(kind: str, strings: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> int:
-    """A descriptor of the root directory of a new mount of a filesystem that is attached nowhere: no path leads to it.
+def detached_mount(kind: str, options: Mapping[str, str], flags: Sequence[str] = (), attributes: int = 0) -> int:
+    """An O_PATH descriptor of the root of a new mount of a filesystem that is attached nowhere: no path leads to it.
 
-    `strings` and `flags` are the filesystem's options. It is gone when the last descriptor into it is closed, however
-    that comes about. nosuid, nodev. Linux >= 5.2.
+    It is gone when the last descriptor into it is closed, however that comes about. `options` and `flags` are the
+    filesystem's own, `attributes` are MOUNT_ATTR_ bits. Linux >= 5.2.
     """
     context = _checked(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), f"fsopen {kind}")
     try:
-        for key, value in (strings or {}).items():
-            _checked(
-                _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), value.encode(), 0),
-                f"fsconfig {kind} {key}={value}",
-            )
+        _configure(context, options)
         for flag in flags:
             _checked(
                 _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, flag.encode(), None, 0), f"fsconfig {flag}"
             )
         _checked(_libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), "fsconfig create")
-        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV
-        root = _checked(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), f"fsmount {kind}")
+        return _checked(_libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes), f"fsmount {kind}")
     finally:
         os.close(context)
-    try:  # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
-        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+
+
+def reconfigure_tmpfs(mount_fd: int, options: Mapping[str, str]) -> None:
+    """Change options of the tmpfs whose root `mount_fd` is. EINVAL when more is in use than would be allowed."""
+    flags = _FSPICK_CLOEXEC | _FSPICK_EMPTY_PATH
+    context = _checked(_libc.syscall(_SYS_FSPICK, mount_fd, b"", flags), "fspick tmpfs")
+    try:
+        _configure(context, options)
+        _checked(
+            _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_RECONFIGURE, None, None, 0), "fsconfig reconfigure"
+        )
     finally:
-        os.close(root)
+        os.close(context)
 
 
-def detached_tmpfs(size_bytes: int) -> int:
-    """The root directory of a new tmpfs that is mounted nowhere; its memory goes with it."""
-    return detached_mount("tmpfs", {"source": "sharedfs", "size": str(size_bytes), "mode": "0700"}, ["inode64"])
+def _configure(context: int, options: Mapping[str, str]) -> None:
+    for key, value in options.items():
+        _checked(
+            _libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), value.encode(), 0),
+            f"fsconfig {key}={value}",
+        )
+
+
+def set_mount_attributes(mount_fd: int, cleared: int, set_: int) -> None:
+    """Change MOUNT_ATTR_ bits of a mount by fsmount's descriptor. Linux >= 5.12."""
+    change = _MountAttr(attr_set=set_, attr_clr=cleared)
+    _checked(
+        _libc.syscall(_SYS_MOUNT_SETATTR, mount_fd, b"", AT_EMPTY_PATH, byref(change), c_ulong(sizeof(change))),
+        "mount_setattr",
+    )
 
 
 def perf_event_open(attr: bytes, cpu: int) -> int:

@@ -84,7 +84,7 @@ def _cpus(text: str) -> list[int]:
 
 
 def _tracepoint_ids() -> list[int]:
-    root = syscalls.detached_mount("tracefs")
+    root = syscalls.detached_mount("tracefs", {})
     try:
         ids = []
         for tracepoint in _TRACEPOINTS:

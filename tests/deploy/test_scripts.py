@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.conftest import REPOSITORY, Script
+from tests.support.mount_helper import HELPER, place_of_helper
 
 SCRIPTS = ["deploy/quickstart", "deploy/setup", "deploy/install", "deploy/uninstall", "tests/run", ".ci/run"]
 USER_SCRIPTS = ["quickstart", "setup", "install", "uninstall"]
@@ -75,9 +76,14 @@ def test_uninstall_where_nothing_is_installed(script: Script) -> None:
 
 
 @needs_root
-def test_install_twice_and_uninstall(script: Script) -> None:
-    """The units run what is installed, as systemd reads them."""
-    if any(path.exists() for path in INSTALLED):
+def test_install_twice_and_uninstall(script: Script, tmp_path: Path) -> None:
+    """The units run what is installed, as systemd reads them; mount(8) finds the helper."""
+    with place_of_helper():
+        _install_twice_and_uninstall(script, tmp_path)
+
+
+def _install_twice_and_uninstall(script: Script, mountpoint: Path) -> None:
+    if HELPER.is_symlink() or any(path.exists() for path in INSTALLED):
         pytest.skip("sharedfs is installed on this host")
     try:
         for _ in range(2):
@@ -85,6 +91,7 @@ def test_install_twice_and_uninstall(script: Script) -> None:
             assert done.returncode == 0, done.stderr
         for command in ("sharedfs", "sharedctl"):
             subprocess.run([f"/usr/local/bin/{command}", "--help"], check=True, stdout=subprocess.DEVNULL, cwd="/")
+        subprocess.run(["mount", "-f", "-t", "fuse.sharedfs", "name", mountpoint, "-o", "size=1m"], check=True)
         if shutil.which("systemd-analyze"):
             units = sorted(Path("/etc/systemd/system").glob("sharedfs*.service"))
             assert len(units) == 2
@@ -96,6 +103,7 @@ def test_install_twice_and_uninstall(script: Script) -> None:
     assert done.returncode == 0, done.stderr
     assert not any(path.exists() for path in INSTALLED)
     assert not Path("/usr/local/bin/sharedfs").is_symlink()
+    assert not HELPER.is_symlink()
 
 
 def test_units_parse(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def test_a_mounted_pool_is_not_mounted_again(
 ) -> None:
     (run_dir / "other").mkdir()
     assert_mistake(mount(pool.path, "--name", "other"), "already mounted", f"sharedfs umount {pool.path}")
-    assert_mistake(mount(run_dir / "other"), f"a pool named {unique_name}", str(pool.path), "--name")
+    assert_mistake(mount(run_dir / "other"), f"a pool named {unique_name}", str(pool.path), "another name")
     assert_mistake(mount(run_dir / "other", "--foreground"), f"a pool named {unique_name}")
     (pool.path / "f").write_bytes(b"unharmed")
     assert [record.name for record in pools.records()] == [unique_name]
