@@ -71,8 +71,8 @@ class UsersOfFile(_Frozen):
 class PoolStatus(_Frozen):
     """What `sharedfs status` shows of one pool.
 
-    `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in force:
-    the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished scans.
+    `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
+    force: the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished scans.
     """
 
     name: str
