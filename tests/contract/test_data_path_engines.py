@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EINVAL, ENOSPC, ESTALE
 
@@ -74,7 +74,7 @@ class Wire:
 
 @contextmanager
 def served(engine: str) -> Iterator[Wire]:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as resources:
         events: TaskEvents | None = None
         if engine == "C":
             patch.delenv(PURE_PYTHON_VARIABLE, raising=False)
@@ -82,35 +82,35 @@ def served(engine: str) -> Iterator[Wire]:
                 events = TaskEvents()
             except HostFault as fault:
                 pytest.skip(str(fault))
+            resources.callback(events.close)
         else:
             patch.setenv(PURE_PYTHON_VARIABLE, "1")
         store, books = Store(8 * MIB), Books(find_memory_hierarchy(), PAGE)
+        resources.callback(store.close)
         data_path = DataPath(store, books, events)
+        resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        resources.enter_context(device)
         kernel.settimeout(10)
         for end in (kernel, device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         ended: list[BaseException | None] = []
         channel = Channel(device.fileno(), data_path.handlers, want_passthrough=True, on_end=ended.append)
+        resources.callback(os.close, int(channel.libfuse_mountpoint.rsplit("/", 1)[1]))
         data_path.connect(channel, device.fileno())
         channel.passthrough = True
         channel.start()
-        root = store.node(wire.ROOT_NODE)
-        store.make(root, b"file", 0o100644, 0, 0)
-        node, _ = store.lookup(root, b"file")
-        assert data_path.engine == engine
-        try:
-            yield Wire(kernel, store, books, data_path, node.inode)
-        finally:
+
+        def stop() -> None:
             channel.close()
             kernel.close()
             wait_until(lambda: len(ended) == 2, "both pumps ended")
-            assert ended == [None, None]
-            device.close()
-            data_path.close()
-            store.close()
-            if events is not None:
-                events.close()
+
+        resources.callback(stop)
+        node, _ = store.make(store.node(wire.ROOT_NODE), b"file", 0o100644, 0, 0, 0)
+        assert data_path.engine == engine
+        yield Wire(kernel, store, books, data_path, node.inode)
+    assert ended == [None, None]
 
 
 @pytest.fixture(params=["C", "Python"])
