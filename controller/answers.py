@@ -16,7 +16,7 @@ from controller.api_types import (
     TenantBill,
 )
 from controller.billing.bill import Bill
-from controller.billing.books import Books, SharingClass, read_classes, without
+from controller.billing.books import Books, SharingClass, cgroup_of, read_classes, without
 from controller.billing.policies import Policy
 from controller.billing.settlement import Position
 from controller.billing.split import apportion, by_path
@@ -100,10 +100,13 @@ def explain(
     classes and bill agree to the byte.
     """
     files: dict[tuple[str, str], Counter[SharingClass]] = {}
+    opened: set[tuple[str, str]] = set()
     classes: defaultdict[SharingClass, dict[tuple[str, str], int]] = defaultdict(dict)
     for pool, answer in answers:
         for file in answer.files:
             books = without(read_classes(pool, answer.tenants, file.classes), gone)
+            if any(cgroup_of(ref) == tenant for ref in answer.tenants if ref.id in file.opened):
+                opened.add((pool, file.path))
             for held, held_bytes in books.items():
                 if tenant in held.users and held_bytes:
                     classes[held][pool, file.path] = held_bytes
@@ -117,8 +120,8 @@ def explain(
         share_bytes=sum(shares.values()),
         used_bytes=sum(sum(parts.values()) for parts in classes.values()),
         files=tuple(
-            ExplainedFile(pool=pool, path=path, used_bytes=used.total(), share_bytes=file_shares[pool, path])
-            for (pool, path), used in sorted(files.items(), key=lambda item: item[0])
+            _explain_file(tenant, place, used, file_shares[place], opened=place in opened)
+            for place, used in sorted(files.items(), key=lambda item: item[0])
         ),
         classes=tuple(
             ExplainedClass(
@@ -132,6 +135,23 @@ def explain(
             )
             for held, parts in sorted(classes.items(), key=lambda item: -sum(item[1].values()))
         ),
+    )
+
+
+def _explain_file(
+    tenant: CgroupRef, place: tuple[str, str], used: Counter[SharingClass], share_bytes: int, *, opened: bool
+) -> ExplainedFile:
+    """An open handle for fast reading says that all pages may be used, and hides what page tables say."""
+    pool, path = place
+    mapped_bytes = sum(held_bytes for held, held_bytes in used.items() if tenant in held.mapped)
+    return ExplainedFile(
+        pool=pool,
+        path=path,
+        used_bytes=used.total(),
+        opened_bytes=mapped_bytes if opened else 0,
+        mapped_bytes=0 if opened else mapped_bytes,
+        touched_bytes=used.total() - mapped_bytes,
+        share_bytes=share_bytes,
     )
 
 

@@ -32,9 +32,14 @@ class Bills(_Frozen):
 
 
 class ExplainedFile(_Frozen):
+    """`used_bytes` by how we know of the use: an open handle for fast reading, page tables, or reads and writes."""
+
     pool: str
     path: str
     used_bytes: int
+    opened_bytes: int
+    mapped_bytes: int
+    touched_bytes: int
     share_bytes: int
 
 

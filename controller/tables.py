@@ -23,8 +23,9 @@ def bills(answer: Answer) -> None:
 
 def explain(answer: Answer) -> None:
     say(f"{answer['tenant']}: share {_size(answer['share_bytes'])} of {_size(answer['used_bytes'])} used")
-    files = [(f["pool"], f["path"], _size(f["used_bytes"]), _size(f["share_bytes"])) for f in answer["files"]]
-    print_table(("POOL", "FILE", "USED", "SHARE"), files, texts=2)
+    sizes = ("used_bytes", "touched_bytes", "mapped_bytes", "opened_bytes", "share_bytes")
+    files = [(file["pool"], file["path"], *(_size(file[size]) for size in sizes)) for file in answer["files"]]
+    print_table(("POOL", "FILE", "USED", "READ, WRITTEN", "MAPPED", "OPEN", "SHARE"), files, texts=2)
     classes = [
         (
             held["pool"],

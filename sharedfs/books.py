@@ -5,11 +5,15 @@ lock is held for a few microseconds and never across a system call.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Iterable
 
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger
+from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
+
+_ALL_PAGES = [(0, LAST_PAGE)]
 
 
 class Books:
@@ -23,6 +27,8 @@ class Books:
         self.tenants = TenantTable()
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
+        # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
+        self._readers: Counter[tuple[int, TenantId]] = Counter()
         # Files that lost pages since the running mapping scan began: what it saw of them may be gone.
         self._shrunk: set[int] = set()
 
@@ -45,6 +51,8 @@ class Books:
     def exit(self, tenants: Iterable[TenantId]) -> None:
         with self.lock:
             for tenant in tenants:
+                for key in [key for key in self._readers if key[1] == tenant]:
+                    del self._readers[key]
                 self.ledger.exit(tenant)
                 self.tenants.remove(tenant)
                 self.exits += 1
@@ -102,4 +110,40 @@ class Books:
             if pages and inode not in self._shrunk:
                 for first, last in self.ledger.absent(inode, pages):
                     self.ledger.charge(inode, first, last, tenant, foreign=True)
-            self.ledger.set_mapped(inode, tenant, pages)
+            if (inode, tenant) not in self._readers:
+                self.ledger.set_mapped(inode, tenant, pages)
+
+    # -- handles that read past us -----------------------------------------------------------------------------------
+
+    def open_for_reading(self, inode: int, tenant: TenantId) -> TenantId:
+        """`tenant` has one more handle through which it may read all of a file unseen: it uses all its pages.
+
+        Returns whom to name when the handle is closed: NOBODY for a tenant that has exited.
+        """
+        with self.lock:
+            tenant = self._if_live(tenant)
+            if tenant != NOBODY:
+                self._readers[inode, tenant] += 1
+                self.ledger.set_mapped(inode, tenant, _ALL_PAGES)
+            return tenant
+
+    def close_for_reading(self, inode: int, tenant: TenantId) -> None:
+        """One handle less. With the last one the use ends, and counts as a touch; the next scan finds what is mapped."""
+        with self.lock:
+            if (inode, tenant) not in self._readers:
+                return  # it has exited
+            self._readers[inode, tenant] -= 1
+            if not self._readers[inode, tenant]:
+                del self._readers[inode, tenant]
+                self.ledger.set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
+                self.ledger.set_mapped(inode, tenant, [])
+
+    def refresh_readers(self) -> None:
+        """Readers use what has become resident since they opened, too. O(readers) when nothing has."""
+        with self.lock:
+            for inode, tenant in self._readers:
+                self.ledger.set_mapped(inode, tenant, _ALL_PAGES)
+
+    def readers_of(self, inode: int) -> tuple[TenantId, ...]:
+        """The tenants with such a handle. Call with the lock held. O(readers)."""
+        return tuple(sorted(tenant for file, tenant in self._readers if file == inode))

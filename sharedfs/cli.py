@@ -71,6 +71,12 @@ def cli() -> None:
     help="Seconds without a touch after which other users of a page pay for it.  [default: 600]",
 )
 @click.option(
+    "--reads",
+    type=SettingType("reads", "exact|fast"),
+    help="exact: each read is attributed to its pages. fast: the kernel serves reads of files opened for reading only, "
+    "at tmpfs's speed, and who has one open pays for all of it.  [default: exact]",
+)
+@click.option(
     "--no-passthrough",
     "passthrough",
     flag_value=False,

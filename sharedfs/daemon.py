@@ -89,6 +89,7 @@ class Pool:
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
             options.reserve_bytes,
             self._callers,
+            fast_reads=options.reads == "fast",
         )
         self.frequent = FrequentRequests(self.namespace)
         resources.callback(self.frequent.close)
@@ -152,7 +153,7 @@ class Pool:
             foreign_bytes=statistics.foreign_bytes,
             tenants=tenants,
             files=statistics.files,
-            data_path="exact+passthrough" if passthrough else "exact",
+            data_path=f"{self.options.reads}+passthrough" if passthrough else "exact",
             engine=self.data_path.engine,
             mmap="shared mappings at memory speed" if passthrough else "no shared mappings (ENODEV): needs Linux 6.9",
             pool_cgroup=self.cgroup.path,

@@ -39,6 +39,7 @@ def make_feed(
     def file_holdings(node: Node | None, inode: int) -> FileHoldings:
         with books.lock:
             classes = books.ledger.file_holdings(inode)
+            opened = books.readers_of(inode)
         with store.lock:
             path = store.display_path(node) if node is not None else ""
             size_bytes = store.stat(node).st_size if node is not None else 0
@@ -48,6 +49,7 @@ def make_feed(
             size_bytes=size_bytes,
             resident_bytes=sum(size_bytes for _, size_bytes in classes),
             classes=_classes(classes),
+            opened=opened,
         )
 
     @app.get("/v1/status")

@@ -47,13 +47,17 @@ class Holdings(_Frozen):
 
 
 class FileHoldings(_Frozen):
-    """The part of the books that is one file. `path` is relative to the pool's root."""
+    """The part of the books that is one file. `path` is relative to the pool's root.
+
+    `opened` are the tenants that have it open for fast reading, and use all of it for that.
+    """
 
     path: str
     inode: int
     size_bytes: int
     resident_bytes: int
     classes: tuple[ClassHolding, ...]
+    opened: tuple[int, ...] = ()
 
 
 class FilesOfTenant(_Frozen):

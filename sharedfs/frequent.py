@@ -15,6 +15,7 @@ from sharedfs.kernel import name_wire as names
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import ROOT_NODE, Opcode
+from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace, Reservation
 from sharedfs.store import Node
 
@@ -188,10 +189,10 @@ class FrequentRequests:
 
     # -- open files --------------------------------------------------------------------------------------------------
 
-    def _open(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+    def _open(self, inode: int, thread_id: int, request: memoryview) -> bytes:
         flags, _ = names.OPEN_IN.unpack_from(request, _BODY)
         self._namespace.open(inode, flags)
-        return self._opened(inode)
+        return self._opened(inode, self._namespace.open_for_reading(inode, flags, thread_id))
 
     def _create(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
         flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
@@ -204,15 +205,21 @@ class FrequentRequests:
         made = self._namespace.create_nameless(parent, mode, umask, *_owner(request))
         return self._entry(made) + self._opened(made[0].inode)
 
-    def _opened(self, inode: int) -> bytes:
-        """DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH, mmap goes to the backing file."""
+    def _opened(self, inode: int, reader: TenantId = NOBODY) -> bytes:
+        """A handle is the number of the tenant that reads past us with it, NOBODY's when all reads come to us.
+
+        DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH, mmap goes to the backing file; reads do so
+        with PASSTHROUGH alone.
+        """
         backing_id = self._namespace.backing_id(inode)
         if backing_id is None:
-            return names.OPEN_OUT.pack(inode, wire.FOPEN_DIRECT_IO, 0)
-        return names.OPEN_OUT.pack(inode, wire.FOPEN_DIRECT_IO | wire.FOPEN_PASSTHROUGH, backing_id)
+            return names.OPEN_OUT.pack(NOBODY, wire.FOPEN_DIRECT_IO, 0)
+        flags = wire.FOPEN_PASSTHROUGH if reader != NOBODY else wire.FOPEN_DIRECT_IO | wire.FOPEN_PASSTHROUGH
+        return names.OPEN_OUT.pack(reader, flags, backing_id)
 
-    def _release(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
-        self._namespace.release(inode)
+    def _release(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        handle = names.RELEASE_IN.unpack_from(request, _BODY)[0]
+        self._namespace.release(inode, TenantId(handle))
         return b""
 
     # -- directories -------------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class MappingScan:
             self._books.set_mapped(inode, tenant, [])
         for (inode, tenant), pages in seen.items():
             self._books.set_mapped(inode, tenant, pages)
+        self._books.refresh_readers()
         self._known = set(seen)
         self.scans += 1
 

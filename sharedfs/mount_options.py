@@ -77,6 +77,8 @@ _FOR_OTHERS_WITH_VALUE = frozenset(("user", "comment", "helper"))
 # mount(8) repeats what the kernel shows of a mount when it is remounted.
 _OF_A_LIVE_MOUNT = frozenset(("fd", "rootmode", "user_id", "group_id", "max_read", "blksize"))
 
+READS = ("exact", "fast")
+
 _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 
 
@@ -84,8 +86,9 @@ _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 class PoolOptions:
     """What a pool is mounted with. Sizes are bytes, times seconds, `flags` MS_ bits.
 
-    `root_mode`, `root_uid` and `root_gid` are those of the root directory at first, as with tmpfs. `inodes` is how many
-    files there may be: 0 is no bound, None what tmpfs thinks right.
+    `reads` is how read(2) of a file opened for reading only is attributed: "exact", page by page, or "fast", by the
+    open handle. `root_mode`, `root_uid` and `root_gid` are those of the root directory at first, as with tmpfs.
+    `inodes` is how many files there may be: 0 is no bound, None what tmpfs thinks right.
     """
 
     mountpoint: str
@@ -96,6 +99,7 @@ class PoolOptions:
     idle_seconds: float = 600.0
     scan_seconds: float = 0.5
     passthrough: bool = True
+    reads: str = "exact"
     root_mode: int = 0o1777
     root_uid: int = 0
     root_gid: int = 0
@@ -118,6 +122,12 @@ def _seconds(text: str) -> float:
     if not re.fullmatch(r"\d+(\.\d+)?", text) or float(text) == 0:
         raise ValueError(f"{text!r} is not a time: write seconds, more than 0, such as 600")
     return float(text)
+
+
+def _reads(text: str) -> str:
+    if text not in READS:
+        raise ValueError(f"{text!r} is no way to read: write {' or '.join(READS)}")
+    return text
 
 
 def _mode(text: str) -> int:
@@ -143,6 +153,7 @@ SETTINGS: Mapping[str, Setting] = {
     "reserve": Setting("reserve_bytes", parse_size, str),
     "idle": Setting("idle_seconds", _seconds, lambda seconds: f"{seconds:f}".rstrip("0").rstrip("."), changes=True),
     "cgroup_parent": Setting("cgroup_parent", _cgroup, lambda path: f'"{path}"' if "," in path else path),
+    "reads": Setting("reads", _reads, str),
     "mode": Setting("root_mode", _mode, lambda mode: f"{mode:o}"),
     "uid": Setting("root_uid", _id, str),
     "gid": Setting("root_gid", _id, str),

@@ -18,7 +18,7 @@ from sharedfs.datapath import DataPath
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.listing import Listings
-from sharedfs.model.tenant import TenantId
+from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.store import SET_ID_BITS, Node, Store
 
 # Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
@@ -71,6 +71,8 @@ class Namespace:
         expire: Callable[[int], None],
         reserve_bytes: int,
         callers: Callers,
+        *,
+        fast_reads: bool,
     ) -> None:
         self.store = store
         self.lock = store.lock
@@ -81,6 +83,7 @@ class Namespace:
         self._expire = expire
         self._reserve_bytes = reserve_bytes
         self._callers = callers
+        self._fast_reads = fast_reads
 
     # -- look-up and attributes --------------------------------------------------------------------------------------
 
@@ -249,7 +252,19 @@ class Namespace:
         backing = self._backing()
         return None if backing is None else backing.id_of(inode)
 
-    def release(self, inode: int) -> None:
+    def open_for_reading(self, inode: int, flags: int, thread_id: int) -> TenantId:
+        """After `open`: the tenant, when the kernel is to serve this handle's reads itself; it uses the file then.
+
+        NOBODY when reads are to come to us: they are exact by default, and must be where we could name nobody.
+        """
+        if not self._fast_reads or flags & os.O_ACCMODE != os.O_RDONLY or self.backing_id(inode) is None:
+            return NOBODY
+        return self._books.open_for_reading(inode, self._callers.tenant_of(thread_id))
+
+    def release(self, inode: int, reader: TenantId) -> None:
+        """A handle is closed; `reader` is what `open_for_reading` said of it."""
+        if reader != NOBODY:
+            self._books.close_for_reading(inode, reader)
         node = self.store.node(inode)
         node.opens -= 1
         if node.opens == 0:
