@@ -215,11 +215,8 @@ def umount(mountpoint: str) -> None:
     if mounted is not None and mounted.kind == FILESYSTEM_TYPE:
         # Without a record the daemon may well live, with another run directory: then it is not for us to pull it away.
         _take_away(mountpoint, dead=record is not None and daemon is None)
-    if daemon is not None:
-        try:
-            daemon.wait(_DAEMON_END_SECONDS)
-        except psutil.TimeoutExpired:
-            raise HostFault(f"the daemon of {mountpoint} (pid {daemon.pid}) did not end after the unmount") from None
+    if record is not None and daemon is not None and not pools.wait_for_end(record, _DAEMON_END_SECONDS):
+        raise HostFault(f"the daemon of {mountpoint} (pid {daemon.pid}) did not end after the unmount")
     if record is not None:
         pools.clean_up_dead(record)
 

@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from sharedfs.pool_cgroup import remove_pool_cgroups
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 # The kernel tells a start time in ticks since boot; the time of boot itself moves with each correction of the clock.
 _START_TOLERANCE_SECONDS = 5.0
+_POLL_SECONDS = 0.01
 _SOCKET_PATH_BYTES = 107  # sun_path, unix(7)
 
 
@@ -83,6 +85,16 @@ def daemon_of(record: PoolRecord) -> psutil.Process | None:
     except psutil.NoSuchProcess:
         pass
     return None
+
+
+def wait_for_end(record: PoolRecord, seconds: float) -> bool:
+    """Whether the daemon ends in time. A zombie has ended: it may take its init process seconds to collect it."""
+    deadline = time.monotonic() + seconds
+    while is_served(record):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def claim(name: str) -> int:

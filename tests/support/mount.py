@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,10 +95,7 @@ def unmount_whatever_happened(place: Path) -> None:
         subprocess.run(["umount", "-l", str(place)], check=True)
     if record is not None:
         daemon = pools.daemon_of(record)
-        if daemon is not None:
-            try:
-                daemon.wait(10)
-            finally:
-                with suppress(Exception):
-                    daemon.kill()
+        if not pools.wait_for_end(record, 10) and daemon is not None:
+            daemon.kill()
+            raise AssertionError(f"the daemon of {place} did not end")
         pools.clean_up_dead(record)
