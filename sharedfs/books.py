@@ -128,7 +128,7 @@ class Books:
             return tenant
 
     def close_for_reading(self, inode: int, tenant: TenantId) -> None:
-        """One handle less. With the last one the use ends, and counts as a touch; the next scan finds what is mapped."""
+        """One handle less. The last one ends the use, which counts as a touch; the next scan finds what is mapped."""
         with self.lock:
             if (inode, tenant) not in self._readers:
                 return  # it has exited

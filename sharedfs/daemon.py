@@ -99,6 +99,7 @@ class Pool:
         self.channel = Channel(
             device_fd,
             {**self.data_path.handlers, **self.frequent.handlers},
+            self.data_path.tenant_of,
             want_passthrough=options.passthrough,
             on_end=self._on_channel_end,
         )

@@ -93,7 +93,11 @@ class DataPath:
                 charge=self._books.charge,
             )
             self._fast.only_read_calls = 1
-            channel.receive = self._fast.next
+            channel.shortcut = self._fast
+
+    def tenant_of(self, thread_id: int) -> TenantId:
+        """Who asks. In the request pump's thread only."""
+        return self._callers.tenant_of(thread_id)
 
     def distrust_events(self) -> None:
         """Do without the task events from here on. From any thread."""

@@ -1,7 +1,8 @@
 /* The hot half of the data path in C: READ and WRITE of files, threads and tenants that are known already.
  *
  * `FastPath.next(request)` stands where the channel's request pump reads the device: it answers what it can, and
- * returns the length of the first request that wants Python. `FastPath.serve(request)` answers one request, or not.
+ * returns the length of the first request that wants Python, or of any when many wait and are to be served in turns.
+ * `FastPath.serve(request)` answers one request, or not.
  * What is not answered has had no effect, so Python (sharedfs/datapath.py) can do it from the start: whatever is rare, new or
  * an error is written once, there. Both ways pass the same tests.
  *
@@ -28,6 +29,8 @@
  * and more, and who asks one thing after the other asks again within this time. */
 #define LOOK_NS 50000
 #define LOOKS_PER_YIELD 4
+/* So many requests in a row were there already when we looked: more wait than are served, and Python serves in turns. */
+#define REQUESTS_IN_A_ROW 16
 /* Who was away this long in sched_yield() was in somebody's way: then to wait is better than to look. */
 #define IN_THE_WAY_NS 20000
 #define SLEEP_AT_ONCE_NS 2000000
@@ -45,6 +48,7 @@ typedef struct {
     unsigned long long reads, writes;
     int enabled;
     int only_read_calls;      /* leave what is not read(2) to Python: see DataPath._read */
+    int in_a_row;             /* requests that did not have to be waited for */
     int look;                 /* the last request came soon after the one before it */
     long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
 } FastPath;
@@ -226,8 +230,9 @@ static ssize_t receive(FastPath *self, char *request, size_t size)
     struct pollfd device = {.fd = self->device_fd, .events = POLLIN};
     long long started = now_ns(), now = started, before;
     ssize_t length;
+    unsigned turn;
 
-    for (unsigned turn = 1; (length = read(self->device_fd, request, size)) < 0 && errno == EAGAIN; turn++) {
+    for (turn = 1; (length = read(self->device_fd, request, size)) < 0 && errno == EAGAIN; turn++) {
         if (!self->look || now - started > LOOK_NS || now < self->sleep_until_ns) {
             if (poll(&device, 1, -1) < 0)
                 return -1;
@@ -240,6 +245,7 @@ static ssize_t receive(FastPath *self, char *request, size_t size)
         }
     }
     self->look = now_ns() - started < 2 * LOOK_NS;
+    self->in_a_row = turn == 1 ? self->in_a_row + 1 : 0;
     return length;
 }
 
@@ -258,6 +264,9 @@ static PyObject *fastpath_next(FastPath *self, PyObject *argument)
         if (length < 0) {
             PyErr_SetFromErrno(PyExc_OSError);
             answered = -1;
+        } else if (self->in_a_row > REQUESTS_IN_A_ROW) {
+            self->in_a_row = 0;
+            answered = 0;
         } else {
             answered = serve(self, request.buf, length);
         }
@@ -333,7 +342,7 @@ static void fastpath_dealloc(FastPath *self)
 
 static PyMethodDef methods[] = {
     {"next", (PyCFunction)fastpath_next, METH_O,
-     "next(request) -> length\n\nAnswer requests until one wants Python: it is in `request` then. Raises OSError."},
+     "next(request) -> length\n\nAnswer requests until one wants Python, or many wait; it is in `request`."},
     {"serve", (PyCFunction)fastpath_serve, METH_O,
      "serve(request) -> answered\n\nAnswer this request, or leave it for Python, untouched."},
     {NULL},

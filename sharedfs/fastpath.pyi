@@ -22,6 +22,6 @@ class FastPath:
         charge: Callable[..., None],
     ) -> None: ...
     def next(self, request: bytearray, /) -> int:
-        """Answer requests until one wants Python: it is in `request` then. Raises OSError."""
+        """Answer requests until one wants Python, or many wait; it is in `request`. Its length. Raises OSError."""
     def serve(self, request: bytes | bytearray | memoryview, /) -> bool:
         """Answer this request, or leave it for Python, untouched."""

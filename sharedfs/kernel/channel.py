@@ -17,15 +17,18 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from errno import EINTR, EINVAL, EIO, ENODEV, ENOENT
+from typing import Protocol
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel.fair_queue import FairQueue
 from sharedfs.kernel.fuse_wire import Opcode
 
 _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
+_WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
@@ -36,8 +39,15 @@ RequestHandler = Callable[[int, int, int, memoryview], None]
 otherwise it has written its reply with `Channel.reply` or will do so later.
 """
 
-RequestSource = Callable[[bytearray], int]
-"""Waits for a request that wants a handler, puts it into the buffer and returns its length. Raises OSError."""
+
+class Shortcut(Protocol):
+    """Answers on the wire, without us, requests that it knows how to. For the request pump's thread."""
+
+    def next(self, request: bytearray, /) -> int:
+        """Answer requests until one wants a handler, or many wait; it is in `request`. Its length. Raises OSError."""
+
+    def serve(self, request: memoryview, /) -> bool:
+        """Answer this request, or leave it untouched."""
 
 
 def offers_passthrough(init_in: memoryview) -> bool:
@@ -51,6 +61,8 @@ def offers_passthrough(init_in: memoryview) -> bool:
 class Channel:
     """One FUSE connection.
 
+    `party_of(thread_id)` says who asks: when more requests wait than one, parties are served in turns. It is called in
+    the request pump's thread, as handlers are.
     `on_end` is called from a pump's thread when that pump ends: with None at the end of the connection, else with what
     broke. `passthrough` says, once `initialised` is set, whether the kernel offered it and we took it.
     """
@@ -59,6 +71,7 @@ class Channel:
         self,
         device_fd: int,
         handlers: Mapping[int, RequestHandler],
+        party_of: Callable[[int], Hashable],
         *,
         want_passthrough: bool,
         on_end: Callable[[BaseException | None], None],
@@ -67,8 +80,9 @@ class Channel:
         self._device_fd = device_fd
         self._device_ready = select.poll()
         self._device_ready.register(device_fd, select.POLLIN)
-        self.receive: RequestSource = self._receive
-        """Where the request pump's requests come from. To be changed before `start` only."""
+        self._party_of = party_of
+        self.shortcut: Shortcut | None = None
+        """Asked before the handlers are. To be set before `start` only."""
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
@@ -142,17 +156,10 @@ class Channel:
         else:
             self._on_end(None)
 
-    def _receive(self, buffer: bytearray) -> int:
-        while True:
-            try:
-                return os.readv(self._device_fd, [buffer])
-            except BlockingIOError:
-                self._device_ready.poll()
-
     def _request_pump(self) -> None:
         buffer = bytearray(wire.REQUEST_BYTES)
         view = memoryview(buffer)
-        unpack, handlers, receive = wire.IN_HEADER.unpack_from, self._handlers, self.receive
+        receive = self._receive if self.shortcut is None else self.shortcut.next
         while True:
             try:
                 length = receive(buffer)
@@ -162,26 +169,67 @@ class Channel:
                 if error.errno == ENODEV:  # unmounted
                     return
                 raise
-            if self._closed:  # what the handlers work with may be gone
+            if self._device_ready.poll(0):
+                self._answer_in_turns(buffer, length)
+            else:
+                self._answer(view[:length])
+            if self._closed:
                 return
-            _, opcode, unique, node, _, _, thread_id, _, _ = unpack(buffer)
-            handler = handlers.get(opcode)
-            if handler is not None:
-                self.answered += 1
-                try:
-                    handler(unique, node, thread_id, view[:length])
-                except OSError as error:
-                    self.reply(unique, error.errno or EIO)
-                except OverflowError:  # a number on the wire that no system call takes
-                    self.reply(unique, EINVAL)
-                continue
-            if opcode == Opcode.INTERRUPT:
-                continue  # no handler of ours waits for a tenant, so there is nothing to interrupt
+
+    def _receive(self, buffer: bytearray) -> int:
+        while True:
+            try:
+                return os.readv(self._device_fd, [buffer])
+            except BlockingIOError:
+                self._device_ready.poll()
+
+    def _answer_in_turns(self, buffer: bytearray, length: int) -> None:
+        """More requests wait than one: take in all there are, and answer by turns of those who ask.
+
+        `buffer` has the first one, and is used for others. What is taken in is bounded in bytes.
+        """
+        waiting: FairQueue[bytes] = FairQueue()
+        view = memoryview(buffer)
+        waiting_bytes = 0
+        while True:
+            while length:
+                thread_id = wire.IN_HEADER.unpack_from(buffer)[6]
+                waiting.push(self._party_of(thread_id), bytes(view[:length]))
+                waiting_bytes += length
+                length = 0
+                if waiting_bytes < _WAITING_BYTES and self._device_ready.poll(0):
+                    with contextlib.suppress(BlockingIOError, FileNotFoundError):  # one was interrupted
+                        length = os.readv(self._device_fd, [buffer])
+            if not len(waiting):
+                return
+            request = waiting.pop()
+            waiting_bytes -= len(request)
+            self._answer(memoryview(request))
+            if len(waiting) and self._device_ready.poll(0):
+                with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                    length = os.readv(self._device_fd, [buffer])
+
+    def _answer(self, request: memoryview) -> None:
+        if self._closed:  # what the handlers work with may be gone
+            return
+        if self.shortcut is not None and self.shortcut.serve(request):
+            return
+        _, opcode, unique, node, _, _, thread_id, _, _ = wire.IN_HEADER.unpack_from(request)
+        handler = self._handlers.get(opcode)
+        if handler is not None:
+            self.answered += 1
+            try:
+                handler(unique, node, thread_id, request)
+            except OSError as error:
+                self.reply(unique, error.errno or EIO)
+            except OverflowError:  # a number on the wire that no system call takes
+                self.reply(unique, EINVAL)
+        elif opcode != Opcode.INTERRUPT:  # no handler of ours waits for a tenant, so there is nothing to interrupt
             if opcode == Opcode.INIT:
-                self.passthrough = self._want_passthrough and offers_passthrough(view[wire.IN_HEADER.size : length])
+                self.passthrough = self._want_passthrough and offers_passthrough(request[wire.IN_HEADER.size :])
                 self._init_unique = unique
             self.forwarded += 1
-            self._ours.sendall(view[:length])
+            self._ours.sendall(request)
 
     def _reply_pump(self) -> None:
         buffer = bytearray(wire.REQUEST_BYTES)

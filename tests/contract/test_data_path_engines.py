@@ -95,7 +95,9 @@ def served(engine: str) -> Iterator[Wire]:
         for end in (kernel, device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         ended: list[BaseException | None] = []
-        channel = Channel(device.fileno(), data_path.handlers, want_passthrough=True, on_end=ended.append)
+        channel = Channel(
+            device.fileno(), data_path.handlers, data_path.tenant_of, want_passthrough=True, on_end=ended.append
+        )
         resources.callback(os.close, int(channel.libfuse_mountpoint.rsplit("/", 1)[1]))
         data_path.connect(channel, device.fileno())
         channel.passthrough = True

@@ -36,20 +36,22 @@ def test_passthrough_is_found_in_the_kernels_offer(body: bytes, offers: bool) ->
 class Ends:
     """The kernel's end of the channel and libfuse's."""
 
-    def __init__(self, *, want_passthrough: bool = True) -> None:
+    def __init__(self, *, want_passthrough: bool = True, start: bool = True) -> None:
         self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.device = device
         self.ended: list[BaseException | None] = []
         self.channel = Channel(
             device.fileno(),
             {Opcode.READ: self._read, Opcode.LSEEK: self._fail},
+            lambda thread_id: thread_id,
             want_passthrough=want_passthrough,
             on_end=self.ended.append,
         )
         self.libfuse = socket.socket(fileno=int(self.channel.libfuse_mountpoint.rsplit("/", 1)[1]))
         for end in (self.kernel, self.libfuse):
             end.settimeout(5)
-        self.channel.start()
+        if start:
+            self.channel.start()
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self.channel.reply(unique, 0, b"%d %d %d" % (node, thread_id, len(request)))
@@ -57,8 +59,8 @@ class Ends:
     def _fail(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         raise OSError(EIO, "no")
 
-    def request(self, opcode: int, unique: int, body: bytes = b"") -> bytes:
-        message = wire.IN_HEADER.pack(40 + len(body), opcode, unique, 5, 0, 0, 4321, 0, 0) + body
+    def request(self, opcode: int, unique: int, body: bytes = b"", thread_id: int = 4321) -> bytes:
+        message = wire.IN_HEADER.pack(40 + len(body), opcode, unique, 5, 0, 0, thread_id, 0, 0) + body
         self.kernel.send(message)
         return message
 
@@ -165,3 +167,18 @@ def test_attributes_are_expired_with_a_notification(ends: Ends) -> None:
     unique, code, body = ends.reply()
     assert (unique, -code) == (0, wire.NOTIFY_INVAL_INODE)
     assert wire.INVAL_INODE_OUT.unpack(body) == (77, -1, 0)
+
+
+def test_parties_are_served_in_turns_when_many_requests_wait() -> None:
+    """A quiet party's request comes after one of the flooding one's, not after all those that were there first."""
+    ends = Ends(start=False)
+    try:
+        for number in range(20):
+            ends.request(Opcode.READ, number + 1, thread_id=1)
+        ends.request(Opcode.READ, 1000, thread_id=2)
+        ends.channel.start()
+        answered = [ends.reply()[0] for _ in range(21)]
+        assert answered.index(1000) <= 2
+        assert [unique for unique in answered if unique != 1000] == list(range(1, 21))
+    finally:
+        ends.close()
