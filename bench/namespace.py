@@ -8,26 +8,18 @@ Needs root, gcc and Debian's libfuse3-dev with its examples (without them passth
 installed. All filesystems are made and removed here. Rounds alternate, so that a busy moment of the machine hits all.
 """
 
-import gzip
 import json
 import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import click
+from contenders import filesystems
 from rich.console import Console
 from rich.table import Table
-
-EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
-C_EXAMPLE = "passthrough_ll"
-_MOUNT_SECONDS = 10.0
 
 
 def _create(names: list[bytes]) -> None:
@@ -90,73 +82,6 @@ def measure(place: Path, files: int) -> dict[str, float]:
     return figures
 
 
-@contextmanager
-def tmpfs(place: Path) -> Iterator[Path]:
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1G", "sharedfs-bench", str(place)], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=True)
-
-
-@contextmanager
-def sharedfs(place: Path) -> Iterator[Path]:
-    place.mkdir()
-    command = [sys.executable, "-m", "sharedfs"]
-    subprocess.run([*command, "mount", str(place), "--size", "1G"], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run([*command, "umount", str(place)], check=True)
-
-
-def compiled_example(base: Path) -> Path | None:
-    """passthrough_ll, built from the source that the distribution ships; None where it does not."""
-    source = base / f"{C_EXAMPLE}.c"
-    packed, plain = EXAMPLES / f"{C_EXAMPLE}.c.gz", EXAMPLES / f"{C_EXAMPLE}.c"
-    if shutil.which("gcc") is None or not (packed.exists() or plain.exists()):
-        return None
-    source.write_bytes(gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes())
-    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=True)
-    helpers = EXAMPLES / "passthrough_helpers.h"
-    if helpers.exists():
-        shutil.copy(helpers, base)
-    program = base / C_EXAMPLE
-    command = ["gcc", "-O2", "-w", "-I", str(EXAMPLES), str(source), "-o", str(program), *flags.stdout.split()]
-    subprocess.run(command, check=True)
-    return program
-
-
-@contextmanager
-def passthrough_ll(program: Path, place: Path, source: Path) -> Iterator[Path]:
-    place.mkdir()
-    server = subprocess.Popen([program, "-f", "-o", f"cache=never,source={source}", str(place)])
-    try:
-        deadline = time.monotonic() + _MOUNT_SECONDS
-        while not os.path.ismount(place):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{program} does not serve {place}")
-            time.sleep(0.01)
-        yield place
-    finally:
-        subprocess.run(["umount", str(place)], check=False)
-        server.wait()
-
-
-@contextmanager
-def filesystems() -> Iterator[dict[str, Path]]:
-    with ExitStack() as mounts:
-        base = Path(mounts.enter_context(tempfile.TemporaryDirectory(prefix="sharedfs-bench-")))
-        places = {"tmpfs": mounts.enter_context(tmpfs(base / "tmpfs"))}
-        program = compiled_example(base)
-        if program is not None:
-            source = mounts.enter_context(tmpfs(base / "source"))
-            places[C_EXAMPLE] = mounts.enter_context(passthrough_ll(program, base / "c", source))
-        places["sharedfs"] = mounts.enter_context(sharedfs(base / "pool"))
-        yield places
-
-
 @click.command(epilog="Example: bench/namespace.py --rounds 5 --files 10000")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--files", default=10_000, show_default=True, type=click.IntRange(1))
@@ -164,7 +89,7 @@ def filesystems() -> Iterator[dict[str, Path]]:
 def main(rounds: int, files: int, as_json: bool) -> None:
     """Compare a pool's namespace with plain tmpfs and libfuse's passthrough_ll."""
     figures: dict[str, dict[str, list[float]]] = {title: {} for title in CASES}
-    with filesystems() as places:
+    with filesystems({"sharedfs": ()}) as places:
         for _ in range(rounds):
             for name, place in places.items():
                 for title, rate in measure(place, files).items():

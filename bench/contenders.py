@@ -1,0 +1,109 @@
+"""The filesystems that are compared: plain tmpfs, libfuse's C example passthrough_ll over tmpfs, and pools.
+
+All are made and removed here. Needs root; passthrough_ll needs gcc and Debian's libfuse3-dev with its examples, and is
+left out without them.
+"""
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
+C_EXAMPLE = "passthrough_ll"
+_MOUNT_SECONDS = 10.0
+# A pool whose books are told nothing of reads and writes: what accounting costs is the difference.
+_WITHOUT_LEDGER = """
+import sys
+from sharedfs import books, cli
+books.Books.touch = books.Books.charge = lambda *_: None
+cli.main()
+"""
+
+
+@contextmanager
+def tmpfs(place: Path) -> Iterator[Path]:
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1G", "sharedfs-bench", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@contextmanager
+def sharedfs(place: Path, *options: str, ledger: bool = True) -> Iterator[Path]:
+    place.mkdir()
+    command = [sys.executable, "-m", "sharedfs"]
+    arguments = ["mount", str(place), "--size", "1G", *options]
+    if ledger:
+        subprocess.run([*command, *arguments], check=True)
+    else:
+        server = subprocess.Popen([sys.executable, "-c", _WITHOUT_LEDGER, *arguments, "--foreground"])
+        wait_for_mount(place, server)
+    try:
+        yield place
+    finally:
+        subprocess.run([*command, "umount", str(place)], check=True)
+        if not ledger:
+            server.wait()
+
+
+def wait_for_mount(place: Path, server: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + _MOUNT_SECONDS
+    while not os.path.ismount(place):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"{server.args} does not serve {place}")
+        time.sleep(0.01)
+
+
+def compiled_example(base: Path) -> Path | None:
+    """passthrough_ll, built from the source that the distribution ships; None where it does not."""
+    source = base / f"{C_EXAMPLE}.c"
+    packed, plain = EXAMPLES / f"{C_EXAMPLE}.c.gz", EXAMPLES / f"{C_EXAMPLE}.c"
+    if shutil.which("gcc") is None or not (packed.exists() or plain.exists()):
+        return None
+    source.write_bytes(gzip.decompress(packed.read_bytes()) if packed.exists() else plain.read_bytes())
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "fuse3"], capture_output=True, text=True, check=True)
+    helpers = EXAMPLES / "passthrough_helpers.h"
+    if helpers.exists():
+        shutil.copy(helpers, base)
+    program = base / C_EXAMPLE
+    command = ["gcc", "-O2", "-w", "-I", str(EXAMPLES), str(source), "-o", str(program), *flags.stdout.split()]
+    subprocess.run(command, check=True)
+    return program
+
+
+@contextmanager
+def passthrough_ll(program: Path, place: Path, source: Path) -> Iterator[Path]:
+    place.mkdir()
+    server = subprocess.Popen([program, "-f", "-o", f"cache=never,source={source}", str(place)])
+    try:
+        wait_for_mount(place, server)
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=False)
+        server.wait()
+
+
+@contextmanager
+def filesystems(pools: Mapping[str, Sequence[str]], *, without_ledger: str | None = None) -> Iterator[dict[str, Path]]:
+    """tmpfs, passthrough_ll where it can be built, and pools by name with their mount options."""
+    with ExitStack() as mounts:
+        base = Path(mounts.enter_context(tempfile.TemporaryDirectory(prefix="sharedfs-bench-")))
+        places = {"tmpfs": mounts.enter_context(tmpfs(base / "tmpfs"))}
+        program = compiled_example(base)
+        if program is not None:
+            source = mounts.enter_context(tmpfs(base / "source"))
+            places[C_EXAMPLE] = mounts.enter_context(passthrough_ll(program, base / "c", source))
+        for number, (name, options) in enumerate(pools.items()):
+            places[name] = mounts.enter_context(sharedfs(base / f"pool-{number}", *options))
+        if without_ledger is not None:
+            places[without_ledger] = mounts.enter_context(sharedfs(base / "without", ledger=False))
+        yield places

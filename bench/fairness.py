@@ -1,0 +1,105 @@
+#!/usr/bin/env python3
+"""What a quiet tenant's reads take, alone and beside a tenant that floods the mount.
+
+    bench/fairness.py                          a table
+    bench/fairness.py --json --flooders 64     for machines
+
+The quiet tenant reads 4 KiB now and then; the flooding one reads from many threads without a pause. Each is a cgroup of
+its own. "first come" has both in one cgroup: there are no turns to take then, and the quiet one waits behind the flood.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from contenders import sharedfs
+from rich.console import Console
+from rich.table import Table
+
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+
+_JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+_FILE_BYTES = 64 << 20
+_QUIET = """
+import json, os, random, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+took = []
+for _ in range(int(sys.argv[2])):
+    time.sleep(0.001)
+    offset = random.randrange(16384) * 4096
+    started = time.perf_counter_ns()
+    os.pread(fd, 4096, offset)
+    took.append(time.perf_counter_ns() - started)
+print(json.dumps(took))
+"""
+
+
+@contextmanager
+def cgroups() -> Iterator[tuple[Path, Path]]:
+    hierarchy = find_memory_hierarchy()
+    base = f"sharedfs-bench-{os.getpid()}"
+    made = [hierarchy.directory(path) for path in (base, f"{base}/quiet", f"{base}/flood")]
+    for directory in made:
+        directory.mkdir()
+    try:
+        yield made[1], made[2]
+    finally:
+        for directory in reversed(made):
+            directory.rmdir()
+
+
+@contextmanager
+def flood(cgroup: Path, file: Path, threads: int) -> Iterator[None]:
+    fio = ["fio", "--name=flood", f"--filename={file}", f"--size={_FILE_BYTES}", "--rw=randread", "--bs=4k"]
+    fio += ["--ioengine=psync", "--thread", f"--numjobs={threads}", "--time_based", "--runtime=600", "--invalidate=0"]
+    process = subprocess.Popen(["sh", "-c", _JOIN_AND_EXEC, cgroup, *fio], stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def quiet(cgroup: Path, file: Path, reads: int) -> list[int]:
+    """How long each read took, in nanoseconds."""
+    command = ["sh", "-c", _JOIN_AND_EXEC, cgroup, sys.executable, "-c", _QUIET, file, str(reads)]
+    took: list[int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return took
+
+
+@click.command(epilog="Example: bench/fairness.py --flooders 64")
+@click.option("--flooders", default=32, show_default=True, type=click.IntRange(1), help="Threads that flood.")
+@click.option("--reads", default=1000, show_default=True, type=click.IntRange(10), help="Reads of the quiet tenant.")
+@click.option("--json", "as_json", is_flag=True)
+def main(flooders: int, reads: int, as_json: bool) -> None:
+    """Measure a quiet tenant's latency with and without a flooding neighbour."""
+    with tempfile.TemporaryDirectory(prefix="sharedfs-bench-") as base, sharedfs(Path(base, "pool")) as pool:
+        file = pool / "file"
+        file.write_bytes(bytes(_FILE_BYTES))
+        with cgroups() as (quiet_cgroup, flood_cgroup):
+            took = {"alone": quiet(quiet_cgroup, file, reads)}
+            with flood(flood_cgroup, file, flooders):
+                took["beside a flood"] = quiet(quiet_cgroup, file, reads)
+                took["first come (one cgroup)"] = quiet(flood_cgroup, file, reads)
+    figures = {
+        name: {"p50_us": statistics.median(values) / 1000, "p99_us": statistics.quantiles(values, n=100)[98] / 1000}
+        for name, values in took.items()
+    }
+    if as_json:
+        click.echo(json.dumps({"flooders": flooders, "reads": reads, "figures": figures}, indent=2))
+        return
+    table = Table("4 KiB read of the quiet tenant", "p50, us", "p99, us", box=None)
+    for name, figure in figures.items():
+        table.add_row(name, f"{figure['p50_us']:,.0f}", f"{figure['p99_us']:,.0f}")
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()
