@@ -25,8 +25,9 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL
 class RandomFile:
     """A file, what it has to contain, and random things to do to both."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, mapped: bool = True) -> None:
         self.path = path
+        self.mapped = mapped
         self.random = random.Random(seed)
         self.model = bytearray()
         self.fd = os.open(path, NEW)
@@ -39,7 +40,9 @@ class RandomFile:
             self.held.close()
 
     def step(self) -> None:
-        data = [self.read, self.write, self.write, self.append, self.mapped_read, self.mapped_write, self.hold]
+        data = [self.read, self.write, self.write, self.append]
+        if self.mapped:
+            data += [self.mapped_read, self.mapped_write, self.hold]
         space = [self.truncate, self.allocate, self.punch, self.copy_within, self.copy_from_another, self.reopen]
         action = self.random.choice([*data, *space])
         self.log.append(action.__name__)
@@ -158,6 +161,24 @@ def test_a_file_is_what_was_done_to_it(place: Path, seed: int) -> None:
             file.check()
     finally:
         file.close()
+
+
+@pytest.mark.parametrize("seed", range(20, 22))
+def test_the_books_follow(shared_pool: MountedPool, seed: int) -> None:
+    """Page by page, whatever is written, cut, allocated, punched out and copied (I1)."""
+    path = shared_pool.path / f"books-{seed}"
+    path.mkdir()
+    file = RandomFile(path / "file", seed, mapped=False)
+    try:
+        for _ in range(60):
+            for _ in range(5):
+                file.step()
+            file.check()
+            shared_pool.check_conservation()
+    finally:
+        file.close()
+    shutil.rmtree(path)
+    shared_pool.check_conservation()
 
 
 def test_files_of_several_processes_do_not_mix(place: Path) -> None:
