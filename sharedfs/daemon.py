@@ -206,6 +206,7 @@ class Pool:
                 nursery.start_soon(self._keep_scanning, name="mappings")
                 nursery.start_soon(self._keep_tenants, name="tenants")
                 nursery.start_soon(self._keep_aging, name="aging")
+                nursery.start_soon(self._keep_page_cache_empty, name="page cache")
                 await nursery.start(self._serve_feed, name="feed")
                 on_ready()
                 await self._end.wait()
@@ -250,6 +251,12 @@ class Pool:
             await trio.sleep(self.options.idle_seconds / 2)
             with self.books.lock:
                 self.books.ledger.age()
+
+    async def _keep_page_cache_empty(self) -> None:
+        """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""
+        while True:
+            await trio.sleep(self.options.scan_seconds)
+            await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
 
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
         from sharedfs.feed import make_feed  # noqa: PLC0415 - the slow import; the mount serves already

@@ -36,6 +36,8 @@ _REPLY_HEADER = wire.OUT_HEADER.size
 _SLOW_ALLOCATION_BYTES = 16 << 20
 # A copy is answered in parts of this size; copy_file_range(2) may copy less than asked.
 _COPY_BYTES = 8 << 20
+# So often the page cache of a file in use may stay: 10 seconds.
+_MOST_CALLS_PUT_OFF = 20
 
 
 class DataPath:
@@ -50,6 +52,10 @@ class DataPath:
         self._files = Descriptors(store.mount_fd, os.O_RDWR, _DATA_DESCRIPTORS)
         self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
         self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="allocate")
+        # Files that the kernel made pages of its own for: since the last `drop_page_cache`; and for how many of its
+        # calls they are waiting.
+        self._cached_lately: set[int] = set()
+        self._cached_calls: dict[int, int] = {}
         self._channel: Channel
         self._answered = dict.fromkeys(("read", "write", "fallocate", "lseek", "copy_file_range"), 0)
 
@@ -109,6 +115,21 @@ class DataPath:
         """Hold no descriptor of an inode that nobody has open. From any thread."""
         self._files.discard(inode)
 
+    def drop_page_cache(self) -> None:
+        """Free the pages that the kernel made in vain, for sendfile(2) and the like. From one thread, not the pump.
+
+        The kernel waits for a page that is being read just then, and if we are killed while it waits, that page's
+        reader hangs until the connection is aborted. So it is done when nothing of the kind was asked since the last
+        call, or when it was put off too often.
+        """
+        lately, self._cached_lately = self._cached_lately, set()
+        for node in lately:
+            self._cached_calls[node] = self._cached_calls.get(node, 0) + 1
+        for node, calls in list(self._cached_calls.items()):
+            if node not in lately or calls >= _MOST_CALLS_PUT_OFF:
+                del self._cached_calls[node]
+                self._channel.drop_page_cache(node)
+
     def close(self) -> None:
         self._slow_lane.shutdown()
         self._files.close()
@@ -120,6 +141,8 @@ class DataPath:
         if not read_flags & wire.READ_LOCKOWNER and self._channel.passthrough:
             # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
             # mappings, and that is charged to the tenant (I2). Callers fall back to read(2), as sendfile(2) tells them.
+            # The pages that the kernel made for this stay, empty, and would hold on to the tenant's cgroup (I3).
+            self._cached_lately.add(node)
             raise OSError(EINVAL, os.strerror(EINVAL))
         fd = self._files.get(self._store.node(node))
         buffer = self._reply_buffer

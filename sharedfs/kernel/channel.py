@@ -134,7 +134,18 @@ class Channel:
 
     def expire_attributes(self, node: int) -> None:
         """Let the kernel ask for an inode's attributes when they are wanted next, however long it might keep them."""
-        body = wire.INVAL_INODE_OUT.pack(node, -1, 0)
+        self._invalidate(node, -1)
+
+    def drop_page_cache(self, node: int) -> None:
+        """Have the kernel free what its page cache holds of a file. A file that it does not know is no error.
+
+        Waits for the pages that a READ is under way for, so it is not for the request pump, which answers them.
+        """
+        self._invalidate(node, 0)
+
+    def _invalidate(self, node: int, offset: int) -> None:
+        """Attributes, and the data from `offset` on if that is not negative."""
+        body = wire.INVAL_INODE_OUT.pack(node, offset, 0)
         self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), wire.NOTIFY_INVAL_INODE, 0), body])
 
     def fail(self, error: BaseException) -> None:
@@ -260,6 +271,7 @@ class Channel:
         if self.passthrough:
             flags |= wire.INIT_EXT | wire.INIT_PASSTHROUGH
             fields[11] = 1  # max_stack_depth: the backing file's filesystem stacks on nothing
+            fields[2] = 0  # max_readahead: a page cache that is not used is not to be filled ahead
         fields[3], fields[10] = flags & 0xFFFFFFFF, flags >> 32
         fields[6], fields[8] = wire.MAX_WRITE, wire.PAGES_PER_WRITE
         wire.INIT_OUT.pack_into(body, 0, *fields)

@@ -3,9 +3,12 @@
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
+from sharedfs.kernel.cgroups import CgroupVersion
 from tests.support.mount import MountedPool
 from tests.support.posix import tmpfs
-from tests.support.tenants import Tenants, dying_memcgs, wait_until
+from tests.support.tenants import Tenant, Tenants, dying_memcgs, wait_until
 
 PAGE = 4096
 MIB = 1 << 20
@@ -33,6 +36,40 @@ def test_no_tenant_is_charged_for_shared_pages(pool: MountedPool, tenants: Tenan
     statistics = dict(line.split() for line in (pool_directory / "memory.stat").read_text().splitlines())
     # Besides its files the pool's tmpfs may hold a page or two of its own.
     assert 24 * MIB <= int(statistics["shmem"]) < 24 * MIB + 16 * PAGE
+
+
+def page_cache_of(tenant: Tenant) -> int:
+    """File pages that the kernel charges to a tenant, without shared memory."""
+    v2 = tenant.hierarchy.version is CgroupVersion.V2
+    return tenant.statistic("file" if v2 else "cache") - tenant.statistic("shmem")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "os.sendfile(writer, fd, 0, 1 << 16)",
+        "os.splice(fd, writer, 1 << 16, offset_src=0)",
+        "os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)",
+    ],
+)
+def test_what_the_kernel_would_cache_for_a_tenant_goes_while_the_file_stays(
+    pool: MountedPool, tenants: Tenants, call: str
+) -> None:
+    """The kernel makes pages before it asks us for their content, and keeps them, empty, when it is refused."""
+    tenant = tenants.make("sender")
+    tenant.do(f"open('{pool.path}/warm', 'wb').write(b'x'); os.pipe()\ntry: os.stat('/nowhere')\nexcept OSError: pass")
+    for number in range(8):
+        (pool.path / f"{number}").write_bytes(b"x" * MIB)
+    before = page_cache_of(tenant)
+    tenant.do(
+        "reader, writer = os.pipe()\n"
+        "for number in range(8):\n"
+        f"    fd = os.open(f'{pool.path}/{{number}}', os.O_RDONLY)\n"
+        f"    try: {call}\n"
+        "    except OSError as error: assert error.errno == 22\n"
+        "    os.close(fd)"
+    )
+    wait_until(lambda: page_cache_of(tenant) <= before, "what the kernel cached is freed")
 
 
 def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int) -> int:

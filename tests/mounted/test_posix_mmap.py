@@ -109,6 +109,24 @@ def test_sending_is_refused_rather_than_sending_what_is_not_there_any_more(
     os.close(writer)
 
 
+@pytest.mark.parametrize("call", [send, splice])
+def test_a_file_opened_for_direct_io_can_be_sent(place: Path, call: Callable[..., int]) -> None:
+    """The kernel then reads it as read(2) does, and leaves its page cache alone."""
+    (place / "f").write_bytes(b"old!" * (4 * PAGE))
+    reader, writer = os.pipe()
+    with (
+        opened(place / "f") as fd,
+        mmap.mmap(fd, 16 * PAGE) as mapping,
+        opened(place / "f", os.O_RDONLY | os.O_DIRECT) as direct,
+    ):
+        for number in range(3):
+            mapping[7] = number
+            assert call(writer, direct, 7, 2 * PAGE) == 2 * PAGE
+            assert os.read(reader, 2 * PAGE) == bytes([number]) + b"old!" * (2 * PAGE // 4 - 1) + b"old"
+    os.close(reader)
+    os.close(writer)
+
+
 def test_splicing_into_a_file(place: Path) -> None:
     reader, writer = os.pipe()
     os.write(writer, b"from the pipe")

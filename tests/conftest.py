@@ -1,4 +1,7 @@
-"""Fixtures of the tests on a real mount with real cgroups. They need root, /dev/fuse and a memory cgroup hierarchy."""
+"""Fixtures of the tests on a real mount with real cgroups (`mounted/`, `programs/`).
+
+They need root, /dev/fuse and a memory cgroup hierarchy.
+"""
 
 import os
 import tempfile
@@ -17,6 +20,7 @@ _numbers = count()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    with_mounts = {here / "mounted", here / "programs"}
     reason = None
     if os.geteuid() != 0:
         reason = "mounting needs root"
@@ -24,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = "there is no /dev/fuse"
     if reason is not None:
         for item in items:
-            if here in item.path.parents:
+            if with_mounts.intersection(item.path.parents):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
