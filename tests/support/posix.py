@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import re
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,3 +113,48 @@ def fails(error: int) -> Iterator[None]:
     with pytest.raises(OSError, match=re.escape(os.strerror(error))) as caught:
         yield
     assert caught.value.errno == error
+
+
+AT_EMPTY_PATH = 0x1000
+_STATX_BTIME = 0x800
+
+_libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+_libc.statx.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p]
+_libc.name_to_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int]
+_libc.open_by_handle_at.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
+
+
+def linkat(fd: int, new: Path) -> None:
+    """Give the file of a descriptor a name, as its maker may without reading /proc."""
+    _checked(_libc.linkat(fd, b"", AT_FDCWD, os.fsencode(new), AT_EMPTY_PATH))
+
+
+def link_open_file(fd: int, new: Path) -> None:
+    """The same through /proc, for those without CAP_DAC_READ_SEARCH. Python follows the link only with a `dir_fd`."""
+    os.link(f"/proc/self/fd/{fd}", new, src_dir_fd=fd, follow_symlinks=True)
+
+
+def birth_time(path: Path) -> float | None:
+    """The time of birth in seconds, None where the filesystem keeps none."""
+    found = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, found))
+    mask = int.from_bytes(found[0:4], "little")
+    seconds, nanoseconds = struct.unpack_from("<qI", found, 80)
+    return float(seconds + nanoseconds / 1e9) if mask & _STATX_BTIME else None
+
+
+def file_handle(path: Path) -> bytes:
+    handle = ctypes.create_string_buffer(struct.pack("<Ii", 128, 0), 8 + 128)
+    _checked(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), handle, ctypes.create_string_buffer(4), 0))
+    return handle.raw
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    fd: int = _libc.open_by_handle_at(mount_fd, handle, flags)
+    _checked(fd)
+    return fd
+
+
+def forget_everything() -> None:
+    """Make the kernel drop its inodes and names, so that it sends FORGETs and has to look up everything anew."""
+    Path("/proc/sys/vm/drop_caches").write_text("2")
