@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import EIO, ENOTTY, ERANGE
 from struct import Struct
 
+from sharedfs.kernel import dirents, syscalls
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
-from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
-from sharedfs.kernel.fuse_wire import ROOT_NODE, Opcode
+from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace, Reservation
 from sharedfs.store import Node
@@ -27,8 +27,7 @@ _GET_FLAGS, _SET_FLAGS, _GET_XFLAGS, _SET_XFLAGS = 0x80086601, 0x40086602, 0x801
 _IOCTL_BYTES = {_GET_FLAGS: 8, _SET_FLAGS: 8, _GET_XFLAGS: 28, _SET_XFLAGS: 28}
 _STATX_NLINK_OFFSET, _STATX_INODE_OFFSET = 16, 32
 _NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
-_ENTRY_BYTES = names.ENTRY_OUT.size
-# fuse_dirent for each length of a name, so that packing pads it; and behind a fuse_entry_out.
+# fuse_dirent for each length of a name, so that packing pads it.
 _DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
 _DOTS = (b".", b"..")
 
@@ -118,7 +117,7 @@ class FrequentRequests:
         status = syscalls.statx(self._namespace.store.path_descriptor(node), mask)
         status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = _links(node, found).to_bytes(4, "little")
         status[_STATX_INODE_OFFSET : _STATX_INODE_OFFSET + 8] = inode.to_bytes(8, "little")
-        seconds = self._namespace.attribute_seconds(node, found.st_mode)
+        seconds = self._namespace.attribute_seconds(node)
         return names.STATX_OUT.pack(seconds, 0, 0, 0, 0) + bytes(status)
 
     def _setattr(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
@@ -233,40 +232,27 @@ class FrequentRequests:
 
     def _readdir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
         handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
-        _, entries = self._namespace.listings.entries(handle, offset)
-        roots, layouts, parts, room = self._namespace.store.root_numbers, _DIRENTS, [], size
-        for inode, next_offset, kind, name in entries:
-            length = len(name)
-            layout = layouts[length]
-            room -= layout.size
-            if room < 0:
-                break
-            number = ROOT_NODE if inode in roots else inode
-            parts.append(layout.pack(number, next_offset, length, kind, name))
-        return b"".join(parts)
+        listing, records = self._namespace.listings.read(handle, offset, size * dirents.PLAIN_PERCENT // 100)
+        if not records:
+            return b""
+        starts = dirents.record_starts(records)
+        listing.offset = dirents.last_offset(records, starts)
+        return dirents.fuse_dirents(records, starts, self._namespace.store.root_numbers)
 
     def _readdirplus(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
         handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
-        directory, entries = self._namespace.listings.entries(handle, offset)
-        store, parts, room = self._namespace.store, [], size
-        for inode, next_offset, kind, name in entries:
-            layout = _DIRENTS[len(name)]
-            room -= _ENTRY_BYTES + layout.size
-            if room < 0:
-                break
+        listing, records = self._namespace.listings.read(handle, offset, size * dirents.PLUS_PERCENT // 100)
+        store, parts = self._namespace.store, []
+        for inode, next_offset, kind, name in dirents.entries(records):
             if name in _DOTS:  # the kernel takes no reference to these
-                entry = _NO_ENTRY
+                parts.append(_NO_ENTRY)
             else:
-                try:
-                    node, found = store.lookup(directory, name)
-                except FileNotFoundError:  # removed since it was read
-                    room += _ENTRY_BYTES + layout.size
-                    continue
+                node, found = store.lookup(listing.node, name)
                 node.lookups += 1
-                entry = self._entry((node, found))
-            number = ROOT_NODE if inode in store.root_numbers else inode
-            parts.append(entry)
-            parts.append(layout.pack(number, next_offset, len(name), kind, name))
+                parts.append(self._entry((node, found)))
+            number = store.root_numbers.get(inode, inode)
+            parts.append(_DIRENTS[len(name)].pack(number, next_offset, len(name), kind, name))
+            listing.offset = next_offset
         return b"".join(parts)
 
     # -- extended attributes and inode flags -------------------------------------------------------------------------
@@ -302,13 +288,13 @@ class FrequentRequests:
 
     def _entry(self, answer: Found) -> bytes:
         node, found = answer
-        seconds = self._namespace.attribute_seconds(node, found.st_mode)
+        seconds = self._namespace.attribute_seconds(node)
         attributes = names.attributes(node.inode, _links(node, found), found)
         return names.ENTRY_OUT.pack(node.inode, 0, ENTRY_SECONDS, seconds, 0, 0, *attributes)
 
     def _attributes(self, inode: int) -> bytes:
         node, found = self._namespace.attributes(inode)
-        seconds = self._namespace.attribute_seconds(node, found.st_mode)
+        seconds = self._namespace.attribute_seconds(node)
         return names.ATTR_OUT.pack(seconds, 0, 0, *names.attributes(inode, _links(node, found), found))
 
 

@@ -1,37 +1,28 @@
 """Listings: open directories of the mount, read from the store in portions, each as large as the kernel asks for.
 
-Offsets are tmpfs's own, so they mean what telldir(3) and seekdir(3) want of them while entries come and go. A listing
-goes on where it stopped without seeking; entries that were read and did not fit wait for the next request.
+Offsets are tmpfs's own, so they mean what telldir(3) and seekdir(3) want of them while entries come and go. A portion
+is read so that all of it fits in the answer: a listing goes on where it stopped, and nobody seeks.
 """
 
 import ctypes
 import os
-from collections.abc import Iterator
-from struct import Struct
 
 from sharedfs.kernel import syscalls
 from sharedfs.store import Node, Store
 
-# linux_dirent64: d_ino, d_off, d_reclen, d_type; the name, a zero byte, and anything up to d_reclen
-_DIRENT64 = Struct("<QqHB")
-_BUFFER_BYTES = 32 << 10
+_BUFFER_BYTES = 64 << 10
 _OPEN_LISTINGS = 512
-
-
-Entry = tuple[int, int, int, bytes]
-"""tmpfs's inode number, the offset where the next entry is found, type, name."""
 
 
 class Listing:
     """One open directory, from opendir(3) to closedir(3)."""
 
-    __slots__ = ("fd", "node", "offset", "waiting")
+    __slots__ = ("fd", "node", "offset")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.fd = -1  # opened when it is first read
-        self.offset = 0  # where the next request goes on, if nobody seeks
-        self.waiting: list[Entry] = []  # read and not yet taken, the next one last
+        self.offset = 0  # where `fd` is, but for the first portion
 
 
 class Listings:
@@ -58,40 +49,19 @@ class Listings:
         for handle in list(self._listings):
             self.close(handle)
 
-    def entries(self, handle: int, offset: int) -> tuple[Node, Iterator[Entry]]:
-        """The directory of a handle and its entries from `offset` on.
+    def read(self, handle: int, offset: int, limit: int) -> tuple[Listing, bytes]:
+        """The listing of a handle and its getdents64 records from `offset` on, at most `limit` bytes; none at the end.
 
-        The entry that the iterator gave last counts as not taken, unless it was asked for another one.
+        The caller sets `Listing.offset` to where the next portion begins.
         """
         listing = self._listings[handle]
         if listing.fd < 0:
             self._open_descriptor(handle, listing)
-        if offset != listing.offset or offset == 0:
+        if offset != listing.offset or offset == 0:  # from the start: names that came since are to be seen
             os.lseek(listing.fd, offset, os.SEEK_SET)
             listing.offset = offset
-            listing.waiting.clear()
-        return listing.node, self._rest(listing)
-
-    def _rest(self, listing: Listing) -> Iterator[Entry]:
-        waiting = listing.waiting
-        while True:
-            if not waiting:
-                waiting.extend(reversed(self._read(listing.fd)))
-                if not waiting:
-                    return
-            yield waiting[-1]
-            listing.offset = waiting.pop()[1]
-
-    def _read(self, fd: int) -> list[Entry]:
-        length = syscalls.getdents(fd, self._buffer)
-        raw = self._buffer.raw[:length]
-        entries, at, unpack, name_offset = [], 0, _DIRENT64.unpack_from, _DIRENT64.size
-        while at < length:
-            inode, offset, record_bytes, kind = unpack(raw, at)
-            start = at + name_offset
-            entries.append((inode, offset, kind, raw[start : raw.index(b"\0", start)]))
-            at += record_bytes
-        return entries
+        length = syscalls.getdents(listing.fd, self._buffer, min(limit, _BUFFER_BYTES))
+        return listing, ctypes.string_at(self._buffer, length)
 
     def _open_descriptor(self, handle: int, listing: Listing) -> None:
         """Open the directory; where too many are open, the oldest is closed and opened anew when it is read again."""
@@ -100,5 +70,5 @@ class Listings:
             os.close(oldest.fd)
             oldest.fd = -1
         listing.fd = self._store.open(listing.node, os.O_RDONLY | os.O_DIRECTORY)
-        os.lseek(listing.fd, listing.waiting[0][1] if listing.waiting else listing.offset, os.SEEK_SET)
+        os.lseek(listing.fd, listing.offset, os.SEEK_SET)
         self._open[handle] = listing

@@ -26,7 +26,6 @@ ENTRY_SECONDS = 3600
 # A file's times and blocks change under the kernel when somebody writes to it through a mapping.
 _MAPPED_FILE_SECONDS = 1
 _STAT_BLOCK_BYTES = 512
-_CAPABILITY = "security.capability"
 _ACCESS_ACL = b"system.posix_acl_access"
 
 Found = tuple[Node, os.stat_result]
@@ -98,16 +97,13 @@ class Namespace:
 
     def attributes(self, inode: int) -> Found:
         node = self.store.node(inode)
+        if node.may_be_mapped and node.opens == 0 and not self.store.is_open_elsewhere(node):
+            node.may_be_mapped = False
         return node, self.store.stat(node)
 
-    def attribute_seconds(self, node: Node, mode: int) -> int:
+    def attribute_seconds(self, node: Node) -> int:
         """How long the kernel may rely on what it is told of an inode."""
-        if not node.may_be_mapped or not stat.S_ISREG(mode):
-            return ENTRY_SECONDS
-        if node.opens == 0 and not self.store.is_open_elsewhere(node):
-            node.may_be_mapped = False
-            return ENTRY_SECONDS
-        return _MAPPED_FILE_SECONDS
+        return _MAPPED_FILE_SECONDS if node.may_be_mapped else ENTRY_SECONDS
 
     def change(self, inode: int, changes: Changes, thread_id: int) -> Reservation | None:
         """Change attributes; the reservation that is to be made before the change is answered, if any."""
@@ -231,8 +227,6 @@ class Namespace:
                 else self.store.open_for_data(node)
             )
             try:
-                if for_writing:
-                    node.has_capability = _has_capability(fd)
                 if backing is not None and inode not in backing:
                     backing.register(inode, fd)
             finally:
@@ -284,8 +278,6 @@ class Namespace:
             mode = self.store.stat(node).st_mode
             if drop_set_gid and mode & stat.S_ISGID:
                 os.chmod(path, stat.S_IMODE(mode) & ~stat.S_ISGID)
-        elif name == _CAPABILITY.encode():
-            node.has_capability = True
 
     def xattr(self, inode: int, name: bytes) -> bytes:
         return os.getxattr(self.store.descriptor_path(self.store.node(inode)), name)
@@ -318,10 +310,3 @@ class Namespace:
         """An inode left the store: nothing of ours may hold its pages, and the books close its account."""
         self._data_path.discard(inode)
         self._books.drop(inode)
-
-
-def _has_capability(fd: int) -> bool:
-    try:
-        return bool(os.getxattr(fd, _CAPABILITY))
-    except OSError:
-        return False

@@ -80,7 +80,7 @@ class RareRequests(pyfuse3.Operations):
         entry = EntryAttributes()
         entry.st_ino = node.inode
         entry.entry_timeout = ENTRY_SECONDS
-        entry.attr_timeout = self._namespace.attribute_seconds(node, found.st_mode)
+        entry.attr_timeout = self._namespace.attribute_seconds(node)
         entry.st_mode = found.st_mode
         entry.st_nlink = found.st_nlink
         entry.st_uid = found.st_uid

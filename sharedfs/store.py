@@ -31,7 +31,7 @@ SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 class Node:
     """An inode of the store that the kernel has heard of, or that has pages."""
 
-    __slots__ = ("handle", "has_capability", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
+    __slots__ = ("handle", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
 
     def __init__(self, inode: int, handle: bytes) -> None:
         self.inode = inode
@@ -40,7 +40,6 @@ class Node:
         self.opens = 0
         self.may_be_mapped = False  # was opened: a mapping may outlive that, and changes times without asking us
         self.set_id = False  # may have set-id bits: a write must clear them
-        self.has_capability = False  # may have file capabilities: the same
         self.removed_name: bytes | None = None  # the last name of what has none now, and is in removed/ therefore
 
 
@@ -78,7 +77,7 @@ class Store:
         self.nodes: dict[int, Node] = {ROOT_NODE: root}
         self._forgotten = Generations()
         # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.
-        self.root_numbers = frozenset({self._tree_inode, os.fstat(self.mount_fd).st_ino})
+        self.root_numbers = {self._tree_inode: ROOT_NODE, os.fstat(self.mount_fd).st_ino: ROOT_NODE}
 
     def close(self) -> None:
         self._paths.close()

@@ -186,6 +186,6 @@ def statx(fd: int, mask: int) -> bytearray:
     return bytearray(found)
 
 
-def getdents(fd: int, buffer: "Array[ctypes.c_char]") -> int:
-    """Fill `buffer` with linux_dirent64 records from the directory's position on; how many bytes, 0 at the end."""
-    return _checked(_libc.getdents64(fd, buffer, len(buffer)), "getdents64")
+def getdents(fd: int, buffer: "Array[ctypes.c_char]", limit: int) -> int:
+    """Put whole linux_dirent64 records from the directory's position on into `buffer`; how many bytes, 0 at the end."""
+    return _checked(_libc.getdents64(fd, buffer, limit), "getdents64")

@@ -138,12 +138,12 @@ def test_several_processes_append_without_losing_a_line(place: Path) -> None:
             for number in range(200):
                 os.write(fd, f"{writer} {number} {'x' * (37 * writer)}\n".encode())
 
-    children = [Child(lambda writer=writer: append(writer)) for writer in range(4)]
+    children = [Child(lambda writer=writer: append(writer)) for writer in range(10)]
     for child in children:
         child.result()
     lines = (place / "log").read_text().splitlines()
-    assert len(lines) == 800
-    for writer in range(4):
+    assert len(lines) == 2000
+    for writer in range(10):
         mine = [line for line in lines if line.startswith(f"{writer} ")]
         assert mine == [f"{writer} {number} {'x' * (37 * writer)}" for number in range(200)]
 

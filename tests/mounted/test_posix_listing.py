@@ -1,13 +1,17 @@
 """Directory listings: complete, with "." and "..", from the start again, and steady while entries come and go."""
 
+import contextlib
 import ctypes
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.support.posix import Child
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.opendir.restype = ctypes.c_void_p
@@ -121,3 +125,46 @@ def test_an_entry_that_is_removed_before_it_is_reached_is_left_out(many: Path) -
         late = entries.rest()
         # What was read ahead into the C library's buffer may still come.
         assert len(late) < 2000
+
+
+def test_what_stays_is_listed_once_while_others_come_and_go(place: Path) -> None:
+    """Many portions, and between them another process makes and removes names all the time."""
+    stay = {f"stays-{number:05}" for number in range(20_000)}
+    for name in stay:
+        os.close(os.open(place / name, os.O_CREAT | os.O_WRONLY))
+
+    def come_and_go() -> None:
+        deadline, number = time.monotonic() + 3, 0
+        while time.monotonic() < deadline:
+            for step in range(20):
+                os.close(os.open(place / f"goes-{number + step}", os.O_CREAT | os.O_WRONLY))
+            for step in range(20):
+                os.unlink(place / f"goes-{number + step}")
+            number += 20
+
+    child = Child(come_and_go)
+    for _ in range(5):
+        with listing(place) as entries:
+            names = [name for name in entries.rest() if name.startswith("stays-")]
+        assert len(names) == len(stay)
+        assert set(names) == stay
+    child.result()
+    assert set(os.listdir(place)) == stay
+
+
+def test_many_directories_are_open_and_read_in_turns(place: Path) -> None:
+    """More than the pool keeps descriptors for: each goes on where it was."""
+    with contextlib.ExitStack() as streams:
+        opened = []
+        for number in range(700):
+            (place / f"{number}").mkdir()
+            for name in "abc":
+                (place / f"{number}" / name).mkdir()
+            opened.append(streams.enter_context(listing(place / f"{number}")))
+        first = [entries.next() for entries in opened]
+        assert all(first)
+        for entries in opened:
+            assert len(entries.rest()) == 4
+        for entries in opened:
+            _libc.rewinddir(entries.stream)
+            assert sorted(entries.rest()) == [".", "..", "a", "b", "c"]
