@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.support.mount import MountedPool
-from tests.support.posix import opened
+from tests.support.posix import forget_everything, opened
 from tests.support.tenants import wait_until
 
 PAGE = 4096
@@ -25,11 +25,6 @@ def test_two_thousand_open_files(place: Path) -> None:
         for fd in files:
             os.close(fd)
     assert len(os.listdir(place)) == 1000
-
-
-def forget_everything() -> None:
-    """Make the kernel drop its inodes and names, so that it sends FORGETs and has to look up everything anew."""
-    Path("/proc/sys/vm/drop_caches").write_text("2")
 
 
 def test_files_keep_their_content_when_the_kernel_forgets_them(pool: MountedPool) -> None:

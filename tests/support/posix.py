@@ -116,7 +116,7 @@ def fails(error: int) -> Iterator[None]:
 
 
 AT_EMPTY_PATH = 0x1000
-_STATX_BTIME = 0x800
+_STATX_BTIME, _STATX_MTIME = 0x800, 0x40
 
 _libc.linkat.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
 _libc.statx.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p]
@@ -134,13 +134,28 @@ def link_open_file(fd: int, new: Path) -> None:
     os.link(f"/proc/self/fd/{fd}", new, src_dir_fd=fd, follow_symlinks=True)
 
 
+def _statx(path: Path, mask: int = _STATX_BTIME) -> bytes:
+    found = ctypes.create_string_buffer(256)
+    _checked(_libc.statx(AT_FDCWD, os.fsencode(path), 0, mask, found))
+    return found.raw
+
+
 def birth_time(path: Path) -> float | None:
     """The time of birth in seconds, None where the filesystem keeps none."""
-    found = ctypes.create_string_buffer(256)
-    _checked(_libc.statx(AT_FDCWD, os.fsencode(path), 0, _STATX_BTIME, found))
+    found = _statx(path)
     mask = int.from_bytes(found[0:4], "little")
     seconds, nanoseconds = struct.unpack_from("<qI", found, 80)
     return float(seconds + nanoseconds / 1e9) if mask & _STATX_BTIME else None
+
+
+def mtime_alone(path: Path) -> tuple[int, int]:
+    """mtime in seconds and nanoseconds, asked for without atime, as ls(1) does: FUSE may know only one of them."""
+    seconds, nanoseconds = struct.unpack_from("<qI", _statx(path, _STATX_MTIME), 112)
+    return seconds, nanoseconds
+
+
+def statx_attributes(path: Path) -> int:
+    return int.from_bytes(_statx(path)[8:16], "little")
 
 
 def file_handle(path: Path) -> bytes:
