@@ -68,6 +68,30 @@ class Books:
         with self.lock:
             self.ledger.charge(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
 
+    def charge_allocated(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
+        """`tenant` had bytes `start`..`end` (exclusive, not empty) made resident and has used none of them yet.
+
+        What was there already is not its to pay for (I10).
+        """
+        pages = [(start // self.page_bytes, (end - 1) // self.page_bytes)]
+        with self.lock:
+            for first, last in self.ledger.absent(inode, pages):
+                self.ledger.charge(inode, first, last, self._if_live(tenant))
+
+    def charge_strays(self, inode: int, data: Iterable[tuple[int, int]]) -> None:
+        """Book what is absent of the byte ranges `data` (end exclusive), which are resident: nobody saw who did that.
+
+        The kernel charged such pages to whoever faulted: they are foreign, and unclaimed (I2).
+        """
+        pages = [(start // self.page_bytes, (end - 1) // self.page_bytes) for start, end in data]
+        with self.lock:
+            for first, last in self.ledger.absent(inode, pages):
+                self.ledger.charge(inode, first, last, NOBODY, foreign=True)
+
+    def resident_bytes_of(self, inode: int) -> int:
+        with self.lock:
+            return self.ledger.resident_pages_of(inode) * self.page_bytes
+
     def touch(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """`tenant` used bytes `start`..`end` (exclusive, not empty) as far as they are resident."""
         with self.lock:
@@ -81,10 +105,6 @@ class Books:
             self._shrunk.add(inode)
             if last is None or last >= first:
                 self.ledger.uncharge(inode, first, last)
-
-    def has_pages(self, inode: int) -> bool:
-        with self.lock:
-            return self.ledger.resident_pages_of(inode) > 0
 
     def drop(self, inode: int) -> None:
         """The file is gone with all its pages."""

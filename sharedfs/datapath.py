@@ -196,7 +196,7 @@ class DataPath:
         if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
             self._books.uncharge(node, offset, offset + length)
         else:
-            self._books.charge(node, offset, offset + length, tenant)
+            self._books.charge_allocated(node, offset, offset + length, tenant)
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
         self._answered["lseek"] += 1

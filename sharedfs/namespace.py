@@ -48,9 +48,10 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Memory that a file is to get up to its new size, on the account of `tenant`."""
+    """Memory that a file is to get from byte `start` (of a page) up to its new size, on the account of `tenant`."""
 
     node: Node
+    start: int
     size: int
     tenant: TenantId
 
@@ -92,7 +93,7 @@ class Namespace:
         return node, found
 
     def forget(self, inode: int, lookups: int) -> None:
-        if self.store.forget(inode, lookups, keep=self._books.has_pages(inode)):
+        if self.store.forget(inode, lookups, keep=self._books.resident_bytes_of(inode) > 0):
             self._gone(inode)
 
     def attributes(self, inode: int) -> Found:
@@ -122,13 +123,16 @@ class Namespace:
 
     def _resize(self, node: Node, size: int, thread_id: int) -> Reservation | None:
         path = self.store.descriptor_path(node)
-        grows = size > self.store.stat(node).st_size
+        old_size = self.store.stat(node).st_size
         os.truncate(path, size)
-        if not grows:
+        if size <= old_size:
             self._books.uncharge(node.inode, size)
-        elif self._may_reserve(size):
-            # The file may be mapped, and a page fault in a hole would charge the tenant and not the pool (I2).
-            return Reservation(node, size, self._callers.tenant_of(thread_id))
+            return None
+        start = -(-old_size // self._books.page_bytes) * self._books.page_bytes
+        if start < size and self._may_reserve(size):
+            # The file may be mapped, and a page fault in a hole would charge the tenant and not the pool (I2). What is
+            # below the old end is as its writers left it, holes too.
+            return Reservation(node, start, size, self._callers.tenant_of(thread_id))
         return None
 
     def _may_reserve(self, size: int) -> bool:
@@ -137,15 +141,15 @@ class Namespace:
 
     def reserve(self, reservation: Reservation) -> None:
         """Allocate a file up to its size; if the pool filled up meanwhile, it stays sparse. Without the lock."""
-        node, size = reservation.node, reservation.size
+        node, start, size = reservation.node, reservation.start, reservation.size
         fd = self.store.open(node, os.O_RDWR)
         try:
-            syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, 0, size)
+            syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, size - start)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
         else:
-            self._books.charge(node.inode, 0, size, reservation.tenant)
+            self._books.charge_allocated(node.inode, start, size, reservation.tenant)
         finally:
             os.close(fd)
 
@@ -262,10 +266,19 @@ class Namespace:
         node = self.store.node(inode)
         node.opens -= 1
         if node.opens == 0:
+            self._book_strays(node)
             self._data_path.discard(inode)
             backing = self._backing()
             if backing is not None:
                 backing.release(inode)
+
+    def _book_strays(self, node: Node) -> None:
+        """Find pages that a mapping brought into a hole and that no scan saw, for it was gone by then.
+
+        In the request pump, where the data path is: no write is between its system call and its line in the books.
+        """
+        if self.store.stat(node).st_blocks * _STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode):
+            self._books.charge_strays(node.inode, self.store.data_ranges(node))
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

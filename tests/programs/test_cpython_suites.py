@@ -26,7 +26,6 @@ IGNORED += ["*test_glob_many_open_files*", "*Bytes?walkTests*", "*BytesWalkTests
 DIFFERENT = {
     r"\.TestSendfile\.": "sendfile(2) is refused",
     r"\.test_splice(_offset_in)?$": "splice(2) from the mount is refused",
-    r"\.test_sparse_file_(00|01|10|old)$": "ftruncate allocates up to the new size at once, holes too",
 }
 
 
