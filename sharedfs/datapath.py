@@ -98,7 +98,6 @@ class DataPath:
                 touch=self._books.touch,
                 charge=self._books.charge,
             )
-            self._fast.only_read_calls = 1
             channel.shortcut = self._fast
 
     def tenant_of(self, thread_id: int) -> TenantId:

@@ -47,7 +47,6 @@ typedef struct {
     char *reply;
     unsigned long long reads, writes;
     int enabled;
-    int only_read_calls;      /* leave what is not read(2) to Python: see DataPath._read */
     int in_a_row;             /* requests that did not have to be waited for */
     int look;                 /* the last request came soon after the one before it */
     long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
@@ -136,7 +135,7 @@ static int serve_read(FastPath *self, const struct fuse_in_header *header, const
     PyObject *tenant;
     ssize_t length;
 
-    if (in->size > self->max_read || (self->only_read_calls && !(in->read_flags & FUSE_READ_LOCKOWNER)))
+    if (in->size > self->max_read || !(in->read_flags & FUSE_READ_LOCKOWNER)) /* not read(2): see DataPath._read */
         return 0;
     tenant = tenant_of(self, header->pid);
     if (tenant == NULL)
@@ -352,7 +351,6 @@ static PyMemberDef members[] = {
     {"reads", T_ULONGLONG, offsetof(FastPath, reads), READONLY, "READ requests answered here"},
     {"writes", T_ULONGLONG, offsetof(FastPath, writes), READONLY, "WRITE requests answered here"},
     {"enabled", T_INT, offsetof(FastPath, enabled), 0, "0: leave everything to Python"},
-    {"only_read_calls", T_INT, offsetof(FastPath, only_read_calls), 0, "leave what is not read(2) to Python"},
     {NULL},
 };
 

@@ -5,7 +5,6 @@ class FastPath:
     """Answers READ and WRITE of what is known, on the wire. For one thread. See fastpath.c."""
 
     enabled: int
-    only_read_calls: int
     reads: int
     writes: int
     def __init__(

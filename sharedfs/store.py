@@ -423,16 +423,16 @@ class Store:
 class _Masked:
     """Make inodes with a tenant's umask: tmpfs applies it, or a default ACL in its place. The lock is held."""
 
-    __slots__ = ("_umask",)
+    __slots__ = ("_before", "_umask")
 
     def __init__(self, umask: int) -> None:
         self._umask = umask
 
     def __enter__(self) -> None:
-        os.umask(self._umask)
+        self._before = os.umask(self._umask)
 
     def __exit__(self, *_: object) -> None:
-        os.umask(0)
+        os.umask(self._before)
 
 
 def _bounds(size_bytes: int, inodes: int | None) -> dict[str, str]:
