@@ -14,6 +14,10 @@ from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 
 _ALL_PAGES = [(0, LAST_PAGE)]
+# To find out that a file is settled costs as much as some touches, and a change of the books undoes it.
+_USES_TO_SETTLE = 8
+_SETTLED_FILES = 4096
+_UNSETTLED = -1
 
 
 class Books:
@@ -25,6 +29,11 @@ class Books:
         self.lock = threading.Lock()
         self.ledger = Ledger(page_bytes)
         self.tenants = TenantTable()
+        self.settled: dict[TenantId, dict[int, int]] = {}
+        """Tenant -> file -> bytes, while the ledger's sequence is `settled_at`: no read of the file by the tenant
+        changes the books, nor does a write below so many bytes. _UNSETTLED: it may. For sharedfs/fastpath.c."""
+        self.settled_at = -1
+        self._uses_without_change = 0
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
         # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
@@ -66,7 +75,9 @@ class Books:
     def charge(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """Bytes `start`..`end` (exclusive, not empty) of a file are resident and `tenant` used them."""
         with self.lock:
+            before = self.ledger.sequence
             self.ledger.charge(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
+            self._settle(inode, tenant, before)
 
     def charge_allocated(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """`tenant` had bytes `start`..`end` (exclusive, not empty) made resident and has used none of them yet.
@@ -95,7 +106,28 @@ class Books:
     def touch(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """`tenant` used bytes `start`..`end` (exclusive, not empty) as far as they are resident."""
         with self.lock:
+            before = self.ledger.sequence
             self.ledger.touch(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
+            self._settle(inode, tenant, before)
+
+    def _settle(self, inode: int, tenant: TenantId, before: int) -> None:
+        """After a use of a file: when uses have changed nothing for a while, remember what the next ones will not."""
+        sequence = self.ledger.sequence
+        if sequence != before:
+            self._uses_without_change = 0
+            return
+        self._uses_without_change += 1
+        if self._uses_without_change < _USES_TO_SETTLE:
+            return
+        if self.settled_at != sequence:
+            self.settled.clear()
+            self.settled_at = sequence
+        files = self.settled.setdefault(tenant, {})
+        if inode not in files:
+            if len(files) >= _SETTLED_FILES:
+                files.clear()
+            pages = self.ledger.settled_pages(inode, tenant)
+            files[inode] = _UNSETTLED if pages is None else pages * self.page_bytes
 
     def uncharge(self, inode: int, start: int, end: int | None = None) -> None:
         """The whole pages within bytes `start`..`end` (exclusive; None: all that follow) are gone."""

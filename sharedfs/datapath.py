@@ -95,8 +95,7 @@ class DataPath:
                 callers=self._callers,
                 verified=self._callers.verified,
                 heads=self._events.heads,
-                touch=self._books.touch,
-                charge=self._books.charge,
+                books=self._books,
             )
             channel.shortcut = self._fast
 

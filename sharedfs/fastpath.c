@@ -41,7 +41,7 @@ typedef struct {
     Py_ssize_t max_read;
     PyObject *nodes, *files;      /* dicts of the store and the data path */
     PyObject *callers, *verified; /* of sharedfs/callers.py, and its dict */
-    PyObject *touch, *charge;     /* of the books */
+    PyObject *books, *ledger, *settled, *touch, *charge; /* the books, and of them */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
     char *reply;
@@ -52,7 +52,7 @@ typedef struct {
     long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
 } FastPath;
 
-static PyObject *verified_at_name, *set_id_name;
+static PyObject *verified_at_name, *set_id_name, *sequence_name, *settled_at_name;
 
 static long long now_ns(void)
 {
@@ -90,12 +90,38 @@ static PyObject *tenant_of(FastPath *self, uint32_t thread_id)
     return tenant;
 }
 
-/* A line in the books: 1 when it is written, -1 with an exception. */
-static int book(PyObject *method, PyObject *node, uint64_t offset, ssize_t length, PyObject *tenant)
+/* Whether it is known that a use of a file changes nothing in the books (sharedfs/books.py): below `end` for a write, which
+ * may add pages, 0 for a read. -1 with an exception. */
+static int is_settled(FastPath *self, PyObject *node, PyObject *tenant, uint64_t end)
 {
-    PyObject *start = PyLong_FromUnsignedLongLong(offset), *end = PyLong_FromUnsignedLongLong(offset + length);
-    PyObject *done = NULL;
+    PyObject *sequence = PyObject_GetAttr(self->ledger, sequence_name);
+    PyObject *settled_at = sequence ? PyObject_GetAttr(self->books, settled_at_name) : NULL;
+    PyObject *files, *bytes;
+    int same = settled_at ? PyObject_RichCompareBool(sequence, settled_at, Py_EQ) : -1;
+    long long below;
 
+    Py_XDECREF(sequence);
+    Py_XDECREF(settled_at);
+    if (same != 1)
+        return same;
+    files = PyDict_GetItemWithError(self->settled, tenant);
+    bytes = files ? PyDict_GetItemWithError(files, node) : NULL;
+    if (bytes == NULL)
+        return PyErr_Occurred() ? -1 : 0;
+    below = PyLong_AsLongLong(bytes);
+    return below >= 0 && end <= (uint64_t)below;
+}
+
+/* A line in the books, where that is not known to be in vain: 1 when it is written, -1 with an exception. */
+static int book(FastPath *self, PyObject *method, PyObject *node, uint64_t offset, ssize_t length, PyObject *tenant)
+{
+    PyObject *start, *end, *done = NULL;
+    int settled = is_settled(self, node, tenant, method == self->charge ? offset + length : 0);
+
+    if (settled != 0)
+        return settled;
+    start = PyLong_FromUnsignedLongLong(offset);
+    end = PyLong_FromUnsignedLongLong(offset + length);
     if (start && end) {
         PyObject *arguments[] = {node, start, end, tenant};
         done = PyObject_Vectorcall(method, arguments, 4, NULL);
@@ -149,7 +175,7 @@ static int serve_read(FastPath *self, const struct fuse_in_header *header, const
     }
     if (length < 0)
         return 0;
-    if (length > 0 && book(self->touch, node, in->offset, length, tenant) < 0)
+    if (length > 0 && book(self, self->touch, node, in->offset, length, tenant) < 0)
         return -1;
     *out = (struct fuse_out_header){.len = sizeof *out + length, .unique = header->unique};
     self->reads++;
@@ -185,7 +211,7 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
     }
     if (length < 0)
         return 0;
-    if (length > 0 && book(self->charge, node, in->offset, length, tenant) < 0)
+    if (length > 0 && book(self, self->charge, node, in->offset, length, tenant) < 0)
         return -1;
     out.body.size = length;
     self->writes++;
@@ -290,20 +316,24 @@ static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
 
 static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"device_fd", "max_read", "nodes", "files", "callers", "verified", "heads", "touch", "charge", NULL};
+    static char *names[] = {"device_fd", "max_read", "nodes", "files", "callers", "verified", "heads", "books", NULL};
     PyObject *heads;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inO!O!OO!O!OO", names, &self->device_fd, &self->max_read,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inO!O!OO!O!O", names, &self->device_fd, &self->max_read,
                                      &PyDict_Type, &self->nodes, &PyDict_Type, &self->files, &self->callers,
-                                     &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->touch,
-                                     &self->charge))
+                                     &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->books))
         return -1;
     Py_INCREF(self->nodes);
     Py_INCREF(self->files);
     Py_INCREF(self->callers);
     Py_INCREF(self->verified);
-    Py_INCREF(self->touch);
-    Py_INCREF(self->charge);
+    Py_INCREF(self->books);
+    self->ledger = PyObject_GetAttrString(self->books, "ledger");
+    self->settled = PyObject_GetAttrString(self->books, "settled");
+    self->touch = PyObject_GetAttrString(self->books, "touch");
+    self->charge = PyObject_GetAttrString(self->books, "charge");
+    if (!self->ledger || !self->settled || !self->touch || !self->charge)
+        return -1;
     self->enabled = 1;
     self->reply = PyMem_Malloc(sizeof(struct fuse_out_header) + self->max_read);
     self->heads = PyMem_Calloc(PyTuple_GET_SIZE(heads), sizeof *self->heads);
@@ -330,6 +360,9 @@ static void fastpath_dealloc(FastPath *self)
     Py_XDECREF(self->files);
     Py_XDECREF(self->callers);
     Py_XDECREF(self->verified);
+    Py_XDECREF(self->books);
+    Py_XDECREF(self->ledger);
+    Py_XDECREF(self->settled);
     Py_XDECREF(self->touch);
     Py_XDECREF(self->charge);
     while (self->cpus > 0)
@@ -380,7 +413,9 @@ PyMODINIT_FUNC PyInit_fastpath(void)
 
     verified_at_name = PyUnicode_InternFromString("verified_at");
     set_id_name = PyUnicode_InternFromString("set_id");
-    if (made == NULL || verified_at_name == NULL || set_id_name == NULL ||
+    sequence_name = PyUnicode_InternFromString("sequence");
+    settled_at_name = PyUnicode_InternFromString("settled_at");
+    if (made == NULL || verified_at_name == NULL || sequence_name == NULL || settled_at_name == NULL || set_id_name == NULL ||
         PyModule_AddType(made, &type) < 0)
         return NULL;
     return made;

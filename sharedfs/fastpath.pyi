@@ -1,4 +1,3 @@
-from collections.abc import Callable
 from typing import Any
 
 class FastPath:
@@ -17,8 +16,7 @@ class FastPath:
         callers: object,
         verified: dict[Any, Any],
         heads: tuple[memoryview, ...],
-        touch: Callable[..., None],
-        charge: Callable[..., None],
+        books: object,
     ) -> None: ...
     def next(self, request: bytearray, /) -> int:
         """Answer requests until one wants Python, or many wait; it is in `request`. Its length. Raises OSError."""

@@ -205,6 +205,20 @@ class Ledger:
         pages = self._files.get(file)
         return 0 if pages is None else pages.resident_pages
 
+    def settled_pages(self, file: int, tenant: TenantId) -> int | None:
+        """None unless no touch of `file` by `tenant` changes anything, as long as `sequence` stays as it is.
+
+        Otherwise how many pages from the first one on are all resident: charging these changes nothing either. 0 when
+        there are holes. Only what touches and charges have found out already is known. O(classes of the file + chunks).
+        """
+        pages = self._files.get(file)
+        if pages is None:
+            return None
+        steps = self._steps.of(tenant)
+        if not (pages.fixed_by(steps.touch) or pages.fixed_by(steps.charge)):
+            return None
+        return pages.leading_pages
+
     def absent(self, file: int, ranges: Iterable[PageRange]) -> list[PageRange]:
         """The parts of `ranges` that are not resident, ascending and merged. O(ranges + pages that have a cell)."""
         runs = merged(ranges)

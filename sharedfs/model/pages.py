@@ -55,6 +55,15 @@ class PageMap:
         """O(classes of this file)."""
         return sum(self.pages_by_class.values())
 
+    @property
+    def leading_pages(self) -> int:
+        """How many pages are resident, when these are the first ones of the file without a hole; else 0. O(chunks)."""
+        pages = self.resident_pages
+        cells = sum(map(len, self._chunks.values()))
+        # Without an absent cell, and each chunk but the last one full: then it depends on which chunks there are.
+        dense = cells == pages and len(self._chunks) == -(-pages // PAGES_PER_CHUNK)
+        return pages if dense and max(self._chunks, default=0) == len(self._chunks) - 1 else 0
+
     def fixed_by(self, step: Step) -> bool:
         """Whether `step` is known to leave every page of the file alone. O(classes of this file)."""
         return self.pages_by_class.keys() <= step.fixed

@@ -137,6 +137,32 @@ def test_what_is_written_is_read_and_booked(ends: Wire) -> None:
     assert {name: ends.data_path.requests[name] for name in ("read", "write")} == {"read": 3, "write": 2}
 
 
+def test_uses_that_change_nothing_are_known_and_those_that_do_are_booked(ends: Wire) -> None:
+    """Many uses in a row settle a file; whatever changes the books afterwards is noticed."""
+    assert ends.write(0, b"a" * 3 * PAGE) == (0, 3 * PAGE)
+    for _ in range(20):
+        assert ends.read(PAGE, 10) == (0, b"a" * 10)
+    assert ends.write(3 * PAGE, b"b") == (0, 1)
+    assert [size_bytes for _, size_bytes in ends.holdings()] == [4 * PAGE]
+    for _ in range(20):
+        assert ends.write(3 * PAGE + 5, b"c") == (0, 1)
+    assert ends.write(4 * PAGE - 1, b"dd") == (0, 2)
+    assert ends.write(6 * PAGE, b"e") == (0, 1)
+    assert [size_bytes for _, size_bytes in ends.holdings()] == [6 * PAGE]
+    for _ in range(20):  # there is a hole now
+        assert ends.write(0, b"f") == (0, 1)
+    assert ends.write(5 * PAGE, b"g") == (0, 1)
+    assert [size_bytes for _, size_bytes in ends.holdings()] == [7 * PAGE]
+    (first,) = ends.holdings()
+    with ends.books.lock:
+        for _ in range(2):
+            ends.books.ledger.age()
+    for _ in range(20):
+        ends.read(0, PAGE)
+    recent = [(held.recent, size_bytes) for held, size_bytes in ends.holdings()]
+    assert (first[0].recent, PAGE) in recent, "a page that is read after a generation has passed is in use again"
+
+
 def test_the_largest_requests(ends: Wire) -> None:
     data = os.urandom(MIB)
     for turn in range(3):

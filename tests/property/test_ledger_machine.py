@@ -157,6 +157,18 @@ class LedgerMachine(RuleBasedStateMachine):
         assert pages == sorted(self.oracle.absent_pages(file, ranges))
         assert all(last + 1 < first for (_, last), (first, _) in pairwise(gaps))
 
+    @rule(file=files, tenant=anybody)
+    def settled(self, file: int, tenant: TenantId) -> None:
+        """What is said to change nothing changes nothing."""
+        pages = self.ledger.settled_pages(file, tenant)
+        if pages is not None:
+            sequence = self.ledger.sequence
+            self.ledger.touch(file, 0, LAST_PAGE, tenant)
+            if pages:
+                self.ledger.charge(file, 0, pages - 1, tenant)
+            assert self.ledger.sequence == sequence
+            assert pages in (0, len(self.oracle.state(file)))
+
     @invariant()
     def books_agree(self) -> None:
         ledger, oracle = self.ledger, self.oracle
