@@ -75,7 +75,8 @@ def test_what_the_kernel_would_cache_for_a_tenant_goes_while_the_file_stays(
 def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int) -> int:
     """How many dying cgroups stay when `rounds` tenants come, write 64 KiB to a file of their own, and go.
 
-    On v1 the counter is the whole host's. The kernel frees a cgroup a moment after its removal, so we wait for that.
+    On v1 the counter is the whole host's, and others' coming and going is in it. The kernel frees a cgroup a moment
+    after its removal, so we wait for that.
     """
     before = dying_memcgs(tenants.hierarchy)
     for number in range(rounds):
@@ -90,11 +91,12 @@ def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int)
 def test_fifty_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenants, run_dir: Path) -> None:
     with tmpfs(run_dir / "tmpfs", "64M") as control:
         zombies_left_by(tenants, control, "first", 1)  # what the first agent loads stays charged to it
-        breeds = zombies_left_by(tenants, control, "tmpfs", 50)
-        assert breeds >= 45, (
-            "the control: a zombie for each toucher of tmpfs, give or take what the host frees meanwhile"
-        )
-        # Others on the host leave zombies too, which a second measurement does not repeat; ours it would.
-        left = [zombies_left_by(tenants, pool.path, f"pool-{attempt}", 50) for attempt in range(2)]
-    assert min(left) <= 0
+        # What others on the host leave, or free, is not repeated by another measurement; what we do is.
+        places = [control / "first", control / "second"]
+        for place in places:
+            place.mkdir()
+        breeds = max(zombies_left_by(tenants, place, f"tmpfs-{place.name}", 50) for place in places)
+        assert breeds >= 45, "the control: a zombie for each toucher of tmpfs"
+        left = min(zombies_left_by(tenants, pool.path, f"pool-{attempt}", 50) for attempt in range(3))
+    assert left <= 0
     assert pool.check_conservation().resident_bytes == 50 * 65536
