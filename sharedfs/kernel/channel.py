@@ -18,7 +18,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from errno import EINTR, EINVAL, EIO, ENODEV, ENOENT
+from errno import EAGAIN, EINTR, EINVAL, EIO, ENODEV, ENOENT
 from typing import Protocol
 
 from sharedfs.errors import HostFault
@@ -194,6 +194,16 @@ class Channel:
             except BlockingIOError:
                 self._device_ready.poll()
 
+    def _take(self, buffer: bytearray) -> int:
+        """One more request that waits already; 0 for none. The end of the connection is left for `receive` to find."""
+        if self._device_ready.poll(0):
+            try:
+                return os.readv(self._device_fd, [buffer])
+            except OSError as error:
+                if error.errno not in (EAGAIN, ENOENT, EINTR, ENODEV):
+                    raise
+        return 0
+
     def _answer_in_turns(self, buffer: bytearray, length: int) -> None:
         """More requests wait than one: take in all there are, and answer by turns of those who ask.
 
@@ -207,18 +217,13 @@ class Channel:
                 thread_id = wire.IN_HEADER.unpack_from(buffer)[6]
                 waiting.push(self._party_of(thread_id), bytes(view[:length]))
                 waiting_bytes += length
-                length = 0
-                if waiting_bytes < _WAITING_BYTES and self._device_ready.poll(0):
-                    with contextlib.suppress(BlockingIOError, FileNotFoundError):  # one was interrupted
-                        length = os.readv(self._device_fd, [buffer])
+                length = self._take(buffer) if waiting_bytes < _WAITING_BYTES else 0
             if not len(waiting):
                 return
             request = waiting.pop()
             waiting_bytes -= len(request)
             self._answer(memoryview(request))
-            if len(waiting) and self._device_ready.poll(0):
-                with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                    length = os.readv(self._device_fd, [buffer])
+            length = self._take(buffer) if len(waiting) else 0
 
     def _answer(self, request: memoryview) -> None:
         if self._closed:  # what the handlers work with may be gone
