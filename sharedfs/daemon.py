@@ -47,6 +47,7 @@ from sharedfs.namespace import Namespace
 from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
 from sharedfs.rare import RareRequests
 from sharedfs.store import Store
+from sharedfs.tmpfs import PrivateTmpfs
 from sharedfs.units import format_size
 
 log = logging.getLogger("sharedfs")
@@ -64,13 +65,14 @@ class Pool:
         self.options = options
         self.cgroup = cgroup
         self.books = Books(cgroup.hierarchy, PAGE_BYTES)
-        self.store = Store(
+        tmpfs = PrivateTmpfs(
             options.size_bytes,
             options.inodes,
             options.root_mode,
             (options.root_uid, options.root_gid),
             atime_attributes(options.flags),
         )
+        self.store = Store(tmpfs)
         resources.callback(self.store.close)
         self.events = _task_events()
         if self.events is not None:
@@ -172,14 +174,14 @@ class Pool:
         asked = parse(words, psutil.virtual_memory().total)
         check_changes(self.options, asked)
         changed = replace(self.options, **asked.settings, flags=asked.flags_on(self.options.flags))
-        used_bytes = self.store.used_bytes()
+        used_bytes = self.store.tmpfs.used_bytes()
         if changed.size_bytes < used_bytes:
             raise CallerMistake(
                 f"size={format_size(changed.size_bytes)} is less than the {format_size(used_bytes)} in use: "
                 "remove files first"
             )
         try:
-            self.store.reconfigure(changed.size_bytes, changed.inodes, atime_attributes(changed.flags))
+            self.store.tmpfs.reconfigure(changed.size_bytes, changed.inodes, atime_attributes(changed.flags))
         except OSError as error:
             if error.errno != EINVAL:
                 raise

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sharedfs.kernel import syscalls
 
 if TYPE_CHECKING:
-    from sharedfs.store import Node
+    from sharedfs.inodes import Node
 
 
 def open_for_data(mount_fd: int, handle: bytes) -> int:

@@ -21,9 +21,10 @@ from sharedfs.feed_types import (
     TenantRef,
     UsersOfFile,
 )
+from sharedfs.inodes import Node
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import Tenant
-from sharedfs.store import Node, Store
+from sharedfs.store import Store
 
 
 def make_feed(

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import EIO, ENOTTY, ERANGE
 from struct import Struct
 
+from sharedfs.inodes import Node
 from sharedfs.kernel import dirents, syscalls
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
@@ -17,7 +18,6 @@ from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace, Reservation
-from sharedfs.store import Node
 
 _BODY = names.BODY
 # A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
@@ -237,7 +237,7 @@ class FrequentRequests:
             return b""
         starts = dirents.record_starts(records)
         listing.offset = dirents.last_offset(records, starts)
-        return dirents.fuse_dirents(records, starts, self._namespace.store.root_numbers)
+        return dirents.fuse_dirents(records, starts, self._namespace.store.tmpfs.root_numbers)
 
     def _readdirplus(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
         handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
@@ -250,7 +250,7 @@ class FrequentRequests:
                 node, found = store.lookup(listing.node, name)
                 node.lookups += 1
                 parts.append(self._entry((node, found)))
-            number = store.root_numbers.get(inode, inode)
+            number = store.tmpfs.root_numbers.get(inode, inode)
             parts.append(_DIRENTS[len(name)].pack(number, next_offset, len(name), kind, name))
             listing.offset = next_offset
         return b"".join(parts)

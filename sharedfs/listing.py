@@ -7,8 +7,9 @@ is read so that all of it fits in the answer: a listing goes on where it stopped
 import ctypes
 import os
 
+from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
-from sharedfs.store import Node, Store
+from sharedfs.store import Store
 
 _BUFFER_BYTES = 64 << 10
 _OPEN_LISTINGS = 512

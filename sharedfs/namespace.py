@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
+from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.store import SET_ID_BITS, Node, Store
+from sharedfs.store import SET_ID_BITS, Store
 
 # Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
 ENTRY_SECONDS = 3600

@@ -1,199 +1,22 @@
-"""The store: a private tmpfs that holds the pool's tree as it is.
+"""The store: the pool's tree in a private tmpfs, and every change of its names.
 
-Names, modes, links, xattrs and times are tmpfs's own, so their semantics are too. The tmpfs is mounted nowhere: no path
-of the host leads into it, and it is gone with the last descriptor into it.
-
-Layout of the tmpfs:   tree/ what tenants see       removed/ unlinked files that somebody still uses, by inode number
-
-An inode is known by its number (the FUSE node id; tmpfs with inode64 never gives one twice) and reached by its file
-handle, so a million files need no million descriptors. A name is always one component below a directory descriptor and
-never followed. All functions raise OSError and are called with `lock` held, except where they say otherwise.
+Names, modes, links, xattrs and times are tmpfs's own, so their semantics are too. A name is always one component below
+a directory descriptor and never followed. What loses its last name while the kernel still knows it moves to removed/.
 """
 
-import fcntl
 import os
 import stat
-import threading
-from errno import EINVAL, ENOENT, ENOTEMPTY, ENXIO, ESTALE
+from errno import EINVAL, ENOENT, ENOTEMPTY
 
-from sharedfs.descriptors import Descriptors, open_for_data
-from sharedfs.generations import Generations
+from sharedfs.inodes import Inodes, Node
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
-from sharedfs.kernel.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
 
-_TREE, _REMOVED = b"tree", b"removed"
-_HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
-_PATH_DESCRIPTORS = 2048
 SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 
 
-class Node:
-    """An inode of the store that the kernel has heard of, or that has pages."""
-
-    __slots__ = ("handle", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
-
-    def __init__(self, inode: int, handle: bytes) -> None:
-        self.inode = inode
-        self.handle = handle
-        self.lookups = 0  # how often the kernel was told of it, less its FORGETs
-        self.opens = 0
-        self.may_be_mapped = False  # was opened: a mapping may outlive that, and changes times without asking us
-        self.set_id = False  # may have set-id bits: a write must clear them
-        self.removed_name: bytes | None = None  # the last name of what has none now, and is in removed/ therefore
-
-
-class Store:
-    """The tree and the table of its known inodes."""
-
-    def __init__(
-        self,
-        size_bytes: int,
-        inodes: int | None = None,
-        root_mode: int = 0o1777,
-        root_owner: tuple[int, int] = (0, 0),
-        atime_attributes: int = 0,
-    ) -> None:
-        """`inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits.
-
-        Set-id bits and devices never count here: what executes and opens them is the kernel, by the mount of tenants.
-        """
-        self.lock = threading.RLock()  # two threads bring the namespace's requests, a third one asks for the feed
-        options = {"source": "sharedfs", "mode": "0700"} | _bounds(size_bytes, inodes)
-        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | atime_attributes
-        self._fsmount_fd = syscalls.detached_mount("tmpfs", options, ["inode64"], attributes)
-        # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
-        self.mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fsmount_fd)
-        for name, mode in ((_TREE, root_mode), (_REMOVED, 0o700)):
-            os.mkdir(name, dir_fd=self.mount_fd)
-            os.chmod(name, mode, dir_fd=self.mount_fd)
-        os.chown(_TREE, *root_owner, dir_fd=self.mount_fd)
-        self._removed_fd = os.open(_REMOVED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount_fd)
-        tree = os.stat(_TREE, dir_fd=self.mount_fd)
-        self._tree_inode = tree.st_ino
-        self._paths = Descriptors(self.mount_fd, os.O_PATH | os.O_NOFOLLOW, _PATH_DESCRIPTORS)
-        root = Node(ROOT_NODE, syscalls.name_to_handle(self.mount_fd, _TREE))
-        root.lookups = 1  # the kernel never forgets the root
-        self.nodes: dict[int, Node] = {ROOT_NODE: root}
-        self._forgotten = Generations()
-        # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.
-        self.root_numbers = {self._tree_inode: ROOT_NODE, os.fstat(self.mount_fd).st_ino: ROOT_NODE}
-
-    def close(self) -> None:
-        self._paths.close()
-        for fd in (self._removed_fd, self.mount_fd, self._fsmount_fd):
-            os.close(fd)
-
-    def used_bytes(self) -> int:
-        pool = os.fstatvfs(self.mount_fd)
-        return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
-
-    def reconfigure(self, size_bytes: int, inodes: int | None, atime_attributes: int) -> None:
-        """Change the bounds and who moves access times. EINVAL when more is in use than would be allowed."""
-        syscalls.reconfigure_tmpfs(self.mount_fd, _bounds(size_bytes, inodes))
-        syscalls.set_mount_attributes(self._fsmount_fd, MOUNT_ATTR_ATIME | MOUNT_ATTR_NODIRATIME, atime_attributes)
-
-    # -- inodes ------------------------------------------------------------------------------------------------------
-
-    def node(self, inode: int) -> Node:
-        """The known inode of that number. ESTALE when there is none. The fast path is safe from any thread."""
-        found = self.nodes.get(inode)
-        return self._recalled(inode) if found is None else found
-
-    def _recalled(self, inode: int) -> Node:
-        """An inode that the kernel forgot and asks for again, by a handle that somebody kept."""
-        with self.lock:
-            handle = self._forgotten.handle(inode)
-            if handle is None:
-                raise OSError(ESTALE, os.strerror(ESTALE))
-            node = Node(inode, handle)
-            self._paths.get(node)  # ESTALE when it was removed since
-            self._forgotten.forget(inode)
-            self.nodes[inode] = node
-            return node
-
-    def stat(self, node: Node) -> os.stat_result:
-        return os.fstat(self._paths.get(node))
-
-    def path_descriptor(self, node: Node) -> int:
-        """An O_PATH descriptor of the inode, not the caller's to close, good while the lock is held."""
-        return self._paths.get(node)
-
-    def open(self, node: Node, flags: int) -> int:
-        """A new descriptor of the inode, the caller's to close. Safe from any thread."""
-        return syscalls.open_by_handle(self.mount_fd, node.handle, flags)
-
-    def open_for_data(self, node: Node) -> int:
-        """A new descriptor of a regular file with all access that its inode flags allow, the caller's to close."""
-        return open_for_data(self.mount_fd, node.handle)
-
-    def is_open_elsewhere(self, node: Node) -> bool:
-        """Whether any descriptor or mapping of the file is left: an exclusive lease is given to the only one."""
-        fd = self.open(node, os.O_RDONLY)
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
-        return False
-
-    def descriptor_path(self, node: Node) -> str:
-        """A path of this process's own that names the inode, for calls that take no O_PATH descriptor."""
-        return f"/proc/self/fd/{self._paths.get(node)}"
-
-    def data_ranges(self, node: Node) -> list[tuple[int, int]]:
-        """Byte ranges (end exclusive) of a regular file that are no holes; allocated and never written is a hole."""
-        ranges, end = [], 0
-        fd = self.open(node, os.O_RDONLY)
-        try:
-            while True:
-                start = os.lseek(fd, end, os.SEEK_DATA)
-                end = os.lseek(fd, start, os.SEEK_HOLE)
-                ranges.append((start, end))
-        except OSError as error:
-            if error.errno != ENXIO:  # no data from here on
-                raise
-        finally:
-            os.close(fd)
-        return ranges
-
-    def read_symlink(self, node: Node) -> bytes:
-        return os.readlink(b"", dir_fd=self._paths.get(node))
-
-    def display_path(self, node: Node) -> str:
-        """Where the inode is in the tree, for people: "" is the root; the name it had, when it was unlinked.
-
-        Names are bytes to the kernel; those that are no UTF-8 are shown with escapes, for JSON can carry nothing else.
-        """
-        if node.removed_name is not None:
-            return f"{node.removed_name.decode(errors='backslashreplace')} (deleted)"
-        path = os.readlink(os.fsencode(self.descriptor_path(node)))
-        return path.removeprefix(b"/" + _TREE).removeprefix(b"/").decode(errors="backslashreplace")
-
-    def forget(self, inode: int, count: int, *, keep: bool) -> bool:
-        """The kernel dropped `count` references; True when the inode is gone from the store by that.
-
-        An inode that the kernel no longer refers to is found again by name, so it is dropped from the table: not if the
-        books `keep` it, who name it to people.
-        """
-        node = self.nodes.get(inode)
-        if node is None or inode == ROOT_NODE:
-            return False
-        node.lookups -= count
-        if node.lookups > 0:
-            return False
-        if node.removed_name is None:
-            if not keep:
-                self._drop(inode)
-                self._forgotten.remember(node.handle)
-            return False
-        self._remove_for_good(node)
-        self._drop(inode)
-        return True
-
-    # -- names -------------------------------------------------------------------------------------------------------
+class Store(Inodes):
+    """The tree: known inodes, and names. All functions raise OSError and are called with `lock` held."""
 
     def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
         """The inode of a name in a directory; "." and ".." too. The root's `st_ino` is tmpfs's: use `node.inode`."""
@@ -248,7 +71,7 @@ class Store:
         with _Masked(umask):
             fd = os.open(b".", os.O_TMPFILE | os.O_RDWR, mode & 0o7777, dir_fd=directory)
         node, found, fd = self._created(parent, fd, uid, gid)
-        os.link(f"/proc/self/fd/{fd}", b"%d" % node.inode, dst_dir_fd=self._removed_fd, follow_symlinks=True)
+        os.link(f"/proc/self/fd/{fd}", b"%d" % node.inode, dst_dir_fd=self.tmpfs.removed_fd, follow_symlinks=True)
         node.removed_name = b"(a file without a name)"
         return node, found, fd
 
@@ -286,7 +109,7 @@ class Store:
             os.link(self.descriptor_path(node), name, dst_dir_fd=directory, follow_symlinks=True)
         else:  # a file of O_TMPFILE: for others the kernel does not ask
             number = b"%d" % node.inode
-            syscalls.rename(self._removed_fd, number, directory, name, syscalls.RENAME_NOREPLACE)
+            syscalls.rename(self.tmpfs.removed_fd, number, directory, name, syscalls.RENAME_NOREPLACE)
             node.removed_name = None
 
     def unlink(self, parent: Node, name: bytes) -> int | None:
@@ -304,7 +127,7 @@ class Store:
             os.unlink(name, dir_fd=directory)
             self._drop(node.inode)
             return node.inode
-        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self._removed_fd)
+        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self.tmpfs.removed_fd)
         node.removed_name = name
         return None
 
@@ -322,7 +145,7 @@ class Store:
         """Move an empty directory to removed/."""
         if not self._is_empty(node):
             raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY))
-        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self._removed_fd)
+        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self.tmpfs.removed_fd)
         node.removed_name = name
 
     def _is_empty(self, node: Node) -> bool:
@@ -349,15 +172,15 @@ class Store:
         if keeps_directory:
             self._set_aside(new_directory, new_name, node)
         elif keeps_file:  # a second name first, so that the replaced file is never without one
-            os.link(self.descriptor_path(node), number, dst_dir_fd=self._removed_fd, follow_symlinks=True)
+            os.link(self.descriptor_path(node), number, dst_dir_fd=self.tmpfs.removed_fd, follow_symlinks=True)
         try:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
         except OSError:
             if keeps_directory:
                 node.removed_name = None
-                os.rename(number, new_name, src_dir_fd=self._removed_fd, dst_dir_fd=new_directory)
+                os.rename(number, new_name, src_dir_fd=self.tmpfs.removed_fd, dst_dir_fd=new_directory)
             elif keeps_file:
-                os.unlink(number, dir_fd=self._removed_fd)
+                os.unlink(number, dir_fd=self.tmpfs.removed_fd)
             raise
         if keeps_file:
             node.removed_name = new_name
@@ -387,10 +210,6 @@ class Store:
             raise OSError(ENOENT, os.strerror(ENOENT))
         return self._paths.get(node)
 
-    def _number(self, found: os.stat_result) -> int:
-        """The number that the kernel knows an inode by: the tree's root is FUSE's node 1."""
-        return ROOT_NODE if found.st_ino == self._tree_inode else found.st_ino
-
     def _inherited_set_gid(self, parent: Node) -> int:
         return os.fstat(self._paths.get(parent)).st_mode & stat.S_ISGID
 
@@ -410,14 +229,9 @@ class Store:
         if mode & SET_ID_BITS:  # fchown took them away
             os.fchmod(fd, stat.S_IMODE(mode))
 
-    def _remove_for_good(self, node: Node) -> None:
-        name = b"%d" % node.inode
-        is_directory = stat.S_ISDIR(os.stat(name, dir_fd=self._removed_fd, follow_symlinks=False).st_mode)
-        (os.rmdir if is_directory else os.unlink)(name, dir_fd=self._removed_fd)
-
-    def _drop(self, inode: int) -> None:
-        self._paths.discard(inode)
-        del self.nodes[inode]
+    def _number(self, found: os.stat_result) -> int:
+        """The number that the kernel knows an inode by: the tree's root is FUSE's node 1."""
+        return ROOT_NODE if found.st_ino == self.tmpfs.tree_inode else found.st_ino
 
 
 class _Masked:
@@ -433,10 +247,3 @@ class _Masked:
 
     def __exit__(self, *_: object) -> None:
         os.umask(self._before)
-
-
-def _bounds(size_bytes: int, inodes: int | None) -> dict[str, str]:
-    bounds = {"size": str(size_bytes)}
-    if inodes is not None:
-        bounds["nr_inodes"] = str(inodes + _HIDDEN_INODES if inodes else 0)
-    return bounds

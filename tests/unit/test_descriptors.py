@@ -8,7 +8,7 @@ import pytest
 
 from sharedfs import descriptors
 from sharedfs.descriptors import Descriptors
-from sharedfs.store import Node
+from sharedfs.inodes import Node
 
 
 @pytest.fixture

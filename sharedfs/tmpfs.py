@@ -1,0 +1,64 @@
+"""The private tmpfs that holds a pool's tree. It is mounted nowhere: no path of the host leads into it, and it is gone
+with the last descriptor into it.
+
+Layout:   tree/ what tenants see       removed/ what has no name any more and somebody still uses, by inode number
+"""
+
+import os
+
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.fuse_wire import ROOT_NODE
+from sharedfs.kernel.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
+
+TREE, REMOVED = b"tree", b"removed"
+_HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
+
+
+class PrivateTmpfs:
+    """The mount and its two directories."""
+
+    def __init__(
+        self,
+        size_bytes: int,
+        inodes: int | None = None,
+        root_mode: int = 0o1777,
+        root_owner: tuple[int, int] = (0, 0),
+        atime_attributes: int = 0,
+    ) -> None:
+        """`inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits.
+
+        Set-id bits and devices never count here: what executes and opens them is the kernel, by the mount of tenants.
+        """
+        options = {"source": "sharedfs", "mode": "0700"} | _bounds(size_bytes, inodes)
+        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | atime_attributes
+        self._fsmount_fd = syscalls.detached_mount("tmpfs", options, ["inode64"], attributes)
+        # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
+        self.mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fsmount_fd)
+        for name, mode in ((TREE, root_mode), (REMOVED, 0o700)):
+            os.mkdir(name, dir_fd=self.mount_fd)
+            os.chmod(name, mode, dir_fd=self.mount_fd)
+        os.chown(TREE, *root_owner, dir_fd=self.mount_fd)
+        self.removed_fd = os.open(REMOVED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount_fd)
+        self.tree_inode = os.stat(TREE, dir_fd=self.mount_fd).st_ino
+        # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.
+        self.root_numbers = {self.tree_inode: ROOT_NODE, os.fstat(self.mount_fd).st_ino: ROOT_NODE}
+
+    def close(self) -> None:
+        for fd in (self.removed_fd, self.mount_fd, self._fsmount_fd):
+            os.close(fd)
+
+    def used_bytes(self) -> int:
+        pool = os.fstatvfs(self.mount_fd)
+        return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
+
+    def reconfigure(self, size_bytes: int, inodes: int | None, atime_attributes: int) -> None:
+        """Change the bounds and who moves access times. EINVAL when more is in use than would be allowed."""
+        syscalls.reconfigure_tmpfs(self.mount_fd, _bounds(size_bytes, inodes))
+        syscalls.set_mount_attributes(self._fsmount_fd, MOUNT_ATTR_ATIME | MOUNT_ATTR_NODIRATIME, atime_attributes)
+
+
+def _bounds(size_bytes: int, inodes: int | None) -> dict[str, str]:
+    bounds = {"size": str(size_bytes)}
+    if inodes is not None:
+        bounds["nr_inodes"] = str(inodes + _HIDDEN_INODES if inodes else 0)
+    return bounds
