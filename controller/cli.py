@@ -137,6 +137,30 @@ def what_if_exit(tenant: str, as_json: bool) -> None:
     _answer("what_if_exit", as_json, "/v1/what-if/exit", tenant=tenant)
 
 
+@cli.command()
+@as_json
+def zombies(as_json: bool) -> None:
+    """Removed cgroups that the kernel still has, on any host: how many, what they hold, and which files keep it.
+
+    \b
+    Looks at cgroup files, /proc and tmpfs itself; needs no pool and no running controller, and disturbs nothing.
+    Example: sharedctl zombies --json
+    """
+    _need_root("see what pages are charged to")
+    from rich.console import Console  # noqa: PLC0415
+
+    from controller import tables  # noqa: PLC0415
+    from controller.zombies.report import find_zombies  # noqa: PLC0415
+    from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
+
+    with Console(stderr=True).status("looking") as status:
+        found = find_zombies(find_memory_hierarchy(), lambda what: status.update(f"looking at {what}"))
+    if as_json:
+        click.echo(found.model_dump_json(indent=2))
+    else:
+        tables.zombies(found.model_dump())
+
+
 def _answer(table: str, as_json: bool, url: str, **query: str) -> None:
     from controller.client import ask  # noqa: PLC0415
 

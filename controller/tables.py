@@ -63,5 +63,40 @@ def what_if_exit(answer: Answer) -> None:
     print_table(("TENANT", "SHARE NOW", "SHARE THEN", "LIMIT NOW", "LIMIT THEN"), rows, texts=1)
 
 
+def zombies(answer: Answer) -> None:
+    say(f"dying memory cgroups: {answer['dying']}, at least {_size(answer['kernel_bytes'])} of kernel memory for them")
+    groups = [
+        (
+            group["cgroup"],
+            "-" if group["dying"] is None else str(group["dying"]),
+            *(
+                ("" if group["exact"] else "<= ") + _size(group[f"{kind}_bytes"])
+                for kind in ("shmem", "page_cache", "swap")
+            ),
+        )
+        for group in answer["groups"]
+    ]
+    print_table(("DYING BELOW", "CGROUPS", "SHARED MEMORY", "PAGE CACHE", "SWAP"), groups, texts=1)
+    holders = [
+        (
+            holder["kind"],
+            holder["path"],
+            "\n".join(holder["below"]),
+            "\n".join(
+                f"{user['name']} ({user['pid']}) {' and '.join(user['how'])}, {user['cgroup']}"
+                for user in holder["users"]
+            )
+            or "nobody",
+            _size(holder["size_bytes"]),
+            "not attached"
+            if holder["held_bytes"] is None
+            else ("" if holder["exact"] else "<= ") + _size(holder["held_bytes"]),
+        )
+        for holder in answer["holders"]
+    ]
+    say("")
+    print_table(("HELD BY", "FILE", "BELOW", "USED BY", "SIZE", "HOLDS"), holders, texts=4)
+
+
 def _size(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else format_size(size_bytes)

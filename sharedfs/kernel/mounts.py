@@ -10,7 +10,10 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor), `options` the mount's alone."""
+    """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor), `options` the mount's alone.
+
+    `root` is the directory of the filesystem that the mountpoint shows.
+    """
 
     device: tuple[int, int]
     mountpoint: str
@@ -18,6 +21,7 @@ class Mount:
     source: str
     super_options: frozenset[str]
     options: tuple[str, ...] = ()
+    root: str = "/"
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
@@ -36,6 +40,7 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 unescape(source),
                 frozenset(os.fsdecode(super_options).split(",")),
                 tuple(os.fsdecode(fields[5]).split(",")),
+                unescape(fields[3]),
             )
         )
     return mounts

@@ -1,0 +1,150 @@
+"""Joins the census with the shared files: which file holds which dying cgroups' memory, and who still uses it."""
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from controller.zombies.census import Census, Held, take_census
+from controller.zombies.charges import PageCharges
+from controller.zombies.files import SharedFile, find_shared_files
+from sharedfs.errors import HostFault
+from sharedfs.kernel.cgroups import MemoryHierarchy
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DyingBelow(_Frozen):
+    """What dying cgroups below `cgroup` hold; a bound only where not `exact` (v2, and it hands nothing down)."""
+
+    cgroup: str
+    dying: int | None
+    shmem_bytes: int
+    page_cache_bytes: int
+    swap_bytes: int
+    exact: bool
+
+
+class User(_Frozen):
+    pid: int
+    name: str
+    cgroup: str
+    how: tuple[Literal["holds", "maps"], ...]
+
+
+class Holder(_Frozen):
+    """A file with pages charged to dying cgroups below `below`: `held_bytes`, or fewer where not `exact`: when the live
+    cgroup `below` is charged for shared memory itself, the kernel does not tell the two apart.
+
+    `held_bytes` is None for a SysV segment that nobody has attached: to find out would be to attach it.
+    """
+
+    kind: Literal["tmpfs", "memfd", "sysv", "anonymous"]
+    path: str
+    size_bytes: int
+    held_bytes: int | None
+    below: tuple[str, ...]
+    exact: bool
+    users: tuple[User, ...]
+
+
+class Zombies(_Frozen):
+    """`kernel_bytes` is the least that `dying` cgroups cost beside what is charged to them.
+
+    `hidden_processes`: /proc would not show us what they use.
+    """
+
+    cgroup_version: int
+    dying: int
+    kernel_bytes: int
+    groups: tuple[DyingBelow, ...]
+    holders: tuple[Holder, ...]
+    hidden_processes: int
+
+
+def find_zombies(hierarchy: MemoryHierarchy, progress: Callable[[str], None] = lambda _: None) -> Zombies:
+    """Look at the whole host; some seconds where there is much shared memory. Needs root. Raises HostFault."""
+    progress("cgroups")
+    census = take_census(hierarchy)
+    suspects = {held.inode: held for held in census.held if held.shmem_bytes}
+    holders: list[Holder] = []
+    hidden = 0
+    if suspects:
+        with PageCharges() as charges:
+            files, hidden = find_shared_files(progress)
+            for file in files.values():
+                progress(file.path)
+                holder = _holder(file, charges, suspects, hierarchy)
+                if holder is not None:
+                    holders.append(holder)
+    return Zombies(
+        cgroup_version=int(hierarchy.version),
+        dying=census.dying,
+        kernel_bytes=census.least_kernel_bytes,
+        groups=tuple(_told(held) for held in _largest_first(census)),
+        holders=tuple(sorted(holders, key=lambda holder: (holder.exact, holder.held_bytes or 0), reverse=True)),
+        hidden_processes=hidden,
+    )
+
+
+def _largest_first(census: Census) -> list[Held]:
+    return sorted(census.held, key=lambda held: (held.shmem_bytes, held.dying or 0), reverse=True)
+
+
+def _told(held: Held) -> DyingBelow:
+    return DyingBelow(
+        cgroup=held.path,
+        dying=held.dying,
+        shmem_bytes=held.shmem_bytes,
+        page_cache_bytes=held.page_cache_bytes,
+        swap_bytes=held.swap_bytes,
+        exact=held.exact,
+    )
+
+
+def _holder(
+    file: SharedFile, charges: PageCharges, suspects: dict[int, Held], hierarchy: MemoryHierarchy
+) -> Holder | None:
+    """None for a file that holds nothing of a dying cgroup, or that is gone."""
+    if not file.opened_by:
+        return _told_holder(file, None, [], file.size_bytes or 0, hierarchy) if file.kind == "sysv" else None
+    fd = file.open()
+    if fd is None:
+        return None
+    try:
+        size_bytes = os.fstat(fd).st_size
+        charged = charges.of(fd)
+    finally:
+        os.close(fd)
+    held = {inode: min(size, suspects[inode].shmem_bytes) for inode, size in charged.items() if inode in suspects}
+    if not held:
+        return None
+    return _told_holder(file, sum(held.values()), [suspects[inode] for inode in held], size_bytes, hierarchy)
+
+
+def _told_holder(
+    file: SharedFile, held_bytes: int | None, below: list[Held], size_bytes: int, hierarchy: MemoryHierarchy
+) -> Holder:
+    users = (_user(process, how, hierarchy) for process, how in sorted(file.users.items()))
+    return Holder(
+        kind=file.kind,
+        path=file.path,
+        size_bytes=size_bytes,
+        held_bytes=held_bytes,
+        below=tuple(sorted(held.path for held in below)),
+        exact=held_bytes is not None and all(held.pure for held in below),
+        users=tuple(user for user in users if user is not None),
+    )
+
+
+def _user(process: int, how: set[Literal["maps", "holds"]], hierarchy: MemoryHierarchy) -> User | None:
+    with suppress(FileNotFoundError, ProcessLookupError, HostFault):
+        cgroup = hierarchy.path_in(Path(f"/proc/{process}/cgroup").read_bytes())
+        name = Path(f"/proc/{process}/comm").read_text().strip()
+        return User(pid=process, name=name, cgroup=cgroup, how=tuple(sorted(how)))
+    return None
