@@ -27,7 +27,7 @@ from rich.table import Table
 from controller.zombies.census import take_census
 from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, find_memory_hierarchy
 
-UPSTREAMS_CYCLES = 2001  # https://lwn.net/Articles/932070 and the thread it tells of
+UPSTREAMS_CYCLES = 2001  # of the reproduction that came with the kernel's patches for reparenting LRU pages
 PAGE = os.sysconf("SC_PAGE_SIZE")
 RECLAIMED_BYTES = 16 << 20
 CACHED_BYTES = 64 << 20
