@@ -15,6 +15,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from errno import EFAULT, EINVAL
 from types import TracebackType
 
@@ -25,6 +26,7 @@ from sharedfs.errors import HostFault
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WINDOW_BYTES = 256 << 20  # mapped at a time: bounds the page tables that we take
+_SEARCHED_BYTES = 2 << 30  # up to this a file is looked at from end to end, holes and all
 _MADV_POPULATE_READ = 22
 _PRESENT = np.uint64(1 << 63)
 _FRAME_MASK = np.uint64((1 << 55) - 1)
@@ -59,15 +61,15 @@ class PageCharges:
     def of(self, fd: int) -> Counter[int]:
         """Bytes of the file by the inode number of the live cgroup they count for (0: none). O(size)."""
         charged: Counter[int] = Counter()
-        size_bytes = os.fstat(fd).st_size
-        for start in range(0, size_bytes, _WINDOW_BYTES):
-            length = min(_WINDOW_BYTES, size_bytes - start)
-            try:
-                window = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
-            except ValueError:  # the file is shorter by now
-                break
-            with window:
-                charged.update(self._of_window(window))
+        for first, end in _worth_a_look(fd):
+            for start in range(first, end, _WINDOW_BYTES):
+                length = min(_WINDOW_BYTES, end - start)
+                try:
+                    window = mmap.mmap(fd, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
+                except ValueError:  # the file is shorter by now
+                    return charged
+                with window:
+                    charged.update(self._of_window(window))
         return charged
 
     def _of_window(self, window: mmap.mmap) -> Counter[int]:
@@ -99,6 +101,23 @@ class PageCharges:
         raw = os.pread(self._kpagecgroup, (last - first + 1) * _ENTRY_BYTES, first * _ENTRY_BYTES)
         read: NDArray[np.uint64] = np.frombuffer(raw, dtype="<u8")[frames - first]
         return read
+
+
+def _worth_a_look(fd: int) -> Iterator[tuple[int, int]]:
+    """The byte ranges (page-aligned start, end exclusive) in which a file may have pages.
+
+    Of a file with room for exabytes only what was written: pages that were allocated and never written look like holes.
+    """
+    size_bytes = os.fstat(fd).st_size
+    if size_bytes <= _SEARCHED_BYTES:
+        yield 0, size_bytes
+        return
+    end = 0
+    with suppress(OSError):  # ENXIO: no data from here on
+        while True:
+            first = os.lseek(fd, end, os.SEEK_DATA)
+            end = os.lseek(fd, first, os.SEEK_HOLE)
+            yield first // PAGE_BYTES * PAGE_BYTES, end
 
 
 def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
