@@ -12,6 +12,7 @@ from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
+from sharedfs.model.tenant_rules import TenantRules
 
 _ALL_PAGES = [(0, LAST_PAGE)]
 # To find out that a file is settled costs as much as some touches, and a change of the books undoes it.
@@ -23,8 +24,9 @@ _UNSETTLED = -1
 class Books:
     """What the pool holds and who uses it. `page_bytes` is the unit of accounting."""
 
-    def __init__(self, hierarchy: MemoryHierarchy, page_bytes: int) -> None:
+    def __init__(self, hierarchy: MemoryHierarchy, page_bytes: int, rules: TenantRules) -> None:
         self.hierarchy = hierarchy
+        self.rules = rules
         self.page_bytes = page_bytes
         self.lock = threading.Lock()
         self.ledger = Ledger(page_bytes)
@@ -44,8 +46,8 @@ class Books:
     # -- tenants -----------------------------------------------------------------------------------------------------
 
     def tenant_at(self, path: str) -> TenantId:
-        """The tenant whose cgroup is at `path` now; NOBODY when there is no such cgroup (any more)."""
-        cgroup = self.hierarchy.find(path)
+        """The tenant of who is in the cgroup at `path`; NOBODY when there is no such cgroup (any more)."""
+        cgroup = self.hierarchy.find(self.rules.tenant_path(path))
         if cgroup is None:
             return NOBODY
         with self.lock:

@@ -49,8 +49,9 @@ def cli() -> None:
     "words",
     multiple=True,
     metavar="OPTION,...",
-    help="Mount options as mount(8) takes them: size=, reserve=, idle=, cgroup_parent=, no_passthrough, mode=, uid=, "
-    "gid=, nr_inodes=, and flags such as ro, noexec, noatime, suid, dev; `remount` changes a mounted pool.",
+    help="Mount options as mount(8) takes them: size=, reserve=, idle=, cgroup_parent=, tenant=, reads=, "
+    "no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, noexec, noatime, suid, dev; `remount` "
+    "changes a mounted pool.",
 )
 @click.option("--foreground", is_flag=True, help="Serve in this process until unmounted.")
 @click.option(
@@ -75,6 +76,14 @@ def cli() -> None:
     type=SettingType("reads", "exact|fast"),
     help="exact: each read is attributed to its pages. fast: the kernel serves reads of files opened for reading only, "
     "at tmpfs's speed, and who has one open pays for all of it.  [default: exact]",
+)
+@click.option(
+    "--tenant",
+    "tenant_rules",
+    type=SettingType("tenant", "rule[:rule...]"),
+    help="Who is one tenant: container, job (Slurm's), pod (Kubernetes' or podman's), unit (systemd's), or what a "
+    "pattern such as /batch/* matches of a cgroup's path. The first rule that knows a path decides; else, or with "
+    "leaf, the tenant is the process's own cgroup.  [default: container:job]",
 )
 @click.option(
     "--no-passthrough",

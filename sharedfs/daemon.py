@@ -34,6 +34,7 @@ from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
+from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.mount_options import (
     FILESYSTEM_TYPE,
     PoolOptions,
@@ -64,7 +65,7 @@ class Pool:
     def __init__(self, options: PoolOptions, cgroup: PoolCgroup, resources: ExitStack) -> None:
         self.options = options
         self.cgroup = cgroup
-        self.books = Books(cgroup.hierarchy, PAGE_BYTES)
+        self.books = Books(cgroup.hierarchy, PAGE_BYTES, TenantRules(options.tenant_rules))
         tmpfs = PrivateTmpfs(
             options.size_bytes,
             options.inodes,

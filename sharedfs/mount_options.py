@@ -27,6 +27,7 @@ from sharedfs.kernel.mount_flags import (
     MS_SYNCHRONOUS,
 )
 from sharedfs.kernel.mounts import Mount
+from sharedfs.model.tenant_rules import DEFAULT_TENANT_RULES, TenantRules
 from sharedfs.pool_cgroup import DEFAULT_PARENT
 from sharedfs.units import parse_size
 
@@ -87,7 +88,8 @@ class PoolOptions:
     """What a pool is mounted with. Sizes are bytes, times seconds, `flags` MS_ bits.
 
     `reads` is how read(2) of a file opened for reading only is attributed: "exact", page by page, or "fast", by the
-    open handle. `root_mode`, `root_uid` and `root_gid` are those of the root directory at first, as with tmpfs.
+    open handle. `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `root_mode`, `root_uid` and `root_gid`
+    are those of the root directory at first, as with tmpfs.
     `inodes` is how many files there may be: 0 is no bound, None what tmpfs thinks right.
     """
 
@@ -100,6 +102,7 @@ class PoolOptions:
     scan_seconds: float = 0.5
     passthrough: bool = True
     reads: str = "exact"
+    tenant_rules: str = DEFAULT_TENANT_RULES
     root_mode: int = 0o1777
     root_uid: int = 0
     root_gid: int = 0
@@ -142,17 +145,28 @@ def _id(text: str) -> int:
     return int(text)
 
 
+def _tenant_rules(text: str) -> str:
+    if '"' in text:
+        raise ValueError(f"{text!r} must not contain a double quote")
+    return TenantRules(text).text
+
+
 def _cgroup(text: str) -> str:
     if '"' in text or ".." in text.split("/"):
         raise ValueError(f'{text!r} must not contain .. or ": give a path of cgroups')
     return text
 
 
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "," in text else text
+
+
 SETTINGS: Mapping[str, Setting] = {
     "size": Setting("size_bytes", parse_size, str, changes=True),
     "reserve": Setting("reserve_bytes", parse_size, str),
     "idle": Setting("idle_seconds", _seconds, lambda seconds: f"{seconds:f}".rstrip("0").rstrip("."), changes=True),
-    "cgroup_parent": Setting("cgroup_parent", _cgroup, lambda path: f'"{path}"' if "," in path else path),
+    "cgroup_parent": Setting("cgroup_parent", _cgroup, _quoted),
+    "tenant": Setting("tenant_rules", _tenant_rules, _quoted),
     "reads": Setting("reads", _reads, str),
     "mode": Setting("root_mode", _mode, lambda mode: f"{mode:o}"),
     "uid": Setting("root_uid", _id, str),

@@ -25,6 +25,7 @@ from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
+from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs
 from tests.support.tenants import wait_until
@@ -86,7 +87,7 @@ def served(engine: str) -> Iterator[Wire]:
             resources.callback(events.close)
         else:
             patch.setenv(PURE_PYTHON_VARIABLE, "1")
-        store, books = Store(PrivateTmpfs(8 * MIB)), Books(find_memory_hierarchy(), PAGE)
+        store, books = Store(PrivateTmpfs(8 * MIB)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
         data_path = DataPath(store, books, events)
         resources.callback(data_path.close)

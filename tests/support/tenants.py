@@ -158,7 +158,7 @@ class Tenants:
     def remove_all(self) -> None:
         for tenant in self._made:  # all processes first: two tenants can have had one name
             tenant.end_processes()
-        for tenant in self._made:
+        for tenant in reversed(self._made):  # those inside another were made after it
             tenant.exit()
 
 
