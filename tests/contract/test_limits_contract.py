@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from errno import EBUSY
 from mmap import PAGESIZE
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -65,7 +66,9 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         pytest.skip("making cgroups takes root")
     if find_memory_hierarchy().version is not version:
         pytest.skip(f"this host has its memory controller on cgroup v{find_memory_hierarchy().version}")
-    with RealCgroups(version, tmp_path) as real:
+    # Page cache takes a disk; in the guest of tests/guest only the directory shared with the host is as good.
+    disk = os.environ.get("SHAREDFS_GUEST_SHARE", tmp_path)
+    with TemporaryDirectory(dir=disk) as files, RealCgroups(version, Path(files)) as real:
         yield World(real, kernel_limits(real.hierarchy, FLOOR_BYTES), version)
 
 

@@ -88,15 +88,17 @@ def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int)
     return dying_memcgs(tenants.hierarchy) - before
 
 
-def test_fifty_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenants, run_dir: Path) -> None:
+def test_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenants, run_dir: Path) -> None:
+    # v1's counter trembles by a few, so it takes many; v2 is that of tests/guest, which is slow and has no others.
+    rounds = 50 if tenants.hierarchy.version is CgroupVersion.V1 else 10
     with tmpfs(run_dir / "tmpfs", "64M") as control:
         zombies_left_by(tenants, control, "first", 1)  # what the first agent loads stays charged to it
         # What others on the host leave, or free, is not repeated by another measurement; what we do is.
         places = [control / "first", control / "second"]
         for place in places:
             place.mkdir()
-        breeds = max(zombies_left_by(tenants, place, f"tmpfs-{place.name}", 50) for place in places)
-        assert breeds >= 45, "the control: a zombie for each toucher of tmpfs"
-        left = min(zombies_left_by(tenants, pool.path, f"pool-{attempt}", 50) for attempt in range(3))
+        breeds = max(zombies_left_by(tenants, place, f"tmpfs-{place.name}", rounds) for place in places)
+        assert breeds >= rounds - 5, "the control: a zombie for each toucher of tmpfs"
+        left = min(zombies_left_by(tenants, pool.path, f"pool-{attempt}", rounds) for attempt in range(3))
     assert left <= 0
-    assert pool.check_conservation().resident_bytes == 50 * 65536
+    assert pool.check_conservation().resident_bytes == rounds * 65536

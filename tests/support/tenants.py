@@ -37,11 +37,21 @@ class AgentError(OSError):
 
 
 class Agent:
-    """A process of a tenant that does what it is told, one request after the other."""
+    """A process of a tenant that does what it is told, one request after the other.
 
-    def __init__(self, cgroup: Path, pass_fds: Sequence[int] = (), user: int | None = None) -> None:
+    `launch` is a command that runs the one given behind it where the tenant is, with our standard input and output.
+    """
+
+    def __init__(
+        self,
+        launch: Sequence[str | Path],
+        *,
+        interpreter: str = sys.executable,
+        pass_fds: Sequence[int] = (),
+        user: int | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
-            ["/bin/sh", "-c", _JOIN_AND_EXEC, str(cgroup), sys.executable, "-S", "-E", str(_AGENT)],
+            [*launch, interpreter, "-S", "-E", _AGENT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -92,7 +102,7 @@ class Tenant:
         self._first: Agent | None = None
 
     def agent(self, **options: object) -> Agent:
-        agent = Agent(self.directory, **options)  # type: ignore[arg-type]
+        agent = Agent(["/bin/sh", "-c", _JOIN_AND_EXEC, self.directory], **options)  # type: ignore[arg-type]
         self.agents.append(agent)
         return agent
 

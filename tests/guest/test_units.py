@@ -1,0 +1,136 @@
+"""The units of deploy/systemd and a line of fstab under a real systemd: start, bill, settle, stop, and all is back.
+
+They run in the guest only (tests/guest/check), whose systemd is there for them.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sharedfs.kernel.cgroups import MemoryHierarchy, find_memory_hierarchy
+from sharedfs.kernel.mounts import mount_at
+from tests.support.controller import bill_of, bills, run_sharedctl
+from tests.support.mount import sharedfs
+from tests.support.tenants import Agent, wait_until
+
+pytestmark = pytest.mark.skipif(os.environ.get("SHAREDFS_GUEST") != "systemd", reason="for the guest with systemd")
+
+REPOSITORY = Path(__file__).parents[2]
+UNITS = Path("/etc/systemd/system")
+MIB = 1 << 20
+BUDGET = 256 * MIB
+
+
+def systemctl(*arguments: str, check: bool = True) -> str:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    if check and done.returncode:
+        log = subprocess.run(["journalctl", "-n", "40", "--no-pager"], capture_output=True, text=True, check=False)
+        raise AssertionError(f"systemctl {' '.join(arguments)}: {done.stderr}{log.stdout}")
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def hierarchy() -> MemoryHierarchy:
+    """This host as after deploy/install, without what it fetches: the working tree's venv stands for the new one.
+
+    Nothing of it may be below /tmp, which units with PrivateTmp= do not see.
+    """
+    venv = Path("/opt/sharedfs/venv")
+    venv.mkdir(parents=True)
+    subprocess.run(["mount", "--bind", sys.prefix, venv], check=True)
+    (packages,) = venv.glob("lib/python*/site-packages")
+    for package in ("sharedfs", "controller"):
+        shutil.copytree(REPOSITORY / package, packages / package)
+    for name in ("sharedfs", "sharedctl", "mount.fuse.sharedfs"):
+        script = venv / "bin" / name
+        script.write_text(script.read_text().replace(sys.prefix, str(venv)))
+    Path("/sbin/mount.fuse.sharedfs").symlink_to(venv / "bin/mount.fuse.sharedfs")
+    for unit in (REPOSITORY / "deploy/systemd").glob("*.service"):
+        shutil.copy(unit, UNITS)
+    systemctl("daemon-reload")
+    return find_memory_hierarchy()
+
+
+@contextmanager
+def service_with(limit_bytes: int, name: str) -> Iterator[Agent]:
+    """A tenant as systemd makes them: a transient service with MemoryMax=."""
+    launch = ["systemd-run", "--quiet", "--pipe", "--collect", f"--unit={name}", "-p", f"MemoryMax={limit_bytes}"]
+    agent = Agent(launch)
+    try:
+        yield agent
+    finally:
+        agent.end()
+
+
+def limit_of(hierarchy: MemoryHierarchy, unit: str) -> int:
+    return int((hierarchy.directory(f"/system.slice/{unit}.service") / "memory.max").read_text())
+
+
+def assert_nothing_failed() -> None:
+    assert systemctl("list-units", "--failed", "--plain", "--no-legend") == ""
+
+
+def test_a_pool_and_the_controller_as_units(hierarchy: MemoryHierarchy) -> None:
+    place = Path("/mnt/unit")
+    configuration = Path("/etc/sharedfs/pools/unit.conf")
+    configuration.parent.mkdir(parents=True, exist_ok=True)
+    configuration.write_text(f'MOUNTPOINT={place}\nSIZE=64M\nOPTIONS="--tenant unit --idle 300"\n')
+    try:
+        systemctl("start", "sharedfs@unit", "sharedfs-controller")
+        assert mount_at(str(place)) is not None
+        wait_until(lambda: run_sharedctl("bills").returncode == 0, "the controller answers", 60)
+        with service_with(BUDGET, "b") as b:
+            with service_with(BUDGET, "a") as a:
+                a.do(f"open('{place}/shared', 'wb').write(b'x' * {16 * MIB})")
+                b.do(f"f = open('{place}/shared', 'rb', 0)\nwhile f.read({MIB}): pass")
+                for unit in "ab":
+                    wait_until(
+                        lambda unit=unit: limit_of(hierarchy, unit) == BUDGET - 8 * MIB, f"{unit} is settled", 60
+                    )
+                told = bills()
+                for unit in "ab":
+                    bill = bill_of(f"/system.slice/{unit}.service", told)
+                    assert (bill["share_bytes"], bill["budget_bytes"]) == (8 * MIB, BUDGET)
+                    statistics = hierarchy.directory(f"/system.slice/{unit}.service") / "memory.stat"
+                    assert dict(line.split() for line in statistics.read_text().splitlines())["shmem"] == "0"
+            wait_until(lambda: limit_of(hierarchy, "b") == BUDGET - 16 * MIB, "b pays for all when a has ended", 60)
+            systemctl("stop", "sharedfs-controller")
+            assert limit_of(hierarchy, "b") == BUDGET
+            b.do("f.close()")
+        systemctl("stop", "sharedfs@unit")
+    finally:
+        systemctl("stop", "sharedfs-controller", "sharedfs@unit", check=False)
+        configuration.unlink()
+    assert mount_at(str(place)) is None
+    assert not list(Path("/run/sharedfs/pools").iterdir())
+    assert_nothing_failed()
+
+
+def test_a_pool_as_a_line_of_fstab(hierarchy: MemoryHierarchy) -> None:
+    place = Path("/mnt/fstab")
+    fstab = Path("/etc/fstab")
+    before = fstab.read_text()
+    fstab.write_text(before + f"fstab {place} fuse.sharedfs size=32m,mode=0700,noexec,tenant=unit 0 0\n")
+    try:
+        systemctl("daemon-reload")
+        systemctl("start", "mnt-fstab.mount")
+        mounted = mount_at(str(place))
+        assert mounted is not None
+        assert {"noexec", "nosuid", "nodev"} <= set(mounted.options)
+        with service_with(BUDGET, "a") as a:
+            a.do(f"open('{place}/f', 'wb').write(b'x' * {MIB})")
+            assert '"resident_bytes": 1048576' in sharedfs("status", "--json").stdout
+        systemctl("stop", "mnt-fstab.mount")
+    finally:
+        systemctl("stop", "mnt-fstab.mount", check=False)
+        fstab.write_text(before)
+        systemctl("daemon-reload")
+    assert mount_at(str(place)) is None
+    assert hierarchy.find("/sharedfs/fstab") is None
+    assert_nothing_failed()
