@@ -1,16 +1,19 @@
 """The pool's books: the ledger and the tenants under one lock, for the threads that keep them.
 
 The data path (its own thread), the namespace, the mapping scan and the feed (trio's thread) all write or read here. The
-lock is held for a few microseconds and never across a system call.
+lock is held for a few microseconds, and across no system call but the few that keep what changes (`books_state`).
 """
 
 import threading
-from collections import Counter
 from collections.abc import Iterable
 
+from sharedfs.books_state import BooksState
+from sharedfs.errors import BrokenInvariant
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.model.readers import Readers
+from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 from sharedfs.model.tenant_rules import TenantRules
 
@@ -22,15 +25,23 @@ _UNSETTLED = -1
 
 
 class Books:
-    """What the pool holds and who uses it. `page_bytes` is the unit of accounting."""
+    """What the pool holds and who uses it. `page_bytes` is the unit of accounting.
 
-    def __init__(self, hierarchy: MemoryHierarchy, page_bytes: int, rules: TenantRules) -> None:
+    `state_fd` is a directory that outlives this process: the books continue those that they find in it, and are kept
+    there. None: they live and die with this object. Raises HostFault when the state cannot be read or kept.
+    """
+
+    def __init__(
+        self, hierarchy: MemoryHierarchy, page_bytes: int, rules: TenantRules, state_fd: int | None = None
+    ) -> None:
         self.hierarchy = hierarchy
         self.rules = rules
         self.page_bytes = page_bytes
         self.lock = threading.Lock()
-        self.ledger = Ledger(page_bytes)
-        self.tenants = TenantTable()
+        self._state = None if state_fd is None else BooksState(state_fd)
+        self.ledger = Ledger(page_bytes, storage=LedgerStorage() if self._state is None else self._state.ledger)
+        self._log: Log = MemoryLog() if self._state is None else self._state.tenants
+        self.tenants = TenantTable(self._log)
         self.settled: dict[TenantId, dict[int, int]] = {}
         """Tenant -> file -> bytes, while the ledger's sequence is `settled_at`: no read of the file by the tenant
         changes the books, nor does a write below so many bytes. _UNSETTLED: it may. For sharedfs/fastpath.c."""
@@ -39,9 +50,21 @@ class Books:
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
         # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
-        self._readers: Counter[tuple[int, TenantId]] = Counter()
+        self._readers = Readers(self._log)
         # Files that lost pages since the running mapping scan began: what it saw of them may be gone.
         self._shrunk: set[int] = set()
+        for record in self._log.records():
+            if not (self.tenants.replay(record) or self._readers.replay(record)):
+                raise BrokenInvariant(f"I7: the log of the tenants has a record that nothing explains: {record}")
+
+    def close(self) -> None:
+        """Hold no descriptor of the state any more."""
+        if self._state is not None:
+            self._state.close()
+
+    def _tidy_log(self) -> None:
+        if self._log.overgrown:
+            self._log.rewrite([self.tenants.dump(), self._readers.dump()])
 
     # -- tenants -----------------------------------------------------------------------------------------------------
 
@@ -51,7 +74,9 @@ class Books:
         if cgroup is None:
             return NOBODY
         with self.lock:
-            return self.tenants.intern(cgroup.path, cgroup.inode)
+            tenant = self.tenants.intern(cgroup.path, cgroup.inode)
+            self._tidy_log()
+            return tenant
 
     def dead_tenants(self) -> list[TenantId]:
         """The tenants whose cgroup is gone, or whose path is another cgroup's now."""
@@ -62,11 +87,11 @@ class Books:
     def exit(self, tenants: Iterable[TenantId]) -> None:
         with self.lock:
             for tenant in tenants:
-                for key in [key for key in self._readers if key[1] == tenant]:
-                    del self._readers[key]
+                self._readers.forget(tenant)
                 self.ledger.exit(tenant)
-                self.tenants.remove(tenant)
+                self.tenants.remove(tenant)  # last: a tenant that is known here is asked after again
                 self.exits += 1
+            self._tidy_log()
 
     def _if_live(self, tenant: TenantId) -> TenantId:
         """NOBODY for a tenant that exited since its thread was looked up: no exit would take it out of the books."""
@@ -148,6 +173,11 @@ class Books:
 
     # -- mappings ----------------------------------------------------------------------------------------------------
 
+    def mapped(self) -> set[tuple[int, TenantId]]:
+        """The files and tenants of which the books say that pages are mapped; a fast reader counts as one."""
+        with self.lock:
+            return self.ledger.mapped()
+
     def begin_scan(self) -> None:
         with self.lock:
             self._shrunk.clear()
@@ -169,28 +199,29 @@ class Books:
 
     # -- handles that read past us -----------------------------------------------------------------------------------
 
-    def open_for_reading(self, inode: int, tenant: TenantId) -> TenantId:
+    def open_for_reading(self, inode: int, tenant: TenantId, request: int = 0) -> TenantId:
         """`tenant` has one more handle through which it may read all of a file unseen: it uses all its pages.
 
-        Returns whom to name when the handle is closed: NOBODY for a tenant that has exited.
+        Returns whom to name when the handle is closed: NOBODY for a tenant that has exited. `request` is the number of
+        the request that asks for it: asked again after our death, it counts once.
         """
         with self.lock:
             tenant = self._if_live(tenant)
             if tenant != NOBODY:
-                self._readers[inode, tenant] += 1
+                self._readers.add((inode, tenant), 1, request)
                 self.ledger.set_mapped(inode, tenant, _ALL_PAGES)
+                self._tidy_log()
             return tenant
 
-    def close_for_reading(self, inode: int, tenant: TenantId) -> None:
+    def close_for_reading(self, inode: int, tenant: TenantId, request: int = 0) -> None:
         """One handle less. The last one ends the use, which counts as a touch; the next scan finds what is mapped."""
         with self.lock:
-            if (inode, tenant) not in self._readers:
+            if self.tenants.get(tenant) is None:
                 return  # it has exited
-            self._readers[inode, tenant] -= 1
-            if not self._readers[inode, tenant]:
-                del self._readers[inode, tenant]
+            if not self._readers.add((inode, tenant), -1, request):
                 self.ledger.set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
                 self.ledger.set_mapped(inode, tenant, [])
+            self._tidy_log()
 
     def refresh_readers(self) -> None:
         """Readers use what has become resident since they opened, too. O(readers) when nothing has."""
@@ -200,4 +231,4 @@ class Books:
 
     def readers_of(self, inode: int) -> tuple[TenantId, ...]:
         """The tenants with such a handle. Call with the lock held. O(readers)."""
-        return tuple(sorted(tenant for file, tenant in self._readers if file == inode))
+        return self._readers.of(inode)

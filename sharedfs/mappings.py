@@ -29,7 +29,8 @@ class MappingScan:
         self._books = books
         self._device = device
         self._reader = PagemapReader()
-        self._known: set[tuple[int, TenantId]] = set()
+        self._known: set[tuple[int, TenantId]] | None = None
+        """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
         self.scans = 0
 
     def scan(self) -> Seen:
@@ -54,7 +55,8 @@ class MappingScan:
 
     def apply(self, seen: Seen) -> None:
         """Put what a scan saw into the books; mappings that it no longer saw are gone."""
-        for inode, tenant in self._known - seen.keys():
+        known = self._books.mapped() if self._known is None else self._known
+        for inode, tenant in known - seen.keys():
             self._books.set_mapped(inode, tenant, [])
         for (inode, tenant), pages in seen.items():
             self._books.set_mapped(inode, tenant, pages)

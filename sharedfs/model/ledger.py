@@ -8,28 +8,51 @@ A file is in the books while it has resident pages, under a number that the call
 numbered from 0 in each file; ranges are inclusive.
 
 There is no clock, no I/O and no lock here: one caller at a time, who says when a generation has passed.
+
+The books live in the storage they are given (`storage`): page maps in its memory, what happens to classes in its log. A
+ledger that is made over the storage of one that was killed, at whatever instant, has that one's books: an operation
+that returned is in them; of one that did not, each page has it or has it not, and doing it again completes it. All byte
+counts are counted again from the page maps.
+
+Classes are bounded, for a tenant could make a million of them: see `_bound_classes`.
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
 from sharedfs.errors import BrokenInvariant
+from sharedfs.model.cells import PAGES_PER_CHUNK, Cells
 from sharedfs.model.pages import Move, PageMap
 from sharedfs.model.ranges import LAST_PAGE, PageRange, check_range, flat, gaps, merged
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.sharing_table import ABSENT, SharingTable
 from sharedfs.model.steps import StepMemo
+from sharedfs.model.storage import LedgerStorage, Record
 from sharedfs.model.tenant import NOBODY, TenantId
+
+MOST_CLASSES = 16384
+"""More classes than this are united. Each takes 1 to 2 KiB, and 10 us of each answer to the controller: so the table is
+a few dozen MiB at most, and an answer takes a fraction of a second."""
+
+_ORDINARY_CLASSES = 4
+"""A file with so many is never one of the worst."""
+
+_OPENED, _UNIT = "opened", "unit"
+_SEQUENCES_PER_OPENING = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerStatistics:
     """How big the books are. `classes` have pages; `class_ids` counts dead ids and empty classes too.
 
-    `page_map_bytes` are the cells of all page maps; `memory_bytes` is an estimate of the whole ledger, maps included.
+    `page_map_bytes` are the entries and cells of all page maps; `memory_bytes` is an estimate of the whole ledger, its
+    storage included. `coarse_files` have a unit of accounting of more than a page; `reductions` counts how often one
+    user was made to pay for all.
     """
 
     sequence: int
@@ -41,26 +64,45 @@ class LedgerStatistics:
     compactions: int
     page_map_bytes: int
     memory_bytes: int
+    coarse_files: int
+    reductions: int
 
 
 class Ledger:
     """The books of one pool.
 
-    `page_bytes`: the kernel's page size. `spare_ids`: dead class ids that are never worth a compaction; small in tests.
-    Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`).
+    `page_bytes`: the kernel's page size. `storage`: where the books live, in memory of their own by default.
+    `spare_ids`: dead class ids that are never worth a compaction; `most_classes`: see `_bound_classes`; small in tests.
+    Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`). HostFault of the
+    storage, also when it is made, leaves books that are not to be used further.
     """
 
-    def __init__(self, page_bytes: int = 4096, *, spare_ids: int = 1024) -> None:
+    def __init__(
+        self,
+        page_bytes: int = 4096,
+        *,
+        storage: LedgerStorage | None = None,
+        spare_ids: int = 1024,
+        most_classes: int = MOST_CLASSES,
+    ) -> None:
         if page_bytes <= 0:
             raise ValueError(f"a page of {page_bytes} bytes")
         self._page_bytes = page_bytes
-        self._table = SharingTable(spare_ids)
+        self._most_classes = self._classes_bound = most_classes
+        storage = LedgerStorage() if storage is None else storage
+        self._log = storage.log
+        self._cells = Cells(storage.entries, storage.short, storage.long)
+        self._table = SharingTable(spare_ids, storage.log)
         self._steps = StepMemo(self._table)
         self._files: dict[int, PageMap] = {}
         self._mappings: dict[TenantId, dict[int, tuple[array[int], int]]] = {}
         """What `set_mapped` was told last: the ranges, and the births of the file's map when they were applied."""
-        self._sequence = 0
         self._compactions = 0
+        self._reductions = 0
+        self._openings = 0
+        self._sequence = 0
+        self._restore()
+        self._sequence = self._openings * _SEQUENCES_PER_OPENING
 
     # -- Operations on pages -------------------------------------------------------------------------------------------
 
@@ -74,9 +116,12 @@ class Ledger:
         steps = self._steps.of(tenant)
         pages = self._files.get(file)
         if pages is None:
-            pages = self._files[file] = PageMap()
+            pages = self._files[file] = PageMap(self._cells, file)
         births = pages.births
-        self._post(pages.charge(first_page, last_page, steps.charge_foreign if foreign else steps.charge))
+        moves = pages.charge(first_page, last_page, steps.charge_foreign if foreign else steps.charge)
+        if pages.unit_pages > 1:
+            moves = [*moves, *self._unite(pages, first_page, last_page)]
+        self._post(moves)
         return pages.births - births
 
     def touch(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
@@ -88,6 +133,8 @@ class Ledger:
             check_range(first_page, last_page)
         pages = self._files.get(file)
         if pages is not None:
+            if pages.unit_pages > 1:
+                first_page, last_page = _whole_units(pages, first_page, last_page)
             moves = pages.apply(first_page, last_page, self._steps.of(tenant).touch)
             if moves:
                 self._post(moves)
@@ -99,7 +146,7 @@ class Ledger:
         pages = self._files.get(file)
         if pages is None:
             return 0
-        moves = pages.uncharge(first_page, last_page, self._steps.uncharge)
+        moves = pages.apply(first_page, last_page, self._steps.uncharge)
         if not pages.pages_by_class:
             self._forget(file)
         self._post(moves)
@@ -110,6 +157,7 @@ class Ledger:
         pages = self._files.get(file)
         if pages is None:
             return 0
+        pages.drop()
         self._forget(file)
         self._post([(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
         return pages.resident_pages
@@ -128,6 +176,8 @@ class Ledger:
         runs = merged(ranges)
         if pages is None or tenant == NOBODY:
             return
+        if pages.unit_pages > 1:
+            runs = merged(_whole_units(pages, *run) for run in runs)
         steps = self._steps.of(tenant)
         moves: list[Move] = []
         if not pages.fixed_by(steps.map):
@@ -150,12 +200,15 @@ class Ledger:
         self._steps.forget(tenant)
         if self._table.exit(tenant):
             self._sequence += 1
+        if self._log.overgrown:
+            self._log.rewrite(self._dump())
 
     def age(self) -> None:
         """A generation has passed: touches before the last one count no more (`SharingClass.aged`). O(classes)."""
         self._steps.clear()
         if self._table.age():
             self._sequence += 1
+        self._log.rewrite(self._dump())
 
     # -- Questions -----------------------------------------------------------------------------------------------------
 
@@ -243,9 +296,12 @@ class Ledger:
             compactions=self._compactions,
             page_map_bytes=sum(pages.map_bytes for pages in maps),
             memory_bytes=sum(pages.memory_bytes for pages in maps)
+            + self._cells.memory_bytes
             + self._table.memory_bytes
             + self._steps.memory_bytes
             + told,
+            coarse_files=sum(pages.unit_pages > 1 for pages in maps),
+            reductions=self._reductions,
         )
 
     def check(self) -> None:
@@ -272,22 +328,147 @@ class Ledger:
         """Book what a page map has moved; afterwards, when ids have become many, reuse those that died."""
         if not moves:
             return
+        self._book(moves)
+        if self._table.classes > self._classes_bound:
+            self._bound_classes()
+        elif self._table.crowded:
+            self._compact()
+        elif self._log.overgrown:
+            self._log.rewrite(self._dump())
+
+    def _book(self, moves: Sequence[Move]) -> None:
         for raw, target, pages in moves:
             self._table.move(raw, target, pages)
-        self._sequence += 1
-        if self._table.crowded:
-            self._compact()
+        if moves:
+            self._sequence += 1
 
     def _compact(self) -> None:
-        """Write the page maps that hold aliases with what these stand for, and free the ids. O(pages), amortised."""
+        """Write the page maps that hold aliases with what these stand for, and free the ids. O(pages), amortised.
+
+        Whenever we are killed, what is kept is right: until the log is written anew an alias and what it stands for are
+        the same, and by then no page map has one.
+        """
         canonical = np.array(self._table.alias, dtype=np.uint32)
         for pages in self._files.values():
             pages.relabel(canonical)
         self._table.reclaim()
+        self._log.rewrite(self._dump())
         self._steps.clear()
         self._compactions += 1
 
     def _forget(self, file: int) -> None:
+        if self._files[file].unit_pages > 1:
+            self._log.append((_UNIT, file, 1))
         del self._files[file]
         for by_file in self._mappings.values():
             by_file.pop(file, None)
+
+    # -- The bound on classes ------------------------------------------------------------------------------------------
+
+    def _bound_classes(self) -> None:
+        """Bring the classes that have pages down to three quarters of the bound, where they are more.
+
+        First the files with the most of them get a larger unit of accounting, up to a chunk: neighbouring pages then
+        have the same users. When there are no such files, the owner with the most gets one payer for each of its pages.
+        Either way every page keeps its owner, and the sum is exact (I1). Paid for by the classes made since: O(pages) a
+        round.
+        """
+        self._compact()
+        enough = self._most_classes * 3 // 4
+        while (excess := self._table.classes - enough) > 0:
+            mixed = [
+                (len(pages.pages_by_class), file)
+                for file, pages in self._files.items()
+                if len(pages.pages_by_class) > _ORDINARY_CLASSES and pages.unit_pages < PAGES_PER_CHUNK
+            ]
+            if not mixed and not self._reduce():
+                break
+            for classes, file in sorted(mixed, reverse=True):
+                self.coarsen(file, self._files[file].unit_pages * 8)
+                excess -= classes
+                if excess <= 0:
+                    break
+            self._compact()
+        self._classes_bound = max(self._most_classes, self._table.classes * 4 // 3)
+
+    def coarsen(self, file: int, unit_pages: int) -> None:
+        """From here on who uses a page of `file` uses the aligned run of `unit_pages` pages that it is in."""
+        pages = self._files[file]
+        pages.unit_pages = min(unit_pages, PAGES_PER_CHUNK)
+        self._log.append((_UNIT, file, pages.unit_pages))
+        self._book(self._unite(pages, 0, LAST_PAGE))
+
+    def _reduce(self) -> bool:
+        """Let the owner with the most classes have one payer for each; False when that makes no class less."""
+        owned = Counter(held.owner for held, _ in self._table.holdings())
+        for owner, _ in sorted(owned.items(), key=lambda item: (-item[1], item[0])):
+            before = self._table.classes
+            self._steps.clear()
+            if self._table.reduce(owner):
+                self._sequence += 1
+                self._reductions += 1
+            if self._table.classes < before:
+                return True
+        return False
+
+    def _unite(self, pages: PageMap, first_page: int, last_page: int) -> Sequence[Move]:
+        """The moves that give each unit in a range the same users."""
+        table = self._table
+
+        def one_for(ids: list[int]) -> dict[int, int]:
+            if len(ids) < 2:
+                return {}
+            whole = reduce(SharingClass.united, map(table.held, ids))
+            return {
+                raw: target
+                for raw in ids
+                if table.alias[raw] != (target := table.intern(table.held(raw).used_as(whole)))
+            }
+
+        return pages.unite(first_page, last_page, one_for)
+
+    # -- What is kept --------------------------------------------------------------------------------------------------
+
+    def mapped(self) -> set[tuple[int, TenantId]]:
+        """The files and tenants for which `set_mapped` said last that pages are mapped. O(files x their classes)."""
+        held = self._table.held
+        return {
+            (file, tenant)
+            for file, pages in self._files.items()
+            for raw in pages.pages_by_class
+            for tenant in held(raw).mapped
+        }
+
+    def _restore(self) -> None:
+        """The books that are in the storage. O(records + files + chunks + cells)."""
+        units: dict[int, int] = {}
+        records = self._log.records()
+        for record in records:
+            match record:
+                case [str(tag), int(number)] if tag == _OPENED:
+                    self._openings = number + 1
+                case [str(tag), file, unit_pages] if tag == _UNIT:
+                    units[file] = unit_pages
+                case _ if not self._table.replay(record):
+                    raise BrokenInvariant(f"I7: the log of the books has a record that nothing explains: {record}")
+        for file, index, chunk in self._cells.load():
+            pages = self._files.get(file)
+            if pages is None:
+                pages = self._files[file] = PageMap(self._cells, file)
+            pages.adopt(index, chunk)
+        for pages in self._files.values():
+            pages.recount()
+            self._table.count(pages.pages_by_class)
+        self._log.append((_OPENED, self._openings))
+        for file, unit_pages in units.items():
+            if file in self._files:
+                self._files[file].unit_pages = unit_pages
+
+    def _dump(self) -> list[Record]:
+        units = [(_UNIT, file, pages.unit_pages) for file, pages in self._files.items() if pages.unit_pages > 1]
+        return [(_OPENED, self._openings), self._table.dump(), *units]
+
+
+def _whole_units(pages: PageMap, first_page: int, last_page: int) -> PageRange:
+    """The range made wider, to the units of accounting that it reaches into."""
+    return first_page & -pages.unit_pages, last_page | (pages.unit_pages - 1)

@@ -1,54 +1,62 @@
-"""The pages of one file: four bytes a page that say which sharing class it is in.
+"""The pages of one file: four bytes a page that say which sharing class it is in, or none where neighbours are alike.
 
 A file is a table of chunks, as the kernel's page tables are, because files are sparse: one byte written at offset 2^62
-must not cost more than its page. A chunk is an `array` of raw ids (see `sharing_table`), grown page by page and cut
-after its last resident page; a chunk without one is not there. So a map takes 4 bytes a page of a dense file (and a
-sixteenth of the last chunk and seven cells, to grow); of any file at most PAGES_PER_CHUNK * 4 bytes, one page, for each
-resident page.
+must not cost more than its page. A chunk holds raw ids (see `sharing_table`), grown page by page and cut after its last
+resident page; a chunk without one is not there. While all pages of a chunk are alike, as most are, it is one entry of
+24 bytes; otherwise it has a slot with four bytes a page (see `cells`). So a map takes of any file at most
+PAGES_PER_CHUNK * 4 bytes, one page, for each resident page.
 
-Why `array` and not ndarray: most operations are on one page or find all pages alike. One cell of an `array` is read
-twice as fast as one of an ndarray, and a run is compared at the speed of memory. Runs that differ go through numpy,
-which looks at the same bytes without a copy.
+One cell is read through a memoryview, twice as fast as through an ndarray, and a run is compared at the speed of
+memory. Runs that differ go through numpy.
 
 Every operation is a `Step` applied to a range (`apply`); `pages_by_class` moves with it, so questions about a file cost
 its classes, never its pages.
 """
 
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from sys import getsizeof
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedfs.errors import BrokenInvariant
+from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK, Cells, Chunk
 from sharedfs.model.ranges import PageRange
 from sharedfs.model.sharing_table import ABSENT
 from sharedfs.model.steps import Step
 
-_SHIFT = 10
-PAGES_PER_CHUNK = 1 << _SHIFT
+_SHIFT = PAGES_PER_CHUNK.bit_length() - 1
 _MASK = PAGES_PER_CHUNK - 1
-
-_ID_BYTES = 4
-_CELL = next(code for code in "IL" if array(code).itemsize == _ID_BYTES)
-
+_FEW_PAGES = 64
+"""So many cells are stored one by one: it is faster than to make a new slot."""
 
 Move = tuple[int, int, int]
 """(raw, target, pages): so many pages that had id `raw` now have canonical id `target`."""
 
 
 class PageMap:
-    """The raw id of each page of a file."""
+    """The raw id of each page of a file, kept in `cells` under the number `file`."""
 
-    __slots__ = ("_chunks", "births", "pages_by_class")
+    __slots__ = ("_cells", "_chunks", "_file", "births", "pages_by_class", "unit_pages")
 
-    def __init__(self) -> None:
-        self._chunks: dict[int, array[int]] = {}
+    def __init__(self, cells: Cells, file: int) -> None:
+        self._cells = cells
+        self._file = file
+        self._chunks: dict[int, Chunk] = {}
         self.pages_by_class: dict[int, int] = {}
         """Raw id -> resident pages that have it, without zeros."""
         self.births = 0
         """Pages that ever became resident: unchanged means that no page is new."""
+        self.unit_pages = 1
+        """The unit of accounting: so many pages, aligned, have the same users (`Ledger.coarsen`). A power of two."""
+
+    def adopt(self, index: int, chunk: Chunk) -> None:
+        """A chunk that was in the storage; `recount` when all are told."""
+        self._chunks[index] = chunk
+
+    def recount(self) -> None:
+        self.pages_by_class = self._cells.count(list(self._chunks.values()))
+        self.births = self.resident_pages
 
     @property
     def resident_pages(self) -> int:
@@ -59,7 +67,7 @@ class PageMap:
     def leading_pages(self) -> int:
         """How many pages are resident, when these are the first ones of the file without a hole; else 0. O(chunks)."""
         pages = self.resident_pages
-        cells = sum(map(len, self._chunks.values()))
+        cells = sum(chunk.pages for chunk in self._chunks.values())
         # Without an absent cell, and each chunk but the last one full: then it depends on which chunks there are.
         dense = cells == pages and len(self._chunks) == -(-pages // PAGES_PER_CHUNK)
         return pages if dense and max(self._chunks, default=0) == len(self._chunks) - 1 else 0
@@ -78,111 +86,202 @@ class PageMap:
         if first_page == last_page:
             chunk = self._chunks.get(first_page >> _SHIFT)
             offset = first_page & _MASK
-            if chunk is None or offset >= len(chunk):
+            if chunk is None or offset >= chunk.pages:
                 return ()
-            raw = chunk[offset]
+            cells = chunk.cells
+            raw = chunk.raw if cells is None else cells[offset]
             if raw in fixed or (target := step.target(raw)) == raw:
                 return ()
-            chunk[offset] = target
-            return self._count([(raw, target, 1)])
+            if target != ABSENT:
+                self._cells.put_one(chunk, offset, target)
+                return self._count([(raw, target, 1)])
         if ABSENT in fixed and len(self.pages_by_class) <= last_page - first_page and self.fixed_by(step):
             return ()
         moved: dict[int, int] = {}
-        for _, chunk, start, stop in self._cells(first_page, last_page):
-            _apply_to_cells(chunk, start, stop, step, moved)
+        for index, chunk, start, stop in self._parts(first_page, last_page):
+            self._apply_to_chunk(index, chunk, start, stop, step, moved)
         return self._count([(raw, step.target(raw), pages) for raw, pages in moved.items()]) if moved else ()
 
     def charge(self, first_page: int, last_page: int, step: Step) -> Sequence[Move]:
-        """As `apply`, with a cell for every page of the range first."""
+        """As `apply`, with a cell for every page of the range."""
+        if first_page == last_page:
+            index, offset = first_page >> _SHIFT, first_page & _MASK
+            chunk = self._chunks.get(index)
+            if chunk is not None and offset < chunk.pages:
+                return self.apply(first_page, last_page, step)
+            target = step.target(ABSENT)
+            if chunk is None:
+                chunk = self._chunks[index] = self._cells.new(self._file, index)
+            self._cells.append(chunk, offset, target)
+            return self._count([(ABSENT, target, 1)])
+        moved: dict[int, int] = {}
         for index in range(first_page >> _SHIFT, (last_page >> _SHIFT) + 1):
+            base = index << _SHIFT
             chunk = self._chunks.get(index)
             if chunk is None:
-                chunk = self._chunks[index] = array(_CELL)
-            missing = min(last_page - (index << _SHIFT) + 1, PAGES_PER_CHUNK) - len(chunk)
-            if missing > 0:
-                chunk.frombytes(bytes(missing * _ID_BYTES))
-                if len(chunk) == PAGES_PER_CHUNK:  # it will not grow: a copy has no room to
-                    self._chunks[index] = chunk[:]
-        return self.apply(first_page, last_page, step)
+                chunk = self._chunks[index] = self._cells.new(self._file, index)
+            start, stop = max(first_page - base, 0), min(last_page - base + 1, PAGES_PER_CHUNK)
+            self._apply_to_chunk(index, chunk, start, stop, step, moved)
+        return self._count([(raw, step.target(raw), pages) for raw, pages in moved.items()]) if moved else ()
 
-    def uncharge(self, first_page: int, last_page: int, step: Step) -> Sequence[Move]:
-        """As `apply` with a step to ABSENT, and give back the memory of cells that say no more than their absence."""
-        moves = self.apply(first_page, last_page, step)
-        if moves:
-            for index in self._indices(first_page, last_page):
-                chunk = self._chunks[index]
-                resident_bytes = len(chunk.tobytes().rstrip(b"\0"))
-                if resident_bytes:
-                    del chunk[-(-resident_bytes // _ID_BYTES) :]
-                else:
-                    del self._chunks[index]
-        return moves
+    def drop(self) -> None:
+        """The file is gone."""
+        for chunk in self._chunks.values():
+            self._cells.free(chunk)
+        self._chunks.clear()
 
     def resident_runs(self, first_page: int, last_page: int) -> Iterator[PageRange]:
         """The resident pages of an inclusive range as ascending ranges, which may adjoin. O(pages with a cell)."""
-        for base, chunk, start, stop in self._cells(first_page, last_page):
-            resident = _ids(chunk)[start:stop] != ABSENT
-            if resident.all():
+        for index, chunk, start, stop in self._parts(first_page, last_page):
+            base = index << _SHIFT
+            if chunk.cells is None or (resident := self._cells.mixed_ids(chunk)[start:stop] != ABSENT).all():
                 yield base + start, base + stop - 1
             else:
                 edges = np.flatnonzero(np.diff(resident, prepend=False, append=False)) + (base + start)
                 for begin, end in edges.reshape(-1, 2).tolist():
                     yield begin, end - 1
 
+    def unite(self, first_page: int, last_page: int, one_for: Callable[[list[int]], dict[int, int]]) -> Sequence[Move]:
+        """Give each unit of accounting that reaches into a range the classes that `one_for` makes of those in it.
+
+        `one_for` gets the raw ids of the resident pages of a unit, and says which of them become what. O(units).
+        """
+        moved: dict[tuple[int, int], int] = {}
+        for _, chunk, start, stop in self._parts(first_page, last_page):
+            if chunk.cells is None:
+                continue
+            ids = self._cells.ids(chunk)
+            changed = False
+            for begin in range(start - start % self.unit_pages, stop, self.unit_pages):
+                unit = ids[begin : begin + self.unit_pages]
+                counts = np.bincount(unit)
+                counts[ABSENT] = 0
+                targets = one_for(counts.nonzero()[0].tolist())
+                before = unit.copy()
+                for raw, target in targets.items():
+                    unit[before == raw] = target
+                    moved[raw, target] = moved.get((raw, target), 0) + int(counts[raw])
+                    changed = True
+            if changed:
+                self._cells.put(chunk, ids)
+        return self._count([(raw, target, pages) for (raw, target), pages in moved.items()]) if moved else ()
+
     def relabel(self, canonical: NDArray[np.uint32]) -> None:
-        """Replace each raw id by `canonical[raw]`. O(classes), and O(pages) when that changes any."""
+        """Replace each raw id by `canonical[raw]`. O(classes), and O(pages) when that changes any.
+
+        Pages mean the same before and after, and in between.
+        """
         by_class: dict[int, int] = {}
         for raw, pages in self.pages_by_class.items():
             target = int(canonical[raw])
             by_class[target] = by_class.get(target, 0) + pages
         if by_class != self.pages_by_class:
             for chunk in self._chunks.values():
-                ids = _ids(chunk)
-                ids[:] = canonical[ids]
+                if chunk.cells is None:
+                    target = int(canonical[chunk.raw])
+                    if target != chunk.raw:
+                        self._cells.put_uniform(chunk, target, chunk.pages)
+                else:
+                    self._cells.put(chunk, canonical[self._cells.mixed_ids(chunk)])
             self.pages_by_class = by_class
 
     @property
     def map_bytes(self) -> int:
-        """Bytes of the cells, with what the arrays spare to grow. O(chunks)."""
-        return sum(getsizeof(chunk) for chunk in self._chunks.values()) - len(self._chunks) * getsizeof(array(_CELL))
+        """Bytes of the entries, and of the cells where there are some. O(chunks)."""
+        return sum(ENTRY_BYTES + (0 if chunk.cells is None else chunk.cells.nbytes) for chunk in self._chunks.values())
 
     @property
     def memory_bytes(self) -> int:
-        """An estimate of everything this map takes. O(chunks)."""
-        objects = getsizeof(self) + getsizeof(self._chunks) + getsizeof(self.pages_by_class)
-        return self.map_bytes + len(self._chunks) * getsizeof(array(_CELL)) + objects
+        """An estimate of what this map takes beside its entries and cells. O(chunks)."""
+        objects = sum(
+            getsizeof(chunk) + (getsizeof(chunk.cells) if chunk.cells else 0) for chunk in self._chunks.values()
+        )
+        return objects + getsizeof(self) + getsizeof(self._chunks) + getsizeof(self.pages_by_class)
 
     def snapshot(self) -> bytes:
         """Every cell as bytes, to compare. O(pages)."""
-        return b"".join(index.to_bytes(8, "big") + self._chunks[index].tobytes() for index in sorted(self._chunks))
+        return b"".join(
+            index.to_bytes(8, "big") + self._cells.ids(self._chunks[index]).tobytes() for index in sorted(self._chunks)
+        )
 
     def check(self) -> None:
         """Count again from the pages up; raise BrokenInvariant when that differs from the books. O(pages)."""
         recount: dict[int, int] = {}
         for index, chunk in self._chunks.items():
-            if not 0 < len(chunk) <= PAGES_PER_CHUNK or chunk[-1] == ABSENT:
-                raise BrokenInvariant(f"I1: chunk {index} is not cut after its last resident page: {chunk}")
-            counts = np.bincount(_ids(chunk))
+            ids = self._cells.ids(chunk)
+            if not 0 < len(ids) <= PAGES_PER_CHUNK or ids[-1] == ABSENT:
+                raise BrokenInvariant(f"I1: chunk {index} is not cut after its last resident page: {ids}")
+            counts = np.bincount(ids)
             for raw in counts.nonzero()[0].tolist():
                 recount[raw] = recount.get(raw, 0) + int(counts[raw])
         recount.pop(ABSENT, None)
         if recount != self.pages_by_class:
             raise BrokenInvariant(f"I1: pages by class are {recount}, the books say {self.pages_by_class}")
 
-    def _indices(self, first_page: int, last_page: int) -> list[int]:
-        """Chunks that are there and reach into a range, ascending. O(the fewer of those there and those in range)."""
+    def units(self) -> Iterator[set[int]]:
+        """The raw ids in each unit of accounting, absent pages left out. O(pages)."""
+        for chunk in self._chunks.values():
+            ids = self._cells.ids(chunk)
+            for start in range(0, len(ids), self.unit_pages):
+                yield set(ids[start : start + self.unit_pages].tolist()) - {ABSENT}
+
+    def _parts(self, first_page: int, last_page: int) -> Iterator[tuple[int, Chunk, int, int]]:
+        """The cells of a range, ascending: the chunk's index, the chunk, and which of its cells, start..stop-1."""
         wanted = range(first_page >> _SHIFT, (last_page >> _SHIFT) + 1)
         if len(wanted) <= len(self._chunks):
-            return [index for index in wanted if index in self._chunks]
-        return sorted(index for index in self._chunks if index in wanted)
-
-    def _cells(self, first_page: int, last_page: int) -> Iterator[tuple[int, "array[int]", int, int]]:
-        """The cells of a range, ascending: the chunk's first page, the chunk, and which of its cells, start..stop-1."""
-        for index in self._indices(first_page, last_page):
+            indices = [index for index in wanted if index in self._chunks]
+        else:
+            indices = sorted(index for index in self._chunks if index in wanted)
+        for index in indices:
             chunk, base = self._chunks[index], index << _SHIFT
-            start, stop = max(first_page - base, 0), min(last_page - base + 1, len(chunk))
+            start, stop = max(first_page - base, 0), min(last_page - base + 1, chunk.pages)
             if start < stop:
-                yield base, chunk, start, stop
+                yield index, chunk, start, stop
+
+    def _apply_to_chunk(
+        self, index: int, chunk: Chunk, start: int, stop: int, step: Step, moved: dict[int, int]
+    ) -> None:
+        """Apply `step` to the pages start..stop-1 of a chunk, adding to `moved` (raw id -> pages) what it moves."""
+        alike = _alike(chunk, start, stop)
+        if alike is not None:
+            if alike in step.fixed or (target := step.target(alike)) == alike:
+                return
+            self._put_alike(index, chunk, start, stop, target)
+            moved[alike] = moved.get(alike, 0) + stop - start
+            return
+        ids = self._cells.ids(chunk, stop)
+        part = ids[start:stop]
+        counts = np.bincount(part)
+        present: list[int] = counts.nonzero()[0].tolist()
+        if step.fixed.issuperset(present):
+            return
+        targets = np.arange(len(counts), dtype=np.uint32)
+        changed = [raw for raw in present if raw not in step.fixed and step.target(raw) != raw]
+        if not changed:
+            return
+        for raw in changed:
+            targets[raw] = step.target(raw)
+            moved[raw] = moved.get(raw, 0) + int(counts[raw])
+        part[:] = targets[part]
+        self._cells.put(chunk, ids)
+        if not chunk.pages:
+            del self._chunks[index]
+
+    def _put_alike(self, index: int, chunk: Chunk, start: int, stop: int, target: int) -> None:
+        cells = chunk.cells
+        if target != ABSENT and cells is None and start == 0 and stop >= chunk.pages:
+            self._cells.put_uniform(chunk, target, stop)
+        elif cells is None and start == chunk.pages and target == chunk.raw:
+            self._cells.put_uniform(chunk, target, stop)
+        elif target != ABSENT and cells is not None and stop - start <= _FEW_PAGES and stop <= chunk.pages:
+            for offset in range(start, stop):
+                cells[offset] = target
+        else:
+            ids = self._cells.ids(chunk, stop)
+            ids[start:stop] = target
+            self._cells.put(chunk, ids)
+            if not chunk.pages:
+                del self._chunks[index]
 
     def _count(self, moves: Sequence[Move]) -> Sequence[Move]:
         by_class = self.pages_by_class
@@ -198,30 +297,16 @@ class PageMap:
         return moves
 
 
-def _ids(chunk: "array[int]") -> NDArray[np.uint32]:
-    """The same memory as an ndarray. The chunk cannot change its length while this is alive."""
-    return np.frombuffer(chunk, np.uint32)
-
-
-def _apply_to_cells(chunk: "array[int]", start: int, stop: int, step: Step, moved: dict[int, int]) -> None:
-    """Apply `step` to the cells start..stop-1, adding to `moved` (raw id -> pages) what it moves."""
-    cells = chunk[start:stop]
-    pages = stop - start
-    raw = cells[0]
-    if cells[-1] == raw and cells.tobytes() == cells[:1].tobytes() * pages:
-        if raw not in step.fixed and (target := step.target(raw)) != raw:
-            chunk[start:stop] = array(_CELL, (target,)) * pages
-            moved[raw] = moved.get(raw, 0) + pages
-        return
-    ids = _ids(chunk)[start:stop]
-    counts = np.bincount(ids)
-    present: list[int] = counts.nonzero()[0].tolist()
-    if step.fixed.issuperset(present):
-        return
-    targets = np.arange(len(counts), dtype=np.uint32)
-    for raw in present:
-        target = step.target(raw)
-        if target != raw:
-            targets[raw] = target
-            moved[raw] = moved.get(raw, 0) + int(counts[raw])
-    ids[:] = targets[ids]
+def _alike(chunk: Chunk, start: int, stop: int) -> int | None:
+    """The id that pages start..stop-1 all have, ABSENT where they are new; None when they differ or nobody looked."""
+    if start >= chunk.pages:
+        return ABSENT
+    if stop > chunk.pages:
+        return None
+    cells = chunk.cells
+    if cells is None:
+        return chunk.raw
+    raw = cells[start]
+    if cells[stop - 1] == raw and cells[start:stop].tobytes() == cells[start : start + 1].tobytes() * (stop - start):
+        return raw
+    return None

@@ -93,3 +93,27 @@ class SharingClass:
         if not self.recent and not self.mapped:
             return self
         return replace(self, recent=NO_TENANTS, older=self.recent)
+
+    def reduced(self) -> "SharingClass":
+        """One of the users pays for all: the owner where it is one, else the first; by a touch or by its mapping.
+
+        For books that would otherwise have too many classes. Nobody pays for what it did not use (I10), and pages that
+        have a user keep one.
+        """
+        if not self.users:
+            return self
+        payer = frozenset((self.owner if self.owner in self.users else min(self.users),))
+        if payer & self.mapped:
+            return replace(self, recent=NO_TENANTS, older=NO_TENANTS, mapped=payer)
+        return replace(self, recent=payer & self.recent, older=payer & self.older, mapped=NO_TENANTS)
+
+    def used_as(self, other: "SharingClass") -> "SharingClass":
+        """The same owner's pages, used by those who use `other` and in the same way."""
+        return replace(self, recent=other.recent, older=other.older, mapped=other.mapped)
+
+    def united(self, other: "SharingClass") -> "SharingClass":
+        """Used by those who use either; who touched one of them in this generation touched both."""
+        recent = self.recent | other.recent
+        return replace(
+            self, recent=recent, older=(self.older | other.older) - recent, mapped=self.mapped | other.mapped
+        )

@@ -8,15 +8,20 @@ maps are not looked at: they go on saying the old number, and the old number mea
 Dead ids come back in a compaction: the ledger writes its page maps through `alias`, then calls `reclaim`. That is due
 when ids in use outnumber what lived at the last compaction by a factor, so it is paid for by the ids interned since.
 
+What happens to classes is kept in a log before any page map can name its outcome: a new class, an exit, an ageing. Who
+replays it gets the same numbers. Pages are not in it: they are counted again from the page maps.
+
 Pages are counted by double entry: what enters a class leaves another or `ABSENT`, whose count is therefore minus the
 resident pages, and the sum over all ids is always 0 (I1).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from sys import getsizeof
+from typing import Any
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.model.sharing import SharingClass
+from sharedfs.model.storage import Log, MemoryLog, Record
 from sharedfs.model.tenant import NOBODY, TenantId
 
 ABSENT = 0
@@ -25,10 +30,14 @@ State = SharingClass | None
 """What a page is in: a class, or None while it is absent."""
 
 
+_TABLE, _CLASS, _EXIT, _AGE, _REDUCE = "table", "class", "exit", "age", "reduce"
+
+
 class SharingTable:
     """The classes, their ids and their pages. `spare_ids`: dead ids that are never worth a compaction."""
 
-    def __init__(self, spare_ids: int = 1024) -> None:
+    def __init__(self, spare_ids: int = 1024, log: Log | None = None) -> None:
+        self._log = MemoryLog() if log is None else log
         self.alias: list[int] = [ABSENT]
         """Raw id -> canonical id, ABSENT where the id is vacant."""
         self._classes: list[State] = [None]
@@ -46,6 +55,11 @@ class SharingTable:
         """What `raw` stands for. O(1)."""
         return self._classes[self.alias[raw]]
 
+    @property
+    def classes(self) -> int:
+        """Classes that have an id, also those without pages, which a `reclaim` frees. O(1)."""
+        return len(self._id_of) - 1
+
     def held(self, raw: int) -> SharingClass:
         """The class of a page that is resident. Raises BrokenInvariant when `raw` stands for none. O(1)."""
         held = self.class_of(raw)
@@ -62,17 +76,21 @@ class SharingTable:
         known = self._id_of.get(key)
         if known is not None:
             return known
+        raw = self._vacant[-1] if self._vacant else len(self.alias)
+        self._log.append((_CLASS, raw, *_words(key)))
+        self._new(raw, key)
+        return raw
+
+    def _new(self, raw: int, key: State) -> None:
         if self._vacant:
-            raw = self._vacant.pop()
+            self._vacant.pop()
             self.alias[raw] = raw
         else:
-            raw = len(self.alias)
             self.alias.append(raw)
             self._classes.append(None)
             self._pages.append(0)
         self._adopt(raw, key)
         self.crowded = self.ids_in_use > self._crowded_at
-        return raw
 
     def move(self, raw: int, target: int, pages: int) -> None:
         """`pages` pages left the class of `raw` for canonical `target`. O(1)."""
@@ -100,11 +118,26 @@ class SharingTable:
 
     def exit(self, tenant: TenantId) -> bool:
         """Take `tenant` out of every class; True when that changed a class with pages. O(its classes) (I4)."""
-        return self._rekey(list(self._ids_of.get(tenant, ())), lambda held: held.without(tenant))
+        ids = sorted(self._ids_of.get(tenant, ()))
+        if not ids:
+            return False
+        self._log.append((_EXIT, tenant))
+        return self._rekey(ids, lambda held: held.without(tenant))
 
     def age(self) -> bool:
         """Age every class; True when that changed a class with pages. O(classes)."""
-        return self._rekey(list(self._id_of.values()), lambda held: held.aged())
+        self._log.append((_AGE,))
+        return self._rekey(sorted(self._id_of.values()), lambda held: held.aged())
+
+    def reduce(self, owner: TenantId) -> bool:
+        """Let one user pay for each class that `owner` owns (`SharingClass.reduced`). O(its classes)."""
+        self._log.append((_REDUCE, owner))
+        return self._rekey(self.ids_owned_by(owner), lambda held: held.reduced())
+
+    def ids_owned_by(self, owner: TenantId) -> list[int]:
+        """Canonical ids of the classes that `owner` owns, ascending. O(its classes), for NOBODY O(classes)."""
+        ids = self._id_of.values() if owner == NOBODY else self._ids_of.get(owner, ())
+        return sorted(raw for raw in ids if (held := self._classes[raw]) and held.owner == owner)
 
     def _rekey(self, ids: Iterable[int], rule: Callable[[SharingClass], SharingClass]) -> bool:
         """Give each class the key that `rule` makes of the one it has, and merge those whose keys meet."""
@@ -176,6 +209,56 @@ class SharingTable:
         self._crowded_at = live + max(self._spare_ids, 2 * live)
         self.crowded = False
 
+    # -- The log -------------------------------------------------------------------------------------------------------
+
+    def dump(self) -> Record:
+        """All of the table but its pages, as one record. O(ids)."""
+        classes = [(raw, *_words(held)) for raw, held in enumerate(self._classes) if held is not None]
+        aliases = [pair for pair in enumerate(self.alias) if pair[1] not in (pair[0], ABSENT)]
+        return (_TABLE, len(self.alias), self._crowded_at, classes, aliases)
+
+    def replay(self, record: Record) -> bool:
+        """Do again what a record of the log tells of; False when it is not one of the table's."""
+        match record:
+            case [str(tag), ids, crowded_at, classes, aliases] if tag == _TABLE:
+                self._load(ids, crowded_at, classes, aliases)
+            case [str(tag), raw, *words] if tag == _CLASS:
+                if raw != (self._vacant[-1] if self._vacant else len(self.alias)):
+                    raise BrokenInvariant(f"I7: the log of the books gives id {raw} out of turn: {record}")
+                self._new(raw, _class_of(words))
+            case [str(tag), tenant] if tag == _EXIT:
+                self._rekey(sorted(self._ids_of.get(tenant, ())), lambda held: held.without(tenant))
+            case [str(tag), tenant] if tag == _REDUCE:
+                self._rekey(self.ids_owned_by(tenant), lambda held: held.reduced())
+            case [str(tag)] if tag == _AGE:
+                self._rekey(sorted(self._id_of.values()), lambda held: held.aged())
+            case _:
+                return False
+        return True
+
+    def _load(self, ids: int, crowded_at: int, classes: Iterable[Record], aliases: Iterable[tuple[int, int]]) -> None:
+        if len(self.alias) > 1:
+            raise BrokenInvariant(f"I7: the log of the books has {len(self.alias)} ids before its table")
+        self.alias = [ABSENT] * ids
+        self._classes = [None] * ids
+        self._pages = [0] * ids
+        for raw, *words in classes:
+            self.alias[raw] = raw
+            self._adopt(raw, _class_of(words))
+        for raw, canonical in aliases:
+            self.alias[raw] = canonical
+            self._merged.setdefault(canonical, []).append(raw)
+        self._vacant = [raw for raw in range(ids - 1, ABSENT, -1) if self.alias[raw] == ABSENT]
+        self._crowded_at = crowded_at
+
+    def count(self, pages_by_raw: Mapping[int, int]) -> None:
+        """So many pages have these raw ids: told once for each file after a replay. O(ids)."""
+        for raw, pages in pages_by_raw.items():
+            if raw >= len(self.alias) or self.alias[raw] == ABSENT:
+                raise BrokenInvariant(f"I7: {pages} pages have id {raw}, which the log of the books does not know")
+            self._pages[self.alias[raw]] += pages
+            self._pages[ABSENT] -= pages
+
     # -- Proof ---------------------------------------------------------------------------------------------------------
 
     @property
@@ -211,3 +294,15 @@ class SharingTable:
                 index.setdefault(tenant, set()).add(raw)
         if index != self._ids_of:
             raise BrokenInvariant(f"I4: the tenants' classes are {index}, their index says {self._ids_of}")
+
+
+def _words(key: State) -> tuple[Any, ...]:
+    """A class as a record has it."""
+    if key is None:
+        raise BrokenInvariant("I1: the class of absent pages is always known")
+    return (key.owner, int(key.foreign), sorted(key.recent), sorted(key.older), sorted(key.mapped))
+
+
+def _class_of(words: Record) -> SharingClass:
+    owner, foreign, recent, older, mapped = words
+    return SharingClass(owner, frozenset(recent), frozenset(older), frozenset(mapped), foreign=bool(foreign))

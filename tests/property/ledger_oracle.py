@@ -35,6 +35,16 @@ class Oracle:
     def __init__(self, page_bytes: int = 4096) -> None:
         self.page_bytes = page_bytes
         self.pages: dict[tuple[int, int], Page] = {}
+        self.unit_pages: dict[int, int] = {}
+        self.births: Counter[int] = Counter()
+        self.told: dict[tuple[int, TenantId], tuple[list[tuple[int, int]], int]] = {}
+        """What `set_mapped` was told last, and the births in the file then: told again, it has no effect. That is to be
+        seen only when users were reduced in between."""
+
+    def _unit_of(self, file: int, page: int) -> range:
+        """The pages that are accounted for together with `page`."""
+        unit = self.unit_pages.get(file, 1)
+        return range(page - page % unit, page - page % unit + unit)
 
     def _resident(self, file: int, first_page: int, last_page: int) -> list[int]:
         return sorted(page for known, page in self.pages if known == file and first_page <= page <= last_page)
@@ -45,35 +55,71 @@ class Oracle:
             if (file, page) not in self.pages:
                 self.pages[file, page] = Page(tenant, foreign)
                 new += 1
+                self.births[file] += 1
             self.pages[file, page].touch(tenant)
+        if self.unit_pages.get(file, 1) > 1:
+            for page in range(first_page, last_page + 1):
+                self._unite(file, page)
         return new
 
     def touch(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
+        first_page, last_page = self._unit_of(file, first_page)[0], self._unit_of(file, last_page)[-1]
         for page in self._resident(file, first_page, last_page):
             self.pages[file, page].touch(tenant)
+
+    def _unite(self, file: int, page: int) -> None:
+        unit = [self.pages[file, other] for other in self._unit_of(file, page) if (file, other) in self.pages]
+        recent, older, mapped = (
+            set().union(*(getattr(other, users) for other in unit)) for users in ("recent", "older", "mapped")
+        )
+        for other in unit:
+            other.recent, other.older, other.mapped = set(recent), older - recent, set(mapped)
+
+    def coarsen(self, file: int, unit_pages: int) -> None:
+        self.unit_pages[file] = unit_pages
+        for page in self._resident(file, 0, 1 << 62):
+            self._unite(file, page)
+
+    def reduce(self, owner: TenantId) -> None:
+        """One user pays for each page of `owner`."""
+        for page in self.pages.values():
+            users = page.recent | page.older | page.mapped
+            if page.owner != owner or not users:
+                continue
+            payer = owner if owner in users else min(users)
+            if payer in page.mapped:
+                page.recent, page.older = set(), set()
+            for names in (page.recent, page.older, page.mapped):
+                names &= {payer}
 
     def uncharge(self, file: int, first_page: int, last_page: int | None = None) -> int:
         gone = self._resident(file, first_page, 1 << 62 if last_page is None else last_page)
         for page in gone:
             del self.pages[file, page]
+        if not self._resident(file, 0, 1 << 62):
+            self.told = {key: told for key, told in self.told.items() if key[0] != file}
         return len(gone)
 
     def drop(self, file: int) -> int:
         return self.uncharge(file, 0)
 
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
-        if tenant == NOBODY:
+        told = (list(ranges), self.births[file])
+        if tenant == NOBODY or file not in self.files() or (ranges and self.told.get((file, tenant)) == told):
             return
+        self.told[file, tenant] = told
         for (known, number), page in self.pages.items():
             if known != file:
                 continue
-            if any(first <= number <= last for first, last in ranges):
+            unit = self._unit_of(file, number)
+            if any(first <= unit[-1] and unit[0] <= last for first, last in ranges):
                 page.mapped.add(tenant)
             elif tenant in page.mapped:
                 page.mapped.remove(tenant)
                 page.touch(tenant)
 
     def exit(self, tenant: TenantId) -> None:
+        self.told = {key: told for key, told in self.told.items() if key[1] != tenant}
         for page in self.pages.values():
             page.owner = NOBODY if page.owner == tenant else page.owner
             for users in (page.recent, page.older, page.mapped):

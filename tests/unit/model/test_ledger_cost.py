@@ -2,8 +2,8 @@
 
 import random
 
+from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK
 from sharedfs.model.ledger import Ledger
-from sharedfs.model.pages import PAGES_PER_CHUNK
 from sharedfs.model.tenant import NOBODY, TenantId
 
 GIB_PAGES = 1 << 18
@@ -24,31 +24,57 @@ def patchwork(pages: int, ledger: Ledger) -> Ledger:
     return ledger
 
 
-def test_a_gigabyte_shared_by_ten_costs_four_bytes_a_page() -> None:
+def test_a_gigabyte_whose_pages_are_alike_costs_an_entry_for_each_four_megabytes() -> None:
     ledger = Ledger()
     for tenant in TENANTS:
         ledger.charge(1, 0, GIB_PAGES - 1, tenant)
     statistics = ledger.statistics()
     assert statistics.resident_bytes == 1 << 30
-    assert statistics.page_map_bytes == 4 * GIB_PAGES  # no slack: every chunk is full
+    assert statistics.page_map_bytes == ENTRY_BYTES * GIB_PAGES // PAGES_PER_CHUNK
+    ledger.check()
+
+
+def test_a_gigabyte_of_differing_pages_costs_four_bytes_a_page() -> None:
+    ledger = Ledger()
+    ledger.charge(1, 0, GIB_PAGES - 1, TENANTS[0])
+    for page in range(0, GIB_PAGES, PAGES_PER_CHUNK // 2):
+        ledger.touch(1, page, page, TENANTS[1])
+    statistics = ledger.statistics()
+    assert statistics.page_map_bytes == 4 * GIB_PAGES + ENTRY_BYTES * GIB_PAGES // PAGES_PER_CHUNK
     assert statistics.memory_bytes < 4.5 * GIB_PAGES
     ledger.check()
 
 
-def test_a_map_grown_page_by_page_has_at_most_a_sixteenth_of_a_chunk_to_spare() -> None:
+def test_small_files_cost_little_beside_their_pages() -> None:
+    """The memory of the page maps, whether their pages are alike or not."""
     ledger = Ledger()
-    for page in range(3 * PAGES_PER_CHUNK + 600):
-        ledger.charge(1, page, page, TENANTS[0])
-        slack = ledger.statistics().page_map_bytes - 4 * (page + 1)
-        assert 0 <= slack <= 4 * (PAGES_PER_CHUNK // 16 + 8)
+    for file in range(1000):
+        ledger.charge(file, 0, 1, TENANTS[0])
+        ledger.touch(file, file % 3, file % 3, TENANTS[1])  # a third stays alike
+    statistics = ledger.statistics()
+    assert statistics.page_map_bytes < 0.04 * statistics.resident_bytes
+    ledger.check()
 
 
-def test_scattered_pages_cost_at_most_their_own_size() -> None:
+def test_what_is_freed_is_used_again() -> None:
+    ledger = Ledger()
+    sizes = []
+    for _ in range(5):
+        for file in range(20):
+            ledger.charge(file, 0, 99, TENANTS[0])
+            ledger.touch(file, 3, 50, TENANTS[1])
+        sizes.append(ledger._cells.memory_bytes)
+        for file in range(20):
+            ledger.drop(file)
+    assert sizes[1] == sizes[4]
+
+
+def test_scattered_pages_cost_little_more_than_their_own_size() -> None:
     ledger = Ledger()
     for page in range(0, 1 << 40, 1 << 33):
         ledger.charge(1, page | (PAGES_PER_CHUNK - 1), page | (PAGES_PER_CHUNK - 1), TENANTS[0])
     statistics = ledger.statistics()
-    assert statistics.page_map_bytes <= statistics.resident_bytes
+    assert statistics.page_map_bytes <= 1.01 * statistics.resident_bytes
     ledger.check()
 
 
