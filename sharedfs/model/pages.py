@@ -269,9 +269,9 @@ class PageMap:
 
     def _put_alike(self, index: int, chunk: Chunk, start: int, stop: int, target: int) -> None:
         cells = chunk.cells
-        if target != ABSENT and cells is None and start == 0 and stop >= chunk.pages:
-            self._cells.put_uniform(chunk, target, stop)
-        elif cells is None and start == chunk.pages and target == chunk.raw:
+        whole = start == 0 and stop >= chunk.pages and target != ABSENT
+        longer = cells is None and start == chunk.pages and target == chunk.raw
+        if whole or longer:
             self._cells.put_uniform(chunk, target, stop)
         elif target != ABSENT and cells is not None and stop - start <= _FEW_PAGES and stop <= chunk.pages:
             for offset in range(start, stop):
