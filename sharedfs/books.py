@@ -22,6 +22,7 @@ _ALL_PAGES = [(0, LAST_PAGE)]
 _USES_TO_SETTLE = 8
 _SETTLED_FILES = 4096
 _UNSETTLED = -1
+_MAPS_AT_ONCE = 256  # read after a start, while the lock is held: a few milliseconds
 
 
 class Books:
@@ -175,8 +176,10 @@ class Books:
 
     def mapped(self) -> set[tuple[int, TenantId]]:
         """The files and tenants of which the books say that pages are mapped; a fast reader counts as one."""
-        with self.lock:
-            return self.ledger.mapped()
+        while True:
+            with self.lock:
+                if not self.ledger.make_some(_MAPS_AT_ONCE):
+                    return self.ledger.mapped()
 
     def begin_scan(self) -> None:
         with self.lock:

@@ -11,8 +11,10 @@ to is free again for whoever opens the storage next. An id is four bytes, a stat
 A zero state is a free entry. Cells after a chunk's last page are zero but for one that was being added.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable
 from sys import getsizeof
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,8 @@ _FREE = 0
 _UNIFORM, _SHORT, _LONG = 1, 2, 3
 _PAGES_SHIFT, _VALUE_SHIFT = 8, 32
 _PAGES_MASK = (1 << (_VALUE_SHIFT - _PAGES_SHIFT)) - 1
-_ROWS_AT_ONCE = 256  # while they are counted: a MiB of cells, which stays in the processor's cache
+_KIND_MASK = (1 << _PAGES_SHIFT) - 1
+_CELLS_AT_ONCE = 1 << 18  # while they are counted: a MiB, which stays in the processor's cache
 
 
 class Chunk:
@@ -71,12 +74,17 @@ class _Slots:
     def give(self, slot: int) -> None:
         self._free.append(slot)
 
-    def keep_only(self, used: list[int]) -> None:
-        """After a start: these slots are used, all below the highest of them are free."""
-        self.count = max(used, default=-1) + 1
+    def load(self, used: NDArray[np.int64], pages: NDArray[np.int64], totals: Counter[int]) -> None:
+        """After a start: `used` slots have so many `pages`, to be added to `totals`; other slots are free."""
+        self.count = int(used.max(initial=-1)) + 1
         free = np.ones(self.count, dtype=bool)
         free[used] = False
         self._free = np.flatnonzero(free)[::-1].tolist()
+        shorter = pages < self.size
+        self.ids[used[shorter], pages[shorter]] = 0  # a cell that was being added
+        rows = _CELLS_AT_ONCE // self.size
+        for start in range(0, len(used), rows):
+            _add(totals, np.bincount(self.ids[used[start : start + rows]].ravel()))
 
     @property
     def memory_bytes(self) -> int:
@@ -93,31 +101,44 @@ class Cells:
         self._free_entries: list[int] = []
         self._slots = {_SHORT: _Slots(short, PAGES_PER_SHORT_SLOT), _LONG: _Slots(long, PAGES_PER_CHUNK)}
 
-    def load(self) -> Iterator[tuple[int, int, Chunk]]:
-        """File, index and chunk of all there are, by file. To be called first."""
+    def load(self) -> tuple[dict[int, list[int]], dict[int, int]]:
+        """The files that have chunks, with the entries of these; and the pages of all by raw id. To be called first.
+
+        O(entries and cells), in numpy; `chunk` makes an object of one of the entries.
+        """
         self._entry_count = self._region.backed_bytes // ENTRY_BYTES
-        table = np.frombuffer(self._entries, np.uint64, self._entry_count * _ENTRY_WORDS).reshape(-1, _ENTRY_WORDS)
-        states = table[:, 2]
+        states = self._table()[:, 2]
         self._free_entries = np.flatnonzero(states == _FREE)[::-1].tolist()
         used = np.flatnonzero(states)
-        used = used[np.argsort(table[used, 0], kind="stable")]
-        kinds = states[used] & np.uint64((1 << _PAGES_SHIFT) - 1)
-        values = states[used] >> np.uint64(_VALUE_SHIFT)
-        if len(used) and not _UNIFORM <= kinds.min() <= kinds.max() <= _LONG:
+        kinds, pages, values = _unpack(states[used])
+        if len(used) and kinds.max() > _LONG:
             raise BrokenInvariant(f"I7: chunks of kinds {np.unique(kinds).tolist()} in the state of the books")
+        totals: Counter[int] = Counter()
+        uniform = kinds == _UNIFORM
+        _add(totals, np.bincount(values[uniform].astype(np.int64), weights=pages[uniform]))
         for kind, slots in self._slots.items():
-            slots.keep_only(values[kinds == kind].tolist())
-        rows = zip(used.tolist(), table[used].tolist(), kinds.tolist(), values.tolist(), strict=True)
-        for entry, (file, index, state), kind, value in rows:
-            chunk = Chunk(entry)
-            chunk.pages = state >> _PAGES_SHIFT & _PAGES_MASK
-            if kind == _UNIFORM:
-                chunk.raw = value
-            else:
-                self._attach(chunk, kind, value)
-                if chunk.pages < self._slots[kind].size:
-                    self._slots[kind].ids[value, chunk.pages :] = 0
-            yield file, index, chunk
+            chosen = kinds == kind
+            slots.load(values[chosen].astype(np.int64), pages[chosen].astype(np.int64), totals)
+        files: dict[int, list[int]] = {}
+        for file, entry in zip(self._table()[used, 0].tolist(), used.tolist(), strict=True):
+            files.setdefault(file, []).append(entry)
+        return files, totals
+
+    def chunk(self, entry: int) -> tuple[int, Chunk]:
+        """Index and chunk of an entry that was loaded."""
+        _, index, state = self._entries[entry * _ENTRY_WORDS : (entry + 1) * _ENTRY_WORDS]
+        chunk = Chunk(entry)
+        chunk.pages = state >> _PAGES_SHIFT & _PAGES_MASK
+        kind, value = state & _KIND_MASK, state >> _VALUE_SHIFT
+        if kind == _UNIFORM:
+            chunk.raw = value
+        else:
+            self._attach(chunk, kind, value)
+        return index, chunk
+
+    def _table(self) -> NDArray[np.uint64]:
+        table = np.frombuffer(self._entries, np.uint64, self._entry_count * _ENTRY_WORDS)
+        return table.reshape(-1, _ENTRY_WORDS)
 
     def new(self, file: int, index: int) -> Chunk:
         """A chunk without a page, which is kept from its first page on."""
@@ -205,22 +226,15 @@ class Cells:
         """The cells themselves, of a chunk that has some. Not to be written to."""
         return self._slots[chunk.kind].ids[chunk.slot, : chunk.pages]
 
-    def count(self, chunks: list[Chunk]) -> dict[int, int]:
+    def count(self, chunks: Iterable[Chunk]) -> dict[int, int]:
         """Pages by raw id. O(chunks and their cells)."""
-        counts: dict[int, int] = {}
-        rows: dict[int, list[int]] = {_SHORT: [], _LONG: []}
+        counts: Counter[int] = Counter()
         for chunk in chunks:
             if chunk.cells is None:
-                counts[chunk.raw] = counts.get(chunk.raw, 0) + chunk.pages
+                counts[chunk.raw] += chunk.pages
             else:
-                rows[chunk.kind].append(chunk.slot)
-        for kind, slots in self._slots.items():
-            for start in range(0, len(rows[kind]), _ROWS_AT_ONCE):
-                part = np.bincount(slots.ids[rows[kind][start : start + _ROWS_AT_ONCE]].ravel())
-                for raw in part.nonzero()[0].tolist():
-                    if raw:
-                        counts[raw] = counts.get(raw, 0) + int(part[raw])
-        return counts
+                _add(counts, np.bincount(self.mixed_ids(chunk)))
+        return dict(counts)
 
     @property
     def memory_bytes(self) -> int:
@@ -242,3 +256,17 @@ class Cells:
             self._slots[chunk.kind].give(chunk.slot)
             chunk.cells = None
             chunk.kind = _UNIFORM
+
+
+def _unpack(states: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Kinds, pages and values of states."""
+    kinds = states & np.uint64(_KIND_MASK)
+    pages = states >> np.uint64(_PAGES_SHIFT) & np.uint64(_PAGES_MASK)
+    return kinds, pages, states >> np.uint64(_VALUE_SHIFT)
+
+
+def _add(totals: Counter[int], counts: NDArray[Any]) -> None:
+    """Add what `bincount` counted, absent pages left out."""
+    for raw in counts.nonzero()[0].tolist():
+        if raw:
+            totals[raw] += int(counts[raw])

@@ -14,33 +14,26 @@ ledger that is made over the storage of one that was killed, at whatever instant
 that returned is in them; of one that did not, each page has it or has it not, and doing it again completes it. All byte
 counts are counted again from the page maps.
 
-Classes are bounded, for a tenant could make a million of them: see `_bound_classes`.
+Classes are bounded, for a tenant could make a million of them: see `class_bound`.
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.model.cells import PAGES_PER_CHUNK, Cells
-from sharedfs.model.pages import Move, PageMap
+from sharedfs.model.class_bound import MOST_CLASSES, ClassBound, whole_units
+from sharedfs.model.page_maps import PageMaps
+from sharedfs.model.pages import Move
 from sharedfs.model.ranges import LAST_PAGE, PageRange, check_range, flat, gaps, merged
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.sharing_table import ABSENT, SharingTable
 from sharedfs.model.steps import StepMemo
 from sharedfs.model.storage import LedgerStorage, Record
 from sharedfs.model.tenant import NOBODY, TenantId
-
-MOST_CLASSES = 16384
-"""More classes than this are united. Each takes 1 to 2 KiB, and 10 us of each answer to the controller: so the table is
-a few dozen MiB at most, and an answer takes a fraction of a second."""
-
-_ORDINARY_CLASSES = 4
-"""A file with so many is never one of the worst."""
 
 _OPENED, _UNIT = "opened", "unit"
 _SEQUENCES_PER_OPENING = 1 << 40
@@ -72,7 +65,7 @@ class Ledger:
     """The books of one pool.
 
     `page_bytes`: the kernel's page size. `storage`: where the books live, in memory of their own by default.
-    `spare_ids`: dead class ids that are never worth a compaction; `most_classes`: see `_bound_classes`; small in tests.
+    `spare_ids`: dead class ids that are never worth a compaction; `most_classes`: see `class_bound`; small in tests.
     Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`). HostFault of the
     storage, also when it is made, leaves books that are not to be used further.
     """
@@ -88,17 +81,17 @@ class Ledger:
         if page_bytes <= 0:
             raise ValueError(f"a page of {page_bytes} bytes")
         self._page_bytes = page_bytes
-        self._most_classes = self._classes_bound = most_classes
         storage = LedgerStorage() if storage is None else storage
         self._log = storage.log
         self._cells = Cells(storage.entries, storage.short, storage.long)
         self._table = SharingTable(spare_ids, storage.log)
         self._steps = StepMemo(self._table)
-        self._files: dict[int, PageMap] = {}
+        self._files = PageMaps(self._cells)
+        self._made = self._files.made
+        self._bound = ClassBound(self._table, self._files, most_classes, self._book)
         self._mappings: dict[TenantId, dict[int, tuple[array[int], int]]] = {}
         """What `set_mapped` was told last: the ranges, and the births of the file's map when they were applied."""
         self._compactions = 0
-        self._reductions = 0
         self._openings = 0
         self._sequence = 0
         self._restore()
@@ -116,11 +109,11 @@ class Ledger:
         steps = self._steps.of(tenant)
         pages = self._files.get(file)
         if pages is None:
-            pages = self._files[file] = PageMap(self._cells, file)
+            pages = self._files.add(file)
         births = pages.births
         moves = pages.charge(first_page, last_page, steps.charge_foreign if foreign else steps.charge)
         if pages.unit_pages > 1:
-            moves = [*moves, *self._unite(pages, first_page, last_page)]
+            moves = [*moves, *self._bound.unite(pages, first_page, last_page)]
         self._post(moves)
         return pages.births - births
 
@@ -131,10 +124,10 @@ class Ledger:
         """
         if not 0 <= first_page <= last_page <= LAST_PAGE:  # the hot path saves a call
             check_range(first_page, last_page)
-        pages = self._files.get(file)
+        pages = self._made.get(file) or self._files.get(file)
         if pages is not None:
             if pages.unit_pages > 1:
-                first_page, last_page = _whole_units(pages, first_page, last_page)
+                first_page, last_page = whole_units(pages, first_page, last_page)
             moves = pages.apply(first_page, last_page, self._steps.of(tenant).touch)
             if moves:
                 self._post(moves)
@@ -177,7 +170,7 @@ class Ledger:
         if pages is None or tenant == NOBODY:
             return
         if pages.unit_pages > 1:
-            runs = merged(_whole_units(pages, *run) for run in runs)
+            runs = merged(whole_units(pages, *run) for run in runs)
         steps = self._steps.of(tenant)
         moves: list[Move] = []
         if not pages.fixed_by(steps.map):
@@ -209,6 +202,16 @@ class Ledger:
         if self._table.age():
             self._sequence += 1
         self._log.rewrite(self._dump())
+
+    def coarsen(self, file: int, unit_pages: int) -> None:
+        """From here on who uses a page of `file` uses the aligned run of `unit_pages` pages that it is in. O(pages).
+
+        A power of two; at most a chunk.
+        """
+        pages = self._files[file]
+        pages.unit_pages = min(unit_pages, PAGES_PER_CHUNK)
+        self._log.append((_UNIT, file, pages.unit_pages))
+        self._book(self._bound.unite(pages, 0, LAST_PAGE))
 
     # -- Questions -----------------------------------------------------------------------------------------------------
 
@@ -250,7 +253,7 @@ class Ledger:
         """Files of which `tenant` uses pages, ascending. O(files x their classes)."""
         ids, alias = self._table.ids_used_by(tenant), self._table.alias
         return sorted(
-            file for file, pages in self._files.items() if any(alias[raw] in ids for raw in pages.pages_by_class)
+            file for file, pages in self._files.all() if any(alias[raw] in ids for raw in pages.pages_by_class)
         )
 
     def resident_pages_of(self, file: int) -> int:
@@ -280,9 +283,13 @@ class Ledger:
             return runs
         return [gap for first, last in runs for gap in gaps(pages.resident_runs(first, last), first, last)]
 
+    def make_some(self, files: int) -> bool:
+        """After a start, read up to so many page maps that nobody asked for yet; whether others wait."""
+        return self._files.make_some(files)
+
     def statistics(self) -> LedgerStatistics:
         """How big the books are. O(files + chunks + classes)."""
-        maps = self._files.values()
+        maps = self._made.values()
         told = sum(
             len(ranges) * ranges.itemsize for by_file in self._mappings.values() for ranges, _ in by_file.values()
         )
@@ -300,8 +307,8 @@ class Ledger:
             + self._table.memory_bytes
             + self._steps.memory_bytes
             + told,
-            coarse_files=sum(pages.unit_pages > 1 for pages in maps),
-            reductions=self._reductions,
+            coarse_files=sum(1 for _ in self._files.units()),
+            reductions=self._bound.reductions,
         )
 
     def check(self) -> None:
@@ -309,7 +316,7 @@ class Ledger:
         self._table.check()
         self._steps.check()
         by_id: dict[int, int] = {}
-        for file, pages in self._files.items():
+        for file, pages in self._files.all():
             if not pages.pages_by_class:
                 raise BrokenInvariant(f"I1: file {file} is in the books without a page")
             pages.check()
@@ -329,8 +336,9 @@ class Ledger:
         if not moves:
             return
         self._book(moves)
-        if self._table.classes > self._classes_bound:
-            self._bound_classes()
+        if self._bound.exceeded:
+            self._steps.clear()
+            self._bound.enforce(self.coarsen, self._compact)
         elif self._table.crowded:
             self._compact()
         elif self._log.overgrown:
@@ -349,7 +357,7 @@ class Ledger:
         the same, and by then no page map has one.
         """
         canonical = np.array(self._table.alias, dtype=np.uint32)
-        for pages in self._files.values():
+        for _, pages in self._files.all():
             pages.relabel(canonical)
         self._table.reclaim()
         self._log.rewrite(self._dump())
@@ -359,73 +367,9 @@ class Ledger:
     def _forget(self, file: int) -> None:
         if self._files[file].unit_pages > 1:
             self._log.append((_UNIT, file, 1))
-        del self._files[file]
+        self._files.remove(file)
         for by_file in self._mappings.values():
             by_file.pop(file, None)
-
-    # -- The bound on classes ------------------------------------------------------------------------------------------
-
-    def _bound_classes(self) -> None:
-        """Bring the classes that have pages down to three quarters of the bound, where they are more.
-
-        First the files with the most of them get a larger unit of accounting, up to a chunk: neighbouring pages then
-        have the same users. When there are no such files, the owner with the most gets one payer for each of its pages.
-        Either way every page keeps its owner, and the sum is exact (I1). Paid for by the classes made since: O(pages) a
-        round.
-        """
-        self._compact()
-        enough = self._most_classes * 3 // 4
-        while (excess := self._table.classes - enough) > 0:
-            mixed = [
-                (len(pages.pages_by_class), file)
-                for file, pages in self._files.items()
-                if len(pages.pages_by_class) > _ORDINARY_CLASSES and pages.unit_pages < PAGES_PER_CHUNK
-            ]
-            if not mixed and not self._reduce():
-                break
-            for classes, file in sorted(mixed, reverse=True):
-                self.coarsen(file, self._files[file].unit_pages * 8)
-                excess -= classes
-                if excess <= 0:
-                    break
-            self._compact()
-        self._classes_bound = max(self._most_classes, self._table.classes * 4 // 3)
-
-    def coarsen(self, file: int, unit_pages: int) -> None:
-        """From here on who uses a page of `file` uses the aligned run of `unit_pages` pages that it is in."""
-        pages = self._files[file]
-        pages.unit_pages = min(unit_pages, PAGES_PER_CHUNK)
-        self._log.append((_UNIT, file, pages.unit_pages))
-        self._book(self._unite(pages, 0, LAST_PAGE))
-
-    def _reduce(self) -> bool:
-        """Let the owner with the most classes have one payer for each; False when that makes no class less."""
-        owned = Counter(held.owner for held, _ in self._table.holdings())
-        for owner, _ in sorted(owned.items(), key=lambda item: (-item[1], item[0])):
-            before = self._table.classes
-            self._steps.clear()
-            if self._table.reduce(owner):
-                self._sequence += 1
-                self._reductions += 1
-            if self._table.classes < before:
-                return True
-        return False
-
-    def _unite(self, pages: PageMap, first_page: int, last_page: int) -> Sequence[Move]:
-        """The moves that give each unit in a range the same users."""
-        table = self._table
-
-        def one_for(ids: list[int]) -> dict[int, int]:
-            if len(ids) < 2:
-                return {}
-            whole = reduce(SharingClass.united, map(table.held, ids))
-            return {
-                raw: target
-                for raw in ids
-                if table.alias[raw] != (target := table.intern(table.held(raw).used_as(whole)))
-            }
-
-        return pages.unite(first_page, last_page, one_for)
 
     # -- What is kept --------------------------------------------------------------------------------------------------
 
@@ -434,7 +378,7 @@ class Ledger:
         held = self._table.held
         return {
             (file, tenant)
-            for file, pages in self._files.items()
+            for file, pages in self._files.all()
             for raw in pages.pages_by_class
             for tenant in held(raw).mapped
         }
@@ -451,24 +395,11 @@ class Ledger:
                     units[file] = unit_pages
                 case _ if not self._table.replay(record):
                     raise BrokenInvariant(f"I7: the log of the books has a record that nothing explains: {record}")
-        for file, index, chunk in self._cells.load():
-            pages = self._files.get(file)
-            if pages is None:
-                pages = self._files[file] = PageMap(self._cells, file)
-            pages.adopt(index, chunk)
-        for pages in self._files.values():
-            pages.recount()
-            self._table.count(pages.pages_by_class)
+        entries, totals = self._cells.load()
+        self._table.count(totals)
+        self._files.load(entries, units)
         self._log.append((_OPENED, self._openings))
-        for file, unit_pages in units.items():
-            if file in self._files:
-                self._files[file].unit_pages = unit_pages
 
     def _dump(self) -> list[Record]:
-        units = [(_UNIT, file, pages.unit_pages) for file, pages in self._files.items() if pages.unit_pages > 1]
+        units = [(_UNIT, *unit) for unit in self._files.units()]
         return [(_OPENED, self._openings), self._table.dump(), *units]
-
-
-def _whole_units(pages: PageMap, first_page: int, last_page: int) -> PageRange:
-    """The range made wider, to the units of accounting that it reaches into."""
-    return first_page & -pages.unit_pages, last_page | (pages.unit_pages - 1)

@@ -13,7 +13,7 @@ Every operation is a `Step` applied to a range (`apply`); `pages_by_class` moves
 its classes, never its pages.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from sys import getsizeof
 
 import numpy as np
@@ -39,24 +39,17 @@ class PageMap:
 
     __slots__ = ("_cells", "_chunks", "_file", "births", "pages_by_class", "unit_pages")
 
-    def __init__(self, cells: Cells, file: int) -> None:
+    def __init__(self, cells: Cells, file: int, entries: Iterable[int] = ()) -> None:
+        """Of a file without pages, or of one that has these entries in `cells`. O(entries and their cells)."""
         self._cells = cells
         self._file = file
-        self._chunks: dict[int, Chunk] = {}
-        self.pages_by_class: dict[int, int] = {}
+        self._chunks: dict[int, Chunk] = dict(map(cells.chunk, entries))
+        self.pages_by_class = cells.count(self._chunks.values())
         """Raw id -> resident pages that have it, without zeros."""
-        self.births = 0
+        self.births = self.resident_pages
         """Pages that ever became resident: unchanged means that no page is new."""
         self.unit_pages = 1
         """The unit of accounting: so many pages, aligned, have the same users (`Ledger.coarsen`). A power of two."""
-
-    def adopt(self, index: int, chunk: Chunk) -> None:
-        """A chunk that was in the storage; `recount` when all are told."""
-        self._chunks[index] = chunk
-
-    def recount(self) -> None:
-        self.pages_by_class = self._cells.count(list(self._chunks.values()))
-        self.births = self.resident_pages
 
     @property
     def resident_pages(self) -> int:

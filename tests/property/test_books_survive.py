@@ -72,7 +72,7 @@ def do(books: Ledger | Oracle, steps: list[Step]) -> None:
 def pages_of(ledger: Ledger) -> dict[tuple[int, int], SharingClass]:
     return {
         (file, (index * PAGES_PER_CHUNK) + offset): ledger._table.held(raw)
-        for file, pages in ledger._files.items()
+        for file, pages in ledger._files.all()
         for index, chunk in pages._chunks.items()
         for offset, raw in enumerate(ledger._cells.ids(chunk).tolist())
         if raw

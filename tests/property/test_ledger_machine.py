@@ -200,15 +200,15 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(tenant=tenants)
     def exit(self, tenant: TenantId) -> None:
-        cells = {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+        cells = {file: pages.snapshot() for file, pages in self.ledger._files.all()}
         self.both("exit", tenant)
-        assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+        assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.all()}
 
     @rule()
     def age(self) -> None:
-        cells = {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+        cells = {file: pages.snapshot() for file, pages in self.ledger._files.all()}
         self.both("age")
-        assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.items()}
+        assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.all()}
 
     @rule()
     def compact(self) -> None:

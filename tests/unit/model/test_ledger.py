@@ -243,7 +243,7 @@ def test_a_page_has_a_size() -> None:
     "damage",
     [
         lambda ledger: ledger._table.move(0, 1, 1),
-        lambda ledger: ledger._files.pop(FILE),
+        lambda ledger: ledger._files.made.pop(FILE),
         lambda ledger: ledger._files[FILE].pages_by_class.clear(),
     ],
 )

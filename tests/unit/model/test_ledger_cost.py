@@ -11,7 +11,7 @@ TENANTS = [TenantId(number) for number in range(1, 11)]
 
 
 def cells(ledger: Ledger) -> dict[int, bytes]:
-    return {file: pages.snapshot() for file, pages in ledger._files.items()}
+    return {file: pages.snapshot() for file, pages in ledger._files.all()}
 
 
 def patchwork(pages: int, ledger: Ledger) -> Ledger:
