@@ -20,7 +20,7 @@ from controller.state import State
 from sharedfs import places
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.unix_http import serve_on_socket
+from sharedfs.unix_http import serve_at
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ async def _serve(config: Config, limits: KernelLimits, state: State) -> None:
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(controller.keep_settling, name="settle")
-                    await nursery.start(serve_on_socket, make_api(controller), path, name="serve the API")
+                    await nursery.start(serve_at, make_api(controller), path, name="serve the API")
                     log.info("serving %s", path)
                     async for number in signals:
                         log.info("%s: putting limits back", signal.Signals(number).name)

@@ -53,7 +53,7 @@ def cli() -> None:
     "no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, noexec, noatime, suid, dev; `remount` "
     "changes a mounted pool.",
 )
-@click.option("--foreground", is_flag=True, help="Serve in this process until unmounted.")
+@click.option("--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 @click.option(
     "--cgroup-parent",
     type=SettingType("cgroup_parent", "cgroup"),
@@ -93,13 +93,11 @@ def cli() -> None:
     type=bool,
     help="Do without FUSE passthrough, as kernels before 6.9 have to.",
 )
-@click.option("--ready-fd", type=int, hidden=True)
 def mount(
     mountpoint: str,
     name: str | None,
     words: tuple[str, ...],
     foreground: bool,
-    ready_fd: int | None,
     **settings: object,
 ) -> None:
     """Mount a pool at MOUNTPOINT, an empty directory. Returns when the mount serves requests.
@@ -120,7 +118,7 @@ def mount(
         return
     options = asked.options(place, pools.name_for(place) if name is None else name, memory_bytes)
     if foreground:
-        mounting.mount_in_foreground(options, ready_fd)
+        mounting.mount_in_foreground(options)
     else:
         sys.exit(mounting.mount_in_background(options))
 
@@ -128,10 +126,19 @@ def mount(
 @cli.command(epilog="Example: sharedfs umount /mnt/shared")
 @click.argument("mountpoint")
 def umount(mountpoint: str) -> None:
-    """Unmount the pool at MOUNTPOINT, also when its daemon has died. Its files are gone."""
+    """Unmount the pool at MOUNTPOINT, also when its keeper has died. Its files are gone."""
     from sharedfs import mounting  # noqa: PLC0415
 
     mounting.umount(mounting.resolve(mountpoint))
+
+
+@cli.command(epilog="Example: sharedfs reload /mnt/shared")
+@click.argument("mountpoint")
+def reload(mountpoint: str) -> None:
+    """Serve the pool at MOUNTPOINT by the installed version, after an upgrade. Its users notice nothing."""
+    from sharedfs import mounting  # noqa: PLC0415
+
+    mounting.reload(mounting.resolve(mountpoint))
 
 
 @cli.command(epilog="Example: sharedfs status --json")
@@ -147,7 +154,7 @@ def status(as_json: bool) -> None:
         statuses.show(found)
     for record in silent:
         click.echo(
-            f"sharedfs: the daemon of {record.mountpoint} is dead: `sharedfs umount {record.mountpoint}` cleans up",
+            f"sharedfs: the pool at {record.mountpoint} is dead: `sharedfs umount {record.mountpoint}` cleans up",
             err=True,
         )
 

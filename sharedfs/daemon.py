@@ -1,33 +1,37 @@
 """The daemon: serves one pool. Puts the parts together, runs them in one nursery, and takes them apart again.
 
-claim the name ─▶ join the pool's cgroup ─▶ store ─▶ mount ─▶ channel ─▶ pyfuse3, scans and feed in trio
+descriptors from the keeper ─▶ books, store ─▶ what another daemon left ─▶ channel ─▶ pyfuse3, scans and feed in trio
 """
 
+import json
 import logging
 import os
-import signal
+import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from errno import EINVAL
-from functools import partial
 
 import psutil
 import pyfuse3
 import trio
 
-from sharedfs import places, pools
+from sharedfs import claims
 from sharedfs.books import Books
 from sharedfs.callers import Callers
+from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.datapath import DataPath
-from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.feed_types import PoolRecord, PoolStatus
+from sharedfs.errors import CallerMistake, HostFault, first_error
+from sharedfs.faults import faults_of
+from sharedfs.feed import make_feed
+from sharedfs.feed_types import PoolStatus
 from sharedfs.frequent import FrequentRequests
+from sharedfs.journal import Journal
+from sharedfs.keeper import CANNOT_RESUME, HANDED_OVER
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
-from sharedfs.kernel.fuse_wire import MAX_WRITE
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
@@ -35,54 +39,74 @@ from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.mount_options import (
-    FILESYSTEM_TYPE,
-    PoolOptions,
-    check_changes,
-    parse,
-    setting_words,
-    settings_of,
-    shown_flags,
-)
+from sharedfs.mount_options import check_changes, parse, setting_words, settings_of, shown_flags, written
 from sharedfs.namespace import Namespace
-from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
+from sharedfs.pool_cgroup import PoolCgroup
 from sharedfs.rare import RareRequests
+from sharedfs.recovery import recover
+from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs
 from sharedfs.units import format_size
+from sharedfs.unix_http import serve_on_socket
 
 log = logging.getLogger("sharedfs")
 
 _INITIALISATION_SECONDS = 10.0
+# Of the state: the kernel's INIT request, and the options of a remount.
+_INIT_FILE, _OPTIONS_FILE = "init", "options"
 # A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
 _SCAN_SHARE = 0.05
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the keeper tells a daemon. `resumes`: another daemon served this pool before."""
+
+    mountpoint: str
+    name: str
+    options: str
+    resumes: bool
+    restarts: int
+    keeper_pid: int
+    outlives_keeper: bool
+    cgroup: str
+    came_from: str
+    removable: tuple[str, ...]
+
+    @classmethod
+    def read(cls, message: bytes) -> "Start":
+        return cls(**json.loads(message))
+
+    def pool_cgroup(self) -> PoolCgroup:
+        return PoolCgroup(find_memory_hierarchy(), self.cgroup, self.came_from, tuple(self.removable))
+
+
+class CannotResume(Exception):
+    """The kernel does not send again what the daemon before us was asked."""
+
+
 class Pool:
     """One served pool: its parts, and what the outside may ask of them."""
 
-    def __init__(self, options: PoolOptions, cgroup: PoolCgroup, resources: ExitStack) -> None:
-        self.options = options
-        self.cgroup = cgroup
-        self.books = Books(cgroup.hierarchy, PAGE_BYTES, TenantRules(options.tenant_rules))
-        tmpfs = PrivateTmpfs(
-            options.size_bytes,
-            options.inodes,
-            options.root_mode,
-            (options.root_uid, options.root_gid),
-            atime_attributes(options.flags),
-        )
-        self.store = Store(tmpfs)
+    def __init__(self, start: Start, kept: Mapping[str, int], resources: ExitStack) -> None:
+        self._start = start
+        self._kept = kept
+        self.state = StateFiles(kept["state"])
+        words = self.state.read(_OPTIONS_FILE).decode() or start.options
+        self.options = parse(words, 0).options(start.mountpoint, start.name, 0)
+        self.cgroup = start.pool_cgroup()
+        self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
+        journal = Journal(self.state, faults_of(self.state))
+        self.store = Store(PrivateTmpfs(kept["store"]), self.state, journal)
         resources.callback(self.store.close)
         self.events = _task_events()
         if self.events is not None:
             resources.callback(self.events.close)
         self.data_path = DataPath(self.store, self.books, self.events)
         resources.callback(self.data_path.close)
-        device_fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-        resources.callback(os.close, device_fd)
-        self.backing = BackingFiles(device_fd)
+        self.backing = BackingFiles(kept["device"])
         self._callers = Callers(self.books, self.events)
         self.namespace = Namespace(
             self.store,
@@ -90,37 +114,45 @@ class Pool:
             self.data_path,
             lambda: self.backing if self.channel.passthrough else None,
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
-            options.reserve_bytes,
+            self.options.reserve_bytes,
             self._callers,
-            fast_reads=options.reads == "fast",
+            fast_reads=self.options.reads == "fast",
+            incarnation=start.restarts,
         )
-        self.frequent = FrequentRequests(self.namespace)
+        self.frequent = FrequentRequests(self.namespace, journal)
         resources.callback(self.frequent.close)
         self.ended_by: BaseException | None = None
+        self._clean_up = False
         self._end = trio.Event()
         self._trio_token: trio.lowlevel.TrioToken | None = None
         self.channel = Channel(
-            device_fd,
+            kept["device"],
             {**self.data_path.handlers, **self.frequent.handlers},
             self.data_path.tenant_of,
-            want_passthrough=options.passthrough,
+            want_passthrough=self.options.passthrough,
             on_end=self._on_channel_end,
+            buffer=journal.request,
+            on_init=lambda request: self.state.write(_INIT_FILE, request),
         )
-        self.data_path.connect(self.channel, device_fd)
+        self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
-        syscalls.mount(
-            options.name,
-            options.mountpoint,
-            FILESYSTEM_TYPE,
-            options.flags,
-            f"fd={device_fd},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_WRITE}",
-        )
-        resources.callback(self._unmount)
-        mount = mount_at(options.mountpoint)
+        mount = mount_at(self.options.mountpoint)
         if mount is None:
-            raise HostFault(f"{options.mountpoint} is not in /proc/self/mountinfo after mount(2)")
+            raise HostFault(f"{self.options.mountpoint} is not mounted any more")
         self.mappings = MappingScan(self.books, mount.device)
         self._device = mount.device
+        if start.resumes:
+            self._resume(journal)
+
+    def _resume(self, journal: Journal) -> None:
+        """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
+        init_request = self.state.read(_INIT_FILE)
+        if init_request:  # else the kernel's very first request was not read yet, or is sent again
+            self.channel.resume(init_request)
+            if not self.channel.resends:
+                raise CannotResume
+            recover(self.namespace, journal, self.backing, self.channel.reply)
+        self.channel.ask_again()
 
     def _mount(self) -> Mount | None:
         """Our mount as the kernel shows it, None when it is gone. Its flags may be others than we mounted it with."""
@@ -151,7 +183,10 @@ class Pool:
             mountpoint=self.options.mountpoint,
             flags="" if mount is None else shown_flags(mount),
             settings=",".join(setting_words(settings_of(self.options))),
+            keeper_pid=self._start.keeper_pid,
             daemon_pid=os.getpid(),
+            restarts=self._start.restarts,
+            survives="the daemon's death" if self.channel.resends else "nothing: needs Linux 6.9",
             size_bytes=self.options.size_bytes,
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
@@ -190,17 +225,18 @@ class Pool:
                 "nr_inodes is less than there are, or bounds what had no bound: remove files, or mount anew"
             ) from error
         self.options = changed
+        self.state.write(_OPTIONS_FILE, written(changed).encode())
 
     # -- the service -------------------------------------------------------------------------------------------------
 
-    async def serve(self, on_ready: Callable[[], None]) -> None:
-        """Serve until the mount is gone or a signal asks to stop. Raises what broke us."""
+    async def serve(self, keeper: socket.socket) -> None:
+        """Serve until the mount is gone or the keeper says so, which is told when we do. Raises what broke us."""
         self._trio_token = trio.lowlevel.current_trio_token()
         self.channel.start()
         pyfuse3.init(RareRequests(self.namespace), self.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._stop_on_signal, name="signals")
+                nursery.start_soon(self._obey, keeper, name="keeper")
                 nursery.start_soon(pyfuse3.main, name="namespace")
                 if not await trio.to_thread.run_sync(
                     self.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
@@ -211,7 +247,7 @@ class Pool:
                 nursery.start_soon(self._keep_aging, name="aging")
                 nursery.start_soon(self._keep_page_cache_empty, name="page cache")
                 await nursery.start(self._serve_feed, name="feed")
-                on_ready()
+                keeper.send(b"serving")
                 await self._end.wait()
                 pyfuse3.terminate()
                 nursery.cancel_scope.cancel()
@@ -222,12 +258,29 @@ class Pool:
         if self.ended_by is not None:
             raise self.ended_by
 
-    async def _stop_on_signal(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for number in signals:
-                log.info("%s: leaving the mount", signal.Signals(number).name)
-                self._unmount()
-                self._end.set()
+    async def _obey(self, keeper: socket.socket) -> None:
+        await trio.lowlevel.wait_readable(keeper)
+        message = keeper.recv(64)
+        if message == b"hand over" or (not message and self._start.outlives_keeper):
+            self._hand_over()
+        if not message:
+            log.error("the keeper has died: leaving the mount")
+            self._clean_up = True
+        self._unmount()
+        self._end.set()
+
+    def _hand_over(self) -> None:
+        """Go between two requests. What is under way all the same our successor ends, as if we had been killed."""
+        log.info("handing over")
+        with self.namespace.lock, self.books.lock:
+            logging.shutdown()
+            os._exit(HANDED_OVER)
+
+    def clean_up_for_keeper(self) -> None:
+        """The keeper has died, so we leave the host as it would have."""
+        if self._clean_up:
+            self.cgroup.leave()
+            claims.forget(self.options.name)
 
     async def _keep_scanning(self) -> None:
         while True:
@@ -262,11 +315,8 @@ class Pool:
             await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
 
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
-        from sharedfs.feed import make_feed  # noqa: PLC0415 - the slow import; the mount serves already
-        from sharedfs.unix_http import serve_on_socket  # noqa: PLC0415
-
         app = make_feed(self.options.name, self.store, self.books, self.status, self.reconfigure)
-        await serve_on_socket(app, places.feed_socket(self.options.name), task_status)
+        await serve_on_socket(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status)
 
 
 def _task_events() -> TaskEvents | None:
@@ -277,37 +327,26 @@ def _task_events() -> TaskEvents | None:
         return None
 
 
-@contextmanager
-def pool(options: PoolOptions) -> Iterator[Pool]:
-    """A mounted pool; everything is undone at the end, also when a part of the start fails."""
-    with ExitStack() as resources:
-        resources.callback(os.close, pools.claim(options.name))
-        leave_no_trace = ExitStack()
-        resources.enter_context(leave_no_trace)
-        leave_no_trace.callback(pools.forget, options.name)
-        cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
-        resources.callback(cgroup.leave)
-        made = Pool(options, cgroup, resources)
-        pools.write_record(
-            PoolRecord(
-                name=options.name,
-                mountpoint=options.mountpoint,
-                daemon_pid=os.getpid(),
-                daemon_started=psutil.Process().create_time(),
-                pool_cgroup=cgroup.path,
-                removable_cgroups=cgroup.removable,
-            )
-        )
-        os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
-        try:
-            yield made
-        except BaseException:
-            if places.daemon_log(options.name).exists():
-                leave_no_trace.pop_all()  # the log says why; `sharedfs umount` clears it away
+def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
+    """Serve a pool until it is unmounted or another daemon is to do so; the exit code.
+
+    The keeper is told what went wrong. What we did not foresee goes to the log as it is.
+    """
+    os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
+    keeper.send(b"pid %d" % os.getpid())
+    try:
+        with ExitStack() as resources:
+            pool = Pool(start, kept, resources)
+            resources.callback(pool.clean_up_for_keeper)
+            trio.run(pool.serve, keeper)
+    except CannotResume:
+        return CANNOT_RESUME
+    except BaseException as error:
+        cause = first_error(error)
+        if not isinstance(cause, (CallerMistake, HostFault, OSError)):
             raise
-
-
-def run(options: PoolOptions, on_ready: Callable[[], None]) -> None:
-    """Serve a pool until it is unmounted."""
-    with pool(options) as mounted:
-        trio.run(partial(mounted.serve, on_ready))
+        log.exception("the pool cannot be served")
+        code = EXIT_CALLER_MISTAKE if isinstance(cause, CallerMistake) else EXIT_OUR_FAILURE
+        keeper.send(f"failed {code} sharedfs: {' '.join(str(cause).split())}".encode())
+        return code
+    return 0

@@ -1,3 +1,4 @@
+import mmap
 from typing import Any
 
 class FastPath:
@@ -18,7 +19,7 @@ class FastPath:
         heads: tuple[memoryview, ...],
         books: object,
     ) -> None: ...
-    def next(self, request: bytearray, /) -> int:
+    def next(self, request: bytearray | mmap.mmap, /) -> int:
         """Answer requests until one wants Python, or many wait; it is in `request`. Its length. Raises OSError."""
     def serve(self, request: bytes | bytearray | memoryview, /) -> bool:
         """Answer this request, or leave it for Python, untouched."""

@@ -5,6 +5,7 @@ Every answer is one consistent reading of the books, taken under their lock. Ope
 
 import stat
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from fastapi import FastAPI, HTTPException
 
@@ -21,7 +22,6 @@ from sharedfs.feed_types import (
     TenantRef,
     UsersOfFile,
 )
-from sharedfs.inodes import Node
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import Tenant
 from sharedfs.store import Store
@@ -37,13 +37,14 @@ def make_feed(
     """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options."""
     app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
 
-    def file_holdings(node: Node | None, inode: int) -> FileHoldings:
+    def file_holdings(inode: int) -> FileHoldings:
         with books.lock:
             classes = books.ledger.file_holdings(inode)
             opened = books.readers_of(inode)
-        with store.lock:
-            path = store.display_path(node) if node is not None else ""
-            size_bytes = store.stat(node).st_size if node is not None else 0
+        path, size_bytes = "", 0
+        with store.lock, suppress(OSError):  # gone since the books were read
+            node = store.find(inode)
+            path, size_bytes = store.display_path(node), store.stat(node).st_size
         return FileHoldings(
             path=path,
             inode=inode,
@@ -87,7 +88,7 @@ def make_feed(
             if tenant is None:
                 raise HTTPException(404, f"no tenant {path} in pool {name}")
             inodes = books.ledger.files_of(tenant.id)
-        files = tuple(file_holdings(store.nodes.get(inode), inode) for inode in inodes)
+        files = tuple(file_holdings(inode) for inode in inodes)
         return FilesOfTenant(tenants=_tenants(live), files=files)
 
     @app.get("/v1/files/users")
@@ -103,7 +104,7 @@ def make_feed(
             raise HTTPException(404, f"{path or '/'} in pool {name} is a directory: name a file in it")
         with books.lock:
             live = books.tenants.live()
-        return UsersOfFile(tenants=_tenants(live), file=file_holdings(node, node.inode))
+        return UsersOfFile(tenants=_tenants(live), file=file_holdings(node.inode))
 
     return app
 

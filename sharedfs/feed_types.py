@@ -76,14 +76,19 @@ class PoolStatus(_Frozen):
     """What `sharedfs status` shows of one pool.
 
     `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
-    force: the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished scans.
+    force: the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished
+    scans, both since this daemon took over. `restarts` is how many daemons there were before it; `survives` says
+    whether there can be another one.
     """
 
     name: str
     mountpoint: str
     flags: str
     settings: str
+    keeper_pid: int
     daemon_pid: int
+    restarts: int
+    survives: str
     size_bytes: int
     resident_bytes: int
     foreign_bytes: int
@@ -106,11 +111,10 @@ class Remount(_Frozen):
 
 
 class PoolRecord(_Frozen):
-    """RUN/pools/NAME/pool.json: enough to find, judge and clean up a pool, whether its daemon lives or not."""
+    """RUN/pools/NAME/pool.json: enough to find, judge and clean up a pool, whether its keeper lives or not."""
 
     name: str
     mountpoint: str
-    daemon_pid: int
-    daemon_started: float
+    keeper_pid: int
     pool_cgroup: str
     removable_cgroups: tuple[str, ...]

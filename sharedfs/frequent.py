@@ -1,23 +1,29 @@
-"""What is frequent of the namespace, answered on the FUSE wire, and what pyfuse3 does not know (TMPFILE, STATX, IOCTL).
+"""The namespace on the FUSE wire: all that is frequent, all that changes something, and what pyfuse3 does not know.
 
 A request that passes through pyfuse3 wakes four threads; one that is answered in the channel's request pump wakes two.
-Each handler unpacks, calls the namespace with its lock held, packs. The answer is written when the lock is free again.
+And what changes something has to be in the journal with its answer before the kernel has it.
+
+Each handler unpacks, calls the namespace with its lock held, packs, commits. The answer is written when the lock is
+free again.
 """
 
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from errno import EIO, ENOTTY, ERANGE
+from errno import EINVAL, EIO, ENOTTY, ERANGE
+from queue import SimpleQueue
 from struct import Struct
+from typing import Any
 
 from sharedfs.inodes import Node
+from sharedfs.journal import MOST_REPLY_BYTES, PUMP, Journal, Slot
 from sharedfs.kernel import dirents, syscalls
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace, Reservation
+from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace
 
 _BODY = names.BODY
 # A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
@@ -31,16 +37,20 @@ _NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
 _DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
 _DOTS = (b".", b"..")
 
-Act = Callable[[int, int, memoryview], bytes | None]
-"""(node, thread_id, request) -> the body of the answer; None when it is not for the pump to answer."""
+Act = Callable[[int, int, memoryview], bytes]
+"""(node, thread_id, request) -> the body of the answer."""
 
 
 class FrequentRequests:
     """The handlers for the channel. `connect` gives it the channel that it answers on."""
 
-    def __init__(self, namespace: Namespace) -> None:
+    def __init__(self, namespace: Namespace, journal: Journal) -> None:
         self._namespace = namespace
-        self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="reserve")
+        self._slot = journal.slots[PUMP]
+        self._lane_slots: SimpleQueue[Slot] = SimpleQueue()
+        for slot in journal.slots[PUMP + 1 :]:
+            self._lane_slots.put(slot)
+        self._slow_lane = ThreadPoolExecutor(self._lane_slots.qsize(), thread_name_prefix="reserve")
         self._channel: Channel
         self.answered = 0
 
@@ -48,16 +58,17 @@ class FrequentRequests:
     def handlers(self) -> Mapping[int, RequestHandler]:
         acts: dict[int, Act] = {
             Opcode.LOOKUP: self._lookup,
-            Opcode.FORGET: self._forget,
-            Opcode.BATCH_FORGET: self._batch_forget,
             Opcode.GETATTR: self._getattr,
             Opcode.STATX: self._statx,
             Opcode.READLINK: self._readlink,
+            Opcode.SYMLINK: self._symlink,
+            Opcode.MKNOD: self._mknod,
             Opcode.MKDIR: self._mkdir,
             Opcode.UNLINK: self._unlink,
             Opcode.RMDIR: self._rmdir,
             Opcode.RENAME: self._rename,
             Opcode.RENAME2: self._rename2,
+            Opcode.LINK: self._link,
             Opcode.OPEN: self._open,
             Opcode.CREATE: self._create,
             Opcode.TMPFILE: self._tmpfile,
@@ -68,9 +79,15 @@ class FrequentRequests:
             Opcode.RELEASEDIR: self._releasedir,
             Opcode.GETXATTR: self._getxattr,
             Opcode.SETXATTR: self._setxattr,
+            Opcode.REMOVEXATTR: self._removexattr,
             Opcode.IOCTL: self._ioctl,
         }
-        return {opcode: self._handler(act) for opcode, act in acts.items()} | {Opcode.SETATTR: self._setattr}
+        handlers: dict[int, RequestHandler] = {opcode: self._handler(opcode, act) for opcode, act in acts.items()}
+        return handlers | {
+            Opcode.SETATTR: self._setattr,
+            Opcode.FORGET: self._forget,
+            Opcode.BATCH_FORGET: self._forget,
+        }
 
     def connect(self, channel: Channel) -> None:
         self._channel = channel
@@ -79,17 +96,34 @@ class FrequentRequests:
         self._slow_lane.shutdown()
         self._namespace.close()
 
-    def _handler(self, act: Act) -> RequestHandler:
-        lock = self._namespace.lock
+    def _handler(self, opcode: int, act: Act) -> RequestHandler:
+        lock, slot = self._namespace.lock, self._slot
 
         def handle(unique: int, node: int, thread_id: int, request: memoryview) -> None:
+            error, body = 0, b""
             with lock:
                 self.answered += 1
-                body = act(node, thread_id, request)
-            if body is not None:
-                self._channel.reply(unique, 0, body)
+                slot.take(unique, opcode)
+                try:
+                    body = act(node, thread_id, request)
+                except OSError as failure:
+                    error = failure.errno or EIO
+                except OverflowError:  # a number on the wire that no system call takes
+                    error = EINVAL
+                self._commit(error, body)
+            self._channel.reply(unique, error, body)
+            slot.clear()
 
         return handle
+
+    def _commit(self, error: int, body: bytes) -> None:
+        """What the request under way has changed becomes what is known of its inodes, and its answer the answer."""
+        namespace, slot = self._namespace, self._slot
+        changes, aftermath = namespace.store.take_changes(), namespace.take_aftermath()
+        if not changes and (error or not slot.is_intended):
+            return
+        slot.commit(error, body, changes, aftermath)
+        namespace.committed(slot.request, changes, aftermath)
 
     # -- look-up and attributes --------------------------------------------------------------------------------------
 
@@ -99,14 +133,13 @@ class FrequentRequests:
         except FileNotFoundError:
             return _NO_ENTRY  # the kernel may remember that there is no such name
 
-    def _forget(self, inode: int, _thread_id: int, request: memoryview) -> None:
-        self._namespace.forget(inode, names.FORGET_IN.unpack_from(request, _BODY)[0])
-
-    def _batch_forget(self, _inode: int, _thread_id: int, request: memoryview) -> None:
-        count, _ = names.BATCH_FORGET_IN.unpack_from(request, _BODY)
-        start = _BODY + names.BATCH_FORGET_IN.size
-        for inode, lookups in names.FORGET_ONE.iter_unpack(request[start : start + count * names.FORGET_ONE.size]):
-            self._namespace.forget(inode, lookups)
+    def _forget(self, _unique: int, _node: int, _thread_id: int, request: memoryview) -> None:
+        """FORGET and BATCH_FORGET: no answer, and not sent again."""
+        unique, opcode, dropped = forgets(request)
+        with self._namespace.lock:
+            self.answered += 1
+            self._slot.take(unique, opcode)
+            self._namespace.forget_all(unique, dropped)
 
     def _getattr(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
         return self._attributes(inode)
@@ -133,27 +166,40 @@ class FrequentRequests:
         )
         with self._namespace.lock:
             self.answered += 1
-            reservation = self._namespace.change(inode, changes, thread_id)
-            if reservation is None:
-                body = self._attributes(inode)
-        if reservation is None:
-            self._channel.reply(unique, 0, body)
-        elif reservation.size > _SLOW_RESERVATION_BYTES:
-            self._slow_lane.submit(self._reserve_and_answer, unique, reservation)
+            slowly = self._namespace.reserved_by(inode, changes) > _SLOW_RESERVATION_BYTES
+        if slowly:
+            self._slow_lane.submit(self._change_slowly, unique, inode, changes, thread_id)
         else:
-            self._reserve_and_answer(unique, reservation)
+            self._change(self._slot, unique, inode, changes, thread_id)
 
-    def _reserve_and_answer(self, unique: int, reservation: Reservation) -> None:
+    def _change_slowly(self, *request: Any) -> None:
+        slot = self._lane_slots.get()
         try:
-            self._namespace.reserve(reservation)
-            with self._namespace.lock:
-                body = self._attributes(reservation.node.inode)
-        except OSError as error:
-            self._channel.reply(unique, error.errno or EIO)
+            self._change(slot, *request)
         except BaseException as error:
             self._channel.fail(error)
-        else:
-            self._channel.reply(unique, 0, body)
+        finally:
+            self._lane_slots.put(slot)
+
+    def _change(self, slot: Slot, unique: int, inode: int, changes: Changes, thread_id: int) -> None:
+        namespace, error, body = self._namespace, 0, b""
+        try:
+            with namespace.lock:
+                slot.take(unique, Opcode.SETATTR)
+                reservation = namespace.change(inode, changes, thread_id, slot)
+            if reservation is not None:
+                namespace.reserve(reservation)
+            with namespace.lock:
+                body = self._attributes(inode)
+                # Not with the answer: another request may have changed these words before this one is cleared.
+                namespace.store.save(namespace.store.take_changes())
+                slot.commit(0, body, ())
+        except OSError as failure:
+            error = failure.errno or EIO
+        except OverflowError:
+            error = EINVAL
+        self._channel.reply(unique, error, body)
+        slot.clear()
 
     def _readlink(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
         store = self._namespace.store
@@ -165,6 +211,19 @@ class FrequentRequests:
         mode, umask = names.MKDIR_IN.unpack_from(request, _BODY)
         name = bytes(request[_BODY + names.MKDIR_IN.size : -1])
         return self._entry(self._namespace.make_directory(parent, name, mode, umask, *_owner(request)))
+
+    def _mknod(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        mode, device, umask, _ = names.MKNOD_IN.unpack_from(request, _BODY)
+        name = bytes(request[_BODY + names.MKNOD_IN.size : -1])
+        return self._entry(self._namespace.make(parent, name, mode, umask, *_owner(request), device))
+
+    def _symlink(self, parent: int, thread_id: int, request: memoryview) -> bytes:
+        name, target = names.names(request, _BODY)
+        return self._entry(self._namespace.make_symlink(parent, name, target, *_owner(request), thread_id))
+
+    def _link(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+        (inode,) = names.LINK_IN.unpack_from(request, _BODY)
+        return self._entry(self._namespace.link(inode, parent, bytes(request[_BODY + names.LINK_IN.size : -1])))
 
     def _unlink(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
         self._namespace.unlink(parent, bytes(request[_BODY:-1]))
@@ -210,8 +269,8 @@ class FrequentRequests:
         DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH, mmap goes to the backing file; reads do so
         with PASSTHROUGH alone.
         """
-        backing_id = self._namespace.backing_id(inode)
-        if backing_id is None:
+        backing_id = self._namespace.store.node(inode).backing_id
+        if backing_id == 0:
             return names.OPEN_OUT.pack(NOBODY, wire.FOPEN_DIRECT_IO, 0)
         flags = wire.FOPEN_PASSTHROUGH if reader != NOBODY else wire.FOPEN_DIRECT_IO | wire.FOPEN_PASSTHROUGH
         return names.OPEN_OUT.pack(reader, flags, backing_id)
@@ -230,28 +289,30 @@ class FrequentRequests:
         self._namespace.listings.close(names.RELEASE_IN.unpack_from(request, _BODY)[0])
         return b""
 
-    def _readdir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
+    def _readdir(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
         handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
-        listing, records = self._namespace.listings.read(handle, offset, size * dirents.PLAIN_PERCENT // 100)
+        limit = size * dirents.PLAIN_PERCENT // 100
+        listing, records = self._namespace.listings.read(handle, inode, offset, limit)
         if not records:
             return b""
         starts = dirents.record_starts(records)
         listing.offset = dirents.last_offset(records, starts)
         return dirents.fuse_dirents(records, starts, self._namespace.store.tmpfs.root_numbers)
 
-    def _readdirplus(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
+    def _readdirplus(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
         handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
-        listing, records = self._namespace.listings.read(handle, offset, size * dirents.PLUS_PERCENT // 100)
+        limit = min(size, MOST_REPLY_BYTES) * dirents.PLUS_PERCENT // 100
+        listing, records = self._namespace.listings.read(handle, inode, offset, limit)
         store, parts = self._namespace.store, []
-        for inode, next_offset, kind, name in dirents.entries(records):
+        for number, next_offset, kind, name in dirents.entries(records):
             if name in _DOTS:  # the kernel takes no reference to these
                 parts.append(_NO_ENTRY)
             else:
                 node, found = store.lookup(listing.node, name)
-                node.lookups += 1
+                store.refer(node)
                 parts.append(self._entry((node, found)))
-            number = store.tmpfs.root_numbers.get(inode, inode)
-            parts.append(_DIRENTS[len(name)].pack(number, next_offset, len(name), kind, name))
+            shown = store.tmpfs.root_numbers.get(number, number)
+            parts.append(_DIRENTS[len(name)].pack(shown, next_offset, len(name), kind, name))
             listing.offset = next_offset
         return b"".join(parts)
 
@@ -272,6 +333,10 @@ class FrequentRequests:
         name, _, value = body.partition(b"\0")
         drop_set_gid = bool(fuse_flags & names.SETXATTR_ACL_KILL_SGID)
         self._namespace.set_xattr(inode, name, value[:size], flags, drop_set_gid=drop_set_gid)
+        return b""
+
+    def _removexattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
+        self._namespace.remove_xattr(inode, bytes(request[_BODY:-1]))
         return b""
 
     def _ioctl(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
@@ -311,3 +376,13 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> t
     if valid & now:
         return 0, syscalls.UTIME_NOW
     return (seconds, nanoseconds) if valid & given else OMIT
+
+
+def forgets(request: memoryview) -> tuple[int, int, list[tuple[int, int]]]:
+    """What a FORGET or BATCH_FORGET says: its number, its opcode, and (inode, references dropped)."""
+    _, opcode, unique, inode, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
+    if opcode == Opcode.FORGET:
+        return unique, opcode, [(inode, names.FORGET_IN.unpack_from(request, _BODY)[0])]
+    count, _ = names.BATCH_FORGET_IN.unpack_from(request, _BODY)
+    start = _BODY + names.BATCH_FORGET_IN.size
+    return unique, opcode, list(names.FORGET_ONE.iter_unpack(request[start : start + count * names.FORGET_ONE.size]))

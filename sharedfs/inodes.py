@@ -1,72 +1,130 @@
 """The inodes of a pool's tmpfs that the kernel has heard of: by number, reached by file handle.
 
 An inode is known by its number (the FUSE node id; tmpfs with inode64 never gives one twice), so a million files need no
-million descriptors. What the kernel forgot is dropped here, but for four bytes (see generations.py).
+million descriptors. What must be known of it after a kill is in the node table, and brought back from there when the
+kernel asks: a daemon that comes back starts with no `Node` at all. What the kernel forgot is there as well.
 """
 
 import fcntl
 import os
 import stat
 import threading
-from errno import ENXIO, ESTALE
+from collections.abc import Iterable
+from errno import ENXIO
 
 from sharedfs.descriptors import Descriptors, open_for_data
-from sharedfs.generations import Generations
+from sharedfs.journal import PUMP, Journal
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
+from sharedfs.node_table import NodeTable
+from sharedfs.state import StateFiles
 from sharedfs.tmpfs import TREE, PrivateTmpfs
 
 _PATH_DESCRIPTORS = 2048
+SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
+
+Words = tuple[int, int, int]
+"""Of an inode's number, and what the node table keeps of it."""
 
 
 class Node:
-    """An inode of the store that the kernel has heard of, or that has pages."""
+    """An inode of the store that the kernel has heard of.
 
-    __slots__ = ("handle", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
+    `lookups`, `opens`, `backing_id` and `may_be_mapped` outlive the daemon: who changes one tells `Inodes.changed`.
+    """
 
-    def __init__(self, inode: int, handle: bytes) -> None:
+    __slots__ = ("backing_id", "handle", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
+
+    def __init__(self, inode: int, handle: bytes, first: int = 0, second: int = 0) -> None:
         self.inode = inode
         self.handle = handle
-        self.lookups = 0  # how often the kernel was told of it, less its FORGETs
-        self.opens = 0
-        self.may_be_mapped = False  # was opened: a mapping may outlive that, and changes times without asking us
+        self.lookups = first  # how often the kernel was told of it, less its FORGETs
+        self.opens = second & 0x7FFFFFFF
+        self.may_be_mapped = bool(second >> 31 & 1)  # a mapping may outlive opens, and changes times without asking us
+        self.backing_id = second >> 32  # of FUSE passthrough, 0 for none
         self.set_id = False  # may have set-id bits: a write must clear them
         self.removed_name: bytes | None = None  # the last name of what has none now, and is in removed/ therefore
+
+    @property
+    def words(self) -> Words:
+        return self.inode, self.lookups, self.opens | self.may_be_mapped << 31 | self.backing_id << 32
 
 
 class Inodes:
     """The table. All functions raise OSError and are called with `lock` held, except where they say otherwise."""
 
-    def __init__(self, tmpfs: PrivateTmpfs) -> None:
+    def __init__(self, tmpfs: PrivateTmpfs, state: StateFiles | None = None, journal: Journal | None = None) -> None:
+        """Without `state`, nothing outlives this object."""
+        state = StateFiles() if state is None else state
         self.tmpfs = tmpfs
         self.mount_fd = tmpfs.mount_fd
         self.lock = threading.RLock()  # two threads bring the namespace's requests, a third one asks for the feed
+        self.slot = (Journal(state) if journal is None else journal).slots[PUMP]
+        self.table = NodeTable(state)
         self._paths = Descriptors(tmpfs.mount_fd, os.O_PATH | os.O_NOFOLLOW, _PATH_DESCRIPTORS)
         root = Node(ROOT_NODE, syscalls.name_to_handle(tmpfs.mount_fd, TREE))
         root.lookups = 1  # the kernel never forgets the root
         self.nodes: dict[int, Node] = {ROOT_NODE: root}
-        self._forgotten = Generations()
+        self.removed_before: dict[int, bytes] = {}  # last names, of what another daemon removed and is no `Node` yet
+        self._changed: list[Node] = []
 
     def close(self) -> None:
         self._paths.close()
+        self.table.close()
         self.tmpfs.close()
 
     def node(self, inode: int) -> Node:
         """The known inode of that number. ESTALE when there is none. The fast path is safe from any thread."""
         found = self.nodes.get(inode)
-        return self._recalled(inode) if found is None else found
+        if found is None:
+            with self.lock:
+                found = self.find(inode)
+                self.nodes[inode] = found
+        return found
 
-    def _recalled(self, inode: int) -> Node:
-        """An inode that the kernel forgot and asks for again, by a handle that somebody kept."""
-        with self.lock:
-            handle = self._forgotten.handle(inode)
-            if handle is None:
-                raise OSError(ESTALE, os.strerror(ESTALE))
-            node = Node(inode, handle)
-            self._paths.get(node)  # ESTALE when it was removed since
-            self._forgotten.forget(inode)
-            self.nodes[inode] = node
-            return node
+    def find(self, inode: int) -> Node:
+        """An inode that need not be known to the kernel. ESTALE when there is none."""
+        found = self.nodes.get(inode)
+        if found is None:
+            found = self._node(inode, self.table.handle(inode))
+            found.set_id = bool(self.stat(found).st_mode & SET_ID_BITS)  # ESTALE when it was removed since
+        return found
+
+    def add(self, handle: bytes) -> Node:
+        """The inode of a file handle, which may be known or new; it is remembered until it is gone."""
+        inode = self.table.remember(handle)
+        node = self.nodes[inode] = self._node(inode, handle)
+        return node
+
+    def _node(self, inode: int, handle: bytes) -> Node:
+        node = Node(inode, handle, *self.table.words(inode))
+        node.removed_name = self.removed_before.pop(inode, None)
+        return node
+
+    # -- what outlives us --------------------------------------------------------------------------------------------
+
+    def refer(self, node: Node) -> None:
+        """The kernel is told of an inode once more."""
+        node.lookups += 1
+        self.changed(node)
+
+    def changed(self, node: Node) -> None:
+        """To be saved with the answer to the request under way."""
+        if node.inode != ROOT_NODE:
+            self._changed.append(node)
+
+    def take_changes(self) -> list[Words]:
+        if not self._changed:
+            return []
+        words = [node.words for node in self._changed]
+        self._changed.clear()
+        return words
+
+    def save(self, changes: Iterable[Words]) -> None:
+        for words in changes:
+            self.table.save(*words)
+
+    # -- inodes ------------------------------------------------------------------------------------------------------
 
     def stat(self, node: Node) -> os.stat_result:
         return os.fstat(self._paths.get(node))
@@ -128,32 +186,34 @@ class Inodes:
         path = os.readlink(os.fsencode(self.descriptor_path(node)))
         return path.removeprefix(b"/" + TREE).removeprefix(b"/").decode(errors="backslashreplace")
 
-    def forget(self, inode: int, count: int, *, keep: bool) -> bool:
-        """The kernel dropped `count` references; True when the inode is gone from the store by that.
+    def forget(self, inode: int, lookups: int) -> bool:
+        """The kernel has only so many references left; True when the inode is gone from the store by that.
 
-        An inode that the kernel no longer refers to is found again by name, so it is dropped from the table: not if the
-        books `keep` it, who name it to people.
+        An inode that the kernel no longer refers to is found again by name or by handle, so no `Node` is kept of it.
         """
         node = self.nodes.get(inode)
-        if node is None or inode == ROOT_NODE:
-            return False
-        node.lookups -= count
-        if node.lookups > 0:
-            return False
-        if node.removed_name is None:
-            if not keep:
-                self._drop(inode)
-                self._forgotten.remember(node.handle)
-            return False
-        self._remove_for_good(node)
-        self._drop(inode)
-        return True
+        name = self.removed_before.get(inode) if node is None else node.removed_name
+        if lookups == 0 and name is not None:
+            self.removed_before.pop(inode, None)
+            self.tmpfs.remove_for_good(inode, name)
+            self.drop(inode)
+            return True
+        if node is not None:
+            node.lookups = lookups
+            if lookups == 0:
+                self._release(inode)
+        self.table.save(inode, lookups, self.table.words(inode)[1] if lookups else 0)
+        return False
 
-    def _remove_for_good(self, node: Node) -> None:
-        name = b"%d" % node.inode
-        is_directory = stat.S_ISDIR(os.stat(name, dir_fd=self.tmpfs.removed_fd, follow_symlinks=False).st_mode)
-        (os.rmdir if is_directory else os.unlink)(name, dir_fd=self.tmpfs.removed_fd)
+    def lookups_of(self, inode: int) -> int:
+        node = self.nodes.get(inode)
+        return self.table.words(inode)[0] if node is None else node.lookups
 
-    def _drop(self, inode: int) -> None:
+    def drop(self, inode: int) -> None:
+        """The inode is gone: forget all of it."""
+        self._release(inode)
+        self.table.forget(inode)
+
+    def _release(self, inode: int) -> None:
         self._paths.discard(inode)
-        del self.nodes[inode]
+        self.nodes.pop(inode, None)

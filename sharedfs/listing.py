@@ -1,7 +1,8 @@
 """Listings: open directories of the mount, read from the store in portions, each as large as the kernel asks for.
 
 Offsets are tmpfs's own, so they mean what telldir(3) and seekdir(3) want of them while entries come and go. A portion
-is read so that all of it fits in the answer: a listing goes on where it stopped, and nobody seeks.
+is read so that all of it fits in the answer: a listing goes on where it stopped, and nobody seeks. A listing that was
+opened from a daemon before us goes on, too: its handle is not known here, but its inode and its offset are.
 """
 
 import ctypes
@@ -29,11 +30,12 @@ class Listing:
 class Listings:
     """The open directories of the mount, by handle. Called with the store's lock held."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, incarnation: int = 0) -> None:
+        """`incarnation` is another number for each daemon of a mount, so that their handles are not mistaken."""
         self._store = store
         self._listings: dict[int, Listing] = {}
         self._open: dict[int, Listing] = {}  # those with a descriptor, oldest first
-        self._last_handle = 0
+        self._last_handle = incarnation << 40
         self._buffer = ctypes.create_string_buffer(_BUFFER_BYTES)
 
     def open(self, node: Node) -> int:
@@ -42,20 +44,23 @@ class Listings:
         return self._last_handle
 
     def close(self, handle: int) -> None:
-        listing = self._listings.pop(handle)
-        if self._open.pop(handle, None) is not None:
+        listing = self._listings.pop(handle, None)
+        if listing is not None and self._open.pop(handle, None) is not None:
             os.close(listing.fd)
 
     def close_all(self) -> None:
         for handle in list(self._listings):
             self.close(handle)
 
-    def read(self, handle: int, offset: int, limit: int) -> tuple[Listing, bytes]:
-        """The listing of a handle and its getdents64 records from `offset` on, at most `limit` bytes; none at the end.
+    def read(self, handle: int, inode: int, offset: int, limit: int) -> tuple[Listing, bytes]:
+        """The listing of a handle of directory `inode`, and its getdents64 records from `offset` on; none at the end.
 
+        They are at most `limit` bytes.
         The caller sets `Listing.offset` to where the next portion begins.
         """
-        listing = self._listings[handle]
+        listing = self._listings.get(handle)
+        if listing is None:
+            listing = self._listings[handle] = Listing(self._store.node(inode))
         if listing.fd < 0:
             self._open_descriptor(handle, listing)
         if offset != listing.offset or offset == 0:  # from the start: names that came since are to be seen

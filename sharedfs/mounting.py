@@ -1,27 +1,31 @@
 """Mounting, remounting and unmounting: every check that can be made before anything is changed."""
 
-import logging
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from errno import EBUSY
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
-from sharedfs import places, pools
+from sharedfs import kept, places, pools
 from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.feed_types import Remount
+from sharedfs.feed_types import PoolStatus, Remount
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.mount_flags import MS_REMOUNT
 from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.mount_options import FILESYSTEM_TYPE, Asked, PoolOptions, flag_words, flags_of, setting_words, written
 from sharedfs.units import format_size
 
-_DAEMON_END_SECONDS = 20.0
+_END_SECONDS = 20.0
+_RELOAD_SECONDS = 60.0  # the new version imports everything first
+_POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 10.0
 ALL_FLAGS = -1
 # The store's and the data path's caches of descriptors (2048 + 4096), two of callers' (1024 each), and some to spare.
@@ -45,13 +49,18 @@ def require_root() -> None:
         raise CallerMistake("sharedfs mounts filesystems and reads cgroups: run it as root")
 
 
-def check(options: PoolOptions) -> None:
-    """Raises CallerMistake for everything that would keep the pool from being mounted as asked."""
+def check(options: PoolOptions, *, handed_down: bool = False) -> None:
+    """Raises CallerMistake for everything that would keep the pool from being mounted as asked.
+
+    `handed_down`: a service manager has kept it since another keeper mounted it.
+    """
     require_root()
     pools.check_name(options.name)
     _check_size(options.size_bytes)
     if not Path("/dev/fuse").exists():
         raise CallerMistake("there is no /dev/fuse: load the module with `modprobe fuse`, or pass the device through")
+    if handed_down:
+        return
     _check_mountpoint(options.mountpoint)
     record = pools.read_record(options.name)
     if record is not None and pools.is_served(record):
@@ -91,25 +100,43 @@ def _check_mountpoint(mountpoint: str) -> None:
         raise CallerMistake(f"{mountpoint}: {error.strerror}: give an empty directory") from None
 
 
-def mount_in_foreground(options: PoolOptions, ready_fd: int | None) -> None:
-    """Serve in this process. `ready_fd` is closed after a byte when the mount serves, and the log goes to its file."""
-    from sharedfs.daemon import run  # noqa: PLC0415 - half a second of imports, which only who serves needs
+def mount_in_foreground(options: PoolOptions) -> NoReturn:
+    """Become the keeper of the pool."""
+    arguments = _prepare_keeper(options)
+    os.execv(arguments[0], arguments)
 
-    check(options)
+
+def mount_in_background(options: PoolOptions) -> int:
+    """Start a keeper with these options and wait until its pool serves; its exit code when it does not.
+
+    A keeper that cannot start says why on our standard error itself.
+    """
+    arguments = _prepare_keeper(options)
+    ours, theirs = os.pipe()
+    keeper = subprocess.Popen(
+        [*arguments, str(theirs)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[theirs],
+        start_new_session=True,
+        cwd="/",
+        env=os.environ | {"SHAREDFS_RUN_DIR": os.path.abspath(places.run_directory())},
+    )
+    os.close(theirs)
+    try:
+        return 0 if os.read(ours, 1) else keeper.wait()
+    finally:
+        os.close(ours)
+
+
+def _prepare_keeper(options: PoolOptions) -> list[str]:
+    """The command line of a keeper, when nothing is in its way."""
+    handed_down = kept.are_there()
+    check(options, handed_down=handed_down)
     _allow_open_files()
     dead = pools.read_record(options.name)
-    if dead is not None:
+    if dead is not None and not handed_down:
         pools.clean_up_dead(dead)
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-    def on_ready() -> None:
-        if ready_fd is not None:
-            _log_to_file(options.name)
-            os.write(ready_fd, b"\n")
-            os.close(ready_fd)
-
-    run(options, on_ready)
+    return [sys.executable, "-m", "sharedfs.keeper", options.mountpoint, options.name, written(options)]
 
 
 def _allow_open_files() -> None:
@@ -121,38 +148,6 @@ def _allow_open_files() -> None:
         raise CallerMistake(
             f"a pool needs {_OPEN_FILES} open files and may have {hard}: `ulimit -Hn {_OPEN_FILES}` first ({error})"
         ) from error
-
-
-def mount_in_background(options: PoolOptions) -> int:
-    """Start a daemon with these options and wait until it serves; its exit code when it does not.
-
-    A daemon that cannot start says why on our standard error itself.
-    """
-    check(options)
-    ours, theirs = os.pipe()
-    arguments = [options.mountpoint, "--foreground", f"--ready-fd={theirs}", f"--name={options.name}"]
-    arguments += ["-o", written(options)]
-    daemon = subprocess.Popen(
-        [sys.executable, "-m", "sharedfs", "mount", *arguments],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[theirs],
-        start_new_session=True,
-        cwd="/",
-        env=os.environ | {"SHAREDFS_RUN_DIR": os.path.abspath(places.run_directory())},
-    )
-    os.close(theirs)
-    try:
-        return 0 if os.read(ours, 1) else daemon.wait()
-    finally:
-        os.close(ours)
-
-
-def _log_to_file(name: str) -> None:
-    """From here on nobody reads our standard error."""
-    log = os.open(places.daemon_log(name), os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
-        os.dup2(log, stream)
-    os.close(log)
 
 
 def remount(mountpoint: str, asked: Asked, *, keep_flags: int) -> None:
@@ -211,14 +206,44 @@ def umount(mountpoint: str) -> None:
     mounted = mount_at(mountpoint)
     if record is None and (mounted is None or mounted.kind != FILESYSTEM_TYPE):
         raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
-    daemon = None if record is None else pools.daemon_of(record)
+    served = record is not None and pools.is_served(record)
     if mounted is not None and mounted.kind == FILESYSTEM_TYPE:
-        # Without a record the daemon may well live, with another run directory: then it is not for us to pull it away.
-        _take_away(mountpoint, dead=record is not None and daemon is None)
-    if record is not None and daemon is not None and not pools.wait_for_end(record, _DAEMON_END_SECONDS):
-        raise HostFault(f"the daemon of {mountpoint} (pid {daemon.pid}) did not end after the unmount")
+        # Without a record the keeper may well live, with another run directory: then it is not for us to pull it away.
+        _take_away(mountpoint, dead=record is not None and not served)
+    if record is not None and served and not pools.wait_for_end(record, _END_SECONDS):
+        raise HostFault(f"the keeper of {mountpoint} (pid {record.keeper_pid}) did not end after the unmount")
     if record is not None:
         pools.clean_up_dead(record)
+
+
+def reload(mountpoint: str) -> None:
+    """Have the pool at `mountpoint` served by a daemon of the installed version, and wait until it is."""
+    require_root()
+    record = pools.record_at(mountpoint)
+    if record is None or not pools.is_served(record):
+        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+    before = ask_status(record.name)
+    os.kill(record.keeper_pid, signal.SIGHUP)
+    deadline = time.monotonic() + _RELOAD_SECONDS
+    while before is None or (now := ask_status(record.name)) is None or now.daemon_pid == before.daemon_pid:
+        if before is None or time.monotonic() > deadline:
+            raise HostFault(
+                f"no other daemon took over: the old one goes on; {places.daemon_log(record.name)} may say why"
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def ask_status(name: str) -> PoolStatus | None:
+    """What a pool says of itself; None when it does not answer just now."""
+    import httpx  # noqa: PLC0415 - slow to import
+
+    transport = httpx.HTTPTransport(uds=str(places.feed_socket(name)))
+    with httpx.Client(transport=transport, base_url="http://pool", timeout=_ANSWER_SECONDS) as client:
+        try:
+            answer = client.get("/v1/status").raise_for_status()
+        except (httpx.NetworkError, httpx.RemoteProtocolError):
+            return None
+        return PoolStatus.model_validate_json(answer.content)
 
 
 def _take_away(mountpoint: str, *, dead: bool) -> None:

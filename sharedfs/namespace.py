@@ -7,20 +7,25 @@ between two lines of one operation. None waits for a tenant; a long reservation 
 
 import errno
 import fcntl
+import logging
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
-from sharedfs.inodes import Node
+from sharedfs.inodes import SET_ID_BITS, Node, Words
+from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
+from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.store import SET_ID_BITS, Store
+from sharedfs.store import Store
+
+log = logging.getLogger("sharedfs")
 
 # Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
 ENTRY_SECONDS = 3600
@@ -74,10 +79,11 @@ class Namespace:
         callers: Callers,
         *,
         fast_reads: bool,
+        incarnation: int = 0,
     ) -> None:
         self.store = store
         self.lock = store.lock
-        self.listings = Listings(store)
+        self.listings = Listings(store, incarnation)
         self._books = books
         self._data_path = data_path
         self._backing = backing
@@ -85,29 +91,77 @@ class Namespace:
         self._reserve_bytes = reserve_bytes
         self._callers = callers
         self._fast_reads = fast_reads
+        self._aftermath = NOTHING
 
     # -- look-up and attributes --------------------------------------------------------------------------------------
 
     def lookup(self, parent: int, name: bytes) -> Found:
         node, found = self.store.lookup(self.store.node(parent), name)
-        node.lookups += 1
+        self.store.refer(node)
         return node, found
 
     def forget(self, inode: int, lookups: int) -> None:
-        if self.store.forget(inode, lookups, keep=self._books.resident_bytes_of(inode) > 0):
-            self._gone(inode)
+        """The kernel has only so many references left. To do this twice does no harm."""
+        if self.store.forget(inode, lookups):
+            self.gone(inode)
+
+    def forget_all(self, unique: int, dropped: Sequence[tuple[int, int]]) -> None:
+        """The kernel drops references: (inode, how many). Goes on where a daemon before us was killed in it."""
+        slot = self.store.slot
+        done = slot.begin_forgets(unique)
+        if done < 0:
+            return
+        for index in range(done, len(dropped)):
+            inode, references = dropped[index]
+            lookups = self.store.lookups_of(inode)
+            if references > lookups and inode != ROOT_NODE:
+                log.error(
+                    "the kernel forgets inode %d %d times and was told of it %d times", inode, references, lookups
+                )
+            if lookups and inode != ROOT_NODE:
+                slot.begin_forget(index, inode, max(0, lookups - references))
+                self.forget(inode, max(0, lookups - references))
+            slot.end_forget(index)
+        slot.end_forgets()
+
+    def take_aftermath(self) -> Aftermath:
+        """What the request under way wants to be done when it is committed."""
+        aftermath, self._aftermath = self._aftermath, NOTHING
+        return aftermath
+
+    def committed(self, request: int, changes: Iterable[Words], aftermath: Aftermath) -> None:
+        """A request with this number is committed: do the rest. To do this twice does no harm."""
+        self.store.save(changes)
+        if aftermath is NOTHING:
+            return
+        opened, closed, inode, reader, handles = aftermath
+        if opened:
+            self.store.slot.last_backing = opened
+        backing = self._backing()
+        if closed and backing is not None:
+            backing.close(closed)
+        if reader != NOBODY:
+            act = self._books.open_for_reading if handles > 0 else self._books.close_for_reading
+            act(inode, TenantId(reader), request)
 
     def attributes(self, inode: int) -> Found:
         node = self.store.node(inode)
         if node.may_be_mapped and node.opens == 0 and not self.store.is_open_elsewhere(node):
             node.may_be_mapped = False
+            self.store.changed(node)
         return node, self.store.stat(node)
 
     def attribute_seconds(self, node: Node) -> int:
         """How long the kernel may rely on what it is told of an inode."""
         return _MAPPED_FILE_SECONDS if node.may_be_mapped else ENTRY_SECONDS
 
-    def change(self, inode: int, changes: Changes, thread_id: int) -> Reservation | None:
+    def reserved_by(self, inode: int, changes: Changes) -> int:
+        """How many bytes the change will reserve."""
+        if changes.size is None:
+            return 0
+        return self._bytes_to_reserve(self.store.stat(self.store.node(inode)).st_size, changes.size)
+
+    def change(self, inode: int, changes: Changes, thread_id: int, slot: Slot) -> Reservation | None:
         """Change attributes; the reservation that is to be made before the change is answered, if any."""
         node = self.store.node(inode)
         reservation = None
@@ -117,28 +171,37 @@ class Namespace:
             os.chmod(self.store.descriptor_path(node), stat.S_IMODE(changes.mode))
             node.set_id = bool(changes.mode & SET_ID_BITS)
         if changes.size is not None:
-            reservation = self._resize(node, changes.size, thread_id)
+            reservation = self._resize(node, changes.size, thread_id, slot)
         if (changes.atime, changes.mtime) != (OMIT, OMIT):
             syscalls.set_times(self.store.path_descriptor(node), changes.atime, changes.mtime)
         return reservation
 
-    def _resize(self, node: Node, size: int, thread_id: int) -> Reservation | None:
+    def _resize(self, node: Node, size: int, thread_id: int, slot: Slot) -> Reservation | None:
         path = self.store.descriptor_path(node)
         old_size = self.store.stat(node).st_size
-        os.truncate(path, size)
         if size <= old_size:
+            os.truncate(path, size)
             self._books.uncharge(node.inode, size)
             return None
-        start = -(-old_size // self._books.page_bytes) * self._books.page_bytes
-        if start < size and self._may_reserve(size):
-            # The file may be mapped, and a page fault in a hole would charge the tenant and not the pool (I2). What is
-            # below the old end is as its writers left it, holes too.
-            return Reservation(node, start, size, self._callers.tenant_of(thread_id))
-        return None
+        reserves = self._bytes_to_reserve(old_size, size) > 0
+        if reserves:  # once the file is longer, nobody can see how much of that is new
+            slot.intend(Kind.EXTEND, node.inode, directory=old_size, other=size, new_directory=thread_id)
+        os.truncate(path, size)
+        return self.reservation(node, old_size, size, thread_id) if reserves else None
 
-    def _may_reserve(self, size: int) -> bool:
+    def reservation(self, node: Node, old_size: int, size: int, thread_id: int) -> Reservation:
+        """What a file that grows is to get: pages from its old end on.
+
+        The file may be mapped, and a page fault in a hole would charge the tenant and not the pool (I2). What is below
+        the old end is as its writers left it, holes too.
+        """
+        start = -(-old_size // self._books.page_bytes) * self._books.page_bytes
+        return Reservation(node, start, size, self._callers.tenant_of(thread_id))
+
+    def _bytes_to_reserve(self, old_size: int, size: int) -> int:
+        start = -(-old_size // self._books.page_bytes) * self._books.page_bytes
         pool = os.fstatvfs(self.store.mount_fd)
-        return size <= min(self._reserve_bytes, pool.f_bavail * pool.f_bsize)
+        return max(0, size - start) if size <= min(self._reserve_bytes, pool.f_bavail * pool.f_bsize) else 0
 
     def reserve(self, reservation: Reservation) -> None:
         """Allocate a file up to its size; if the pool filled up meanwhile, it stays sparse. Without the lock."""
@@ -158,12 +221,12 @@ class Namespace:
 
     def make(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int) -> Found:
         node, found = self.store.make(self.store.node(parent), name, mode, umask, uid, gid, device)
-        node.lookups += 1
+        self.store.refer(node)
         return node, found
 
     def make_directory(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int) -> Found:
         node, found = self.store.make_directory(self.store.node(parent), name, mode, umask, uid, gid)
-        node.lookups += 1
+        self.store.refer(node)
         return node, found
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int, thread_id: int) -> Found:
@@ -171,19 +234,19 @@ class Namespace:
         if found.st_blocks:  # tmpfs keeps a long target in a page
             tenant = self._callers.tenant_of(thread_id)
             self._books.charge(node.inode, 0, found.st_blocks * _STAT_BLOCK_BYTES, tenant)
-        node.lookups += 1
+        self.store.refer(node)
         return node, found
 
     def link(self, inode: int, parent: int, name: bytes) -> Found:
         node = self.store.node(inode)
         self.store.link(node, self.store.node(parent), name)
-        node.lookups += 1
+        self.store.refer(node)
         return node, self.store.stat(node)
 
     def unlink(self, parent: int, name: bytes) -> None:
         gone = self.store.unlink(self.store.node(parent), name)
         if gone is not None:
-            self._gone(gone)
+            self.gone(gone)
 
     def remove_directory(self, parent: int, name: bytes) -> None:
         self.store.remove_directory(self.store.node(parent), name)
@@ -191,7 +254,7 @@ class Namespace:
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
         gone = self.store.rename(self.store.node(parent), name, self.store.node(new_parent), new_name, flags)
         if gone is not None:
-            self._gone(gone)
+            self.gone(gone)
 
     # -- open files --------------------------------------------------------------------------------------------------
     # A file's handle is its inode number: all opens of a file are alike, and one that outlives us needs no table.
@@ -205,7 +268,7 @@ class Namespace:
                 raise
             node, found = self.store.lookup(directory, name)
             self.open(node.inode, flags)
-            node.lookups += 1
+            self.store.refer(node)
             return node, found
         return self._created(node, found, fd)
 
@@ -217,14 +280,15 @@ class Namespace:
             self._register(node, fd)
         finally:
             os.close(fd)
-        node.opens, node.lookups, node.may_be_mapped = 1, 1, True
+        node.opens, node.may_be_mapped = 1, True
+        self.store.refer(node)
         return node, found
 
     def open(self, inode: int, flags: int) -> None:
         node = self.store.node(inode)
-        backing = self._backing()
+        needs_backing = node.backing_id == 0 and self._backing() is not None
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
-        if for_writing or (backing is not None and inode not in backing):
+        if for_writing or needs_backing:
             # Inode flags may refuse to write (EPERM); reading goes with what they allow.
             fd = (
                 self.store.open(node, os.O_RDWR | flags & os.O_APPEND)
@@ -232,46 +296,45 @@ class Namespace:
                 else self.store.open_for_data(node)
             )
             try:
-                if backing is not None and inode not in backing:
-                    backing.register(inode, fd)
+                self._register(node, fd)
             finally:
                 os.close(fd)
         if not node.may_be_mapped:
             node.may_be_mapped = True
             self._expire(inode)
         node.opens += 1
+        self.store.changed(node)
 
     def _register(self, node: Node, fd: int) -> None:
         backing = self._backing()
-        if backing is not None and node.inode not in backing:
-            backing.register(node.inode, fd)
-
-    def backing_id(self, inode: int) -> int | None:
-        """What an open file's mappings go to, None where the kernel has no passthrough."""
-        backing = self._backing()
-        return None if backing is None else backing.id_of(inode)
+        if backing is not None and node.backing_id == 0:
+            node.backing_id = backing.register(fd)
+            self._aftermath = self._aftermath._replace(opened_backing=node.backing_id)
+            self.store.changed(node)
 
     def open_for_reading(self, inode: int, flags: int, thread_id: int) -> TenantId:
         """After `open`: the tenant, when the kernel is to serve this handle's reads itself; it uses the file then.
 
         NOBODY when reads are to come to us: they are exact by default, and must be where we could name nobody.
         """
-        if not self._fast_reads or flags & os.O_ACCMODE != os.O_RDONLY or self.backing_id(inode) is None:
+        if not self._fast_reads or flags & os.O_ACCMODE != os.O_RDONLY or self.store.node(inode).backing_id == 0:
             return NOBODY
-        return self._books.open_for_reading(inode, self._callers.tenant_of(thread_id))
+        tenant = self._callers.tenant_of(thread_id)
+        self._aftermath = self._aftermath._replace(read_inode=inode, reader=tenant, handles=1)
+        return tenant
 
     def release(self, inode: int, reader: TenantId) -> None:
         """A handle is closed; `reader` is what `open_for_reading` said of it."""
         if reader != NOBODY:
-            self._books.close_for_reading(inode, reader)
+            self._aftermath = Aftermath(read_inode=inode, reader=reader, handles=-1)
         node = self.store.node(inode)
         node.opens -= 1
         if node.opens == 0:
             self._book_strays(node)
             self._data_path.discard(inode)
-            backing = self._backing()
-            if backing is not None:
-                backing.release(inode)
+            self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
+            node.backing_id = 0
+        self.store.changed(node)
 
     def _book_strays(self, node: Node) -> None:
         """Find pages that a mapping brought into a hole and that no scan saw, for it was gone by then.
@@ -287,6 +350,8 @@ class Namespace:
         """`drop_set_gid`: who set this ACL may not keep the set-gid bit, as with chmod(2)."""
         node = self.store.node(inode)
         path = self.store.descriptor_path(node)
+        if flags & os.XATTR_CREATE and not _has_xattr(path, name):
+            self.store.slot.intend(Kind.MAKE_XATTR, inode, name=name)
         os.setxattr(path, name, value, flags)
         if name == _ACCESS_ACL:
             mode = self.store.stat(node).st_mode
@@ -301,7 +366,10 @@ class Namespace:
         return [name for name in names if privileged or not name.startswith(b"trusted.")]
 
     def remove_xattr(self, inode: int, name: bytes) -> None:
-        os.removexattr(self.store.descriptor_path(self.store.node(inode)), name)
+        path = self.store.descriptor_path(self.store.node(inode))
+        os.getxattr(path, name)  # ENODATA when there is none to remove
+        self.store.slot.intend(Kind.REMOVE_XATTR, inode, name=name)
+        os.removexattr(path, name)
 
     def inode_flags(self, inode: int, command: int, argument: bytearray) -> None:
         """Read or set inode flags (chattr(1)) with the ioctl `command`."""
@@ -320,7 +388,15 @@ class Namespace:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _gone(self, inode: int) -> None:
+    def gone(self, inode: int) -> None:
         """An inode left the store: nothing of ours may hold its pages, and the books close its account."""
         self._data_path.discard(inode)
         self._books.drop(inode)
+
+
+def _has_xattr(path: str, name: bytes) -> bool:
+    try:
+        os.getxattr(path, name)
+    except OSError:
+        return False
+    return True

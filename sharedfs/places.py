@@ -3,7 +3,8 @@
     RUN/controller.sock          the controller's API
     RUN/pools/NAME/feed.sock     a pool's feed
     RUN/pools/NAME/pool.json     who serves it (a `PoolRecord`)
-    RUN/pools/NAME/daemon.log    what it says
+    RUN/pools/NAME/daemon.log    what keeper and daemon say
+    RUN/pools/NAME/lock          held by who serves it (`claims.py`)
 
 `SHAREDFS_RUN_DIR` moves RUN, `SHAREDFS_STATE_DIR` the directory of what must survive a reboot: two installations
 (or a test and the host's own service) then do not see each other.
@@ -39,3 +40,7 @@ def daemon_log(name: str) -> Path:
 
 def feed_socket(name: str) -> Path:
     return pool_directory(name) / "feed.sock"
+
+
+def pool_record(name: str) -> Path:
+    return pool_directory(name) / "pool.json"

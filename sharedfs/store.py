@@ -2,17 +2,21 @@
 
 Names, modes, links, xattrs and times are tmpfs's own, so their semantics are too. A name is always one component below
 a directory descriptor and never followed. What loses its last name while the kernel still knows it moves to removed/.
+
+What cannot be done twice is written to the journal first, after all that can be wrong with it was looked for: with the
+lock held, nothing changes in between. `recovery.py` has the other half.
 """
 
 import os
 import stat
-from errno import EINVAL, ENOENT, ENOTEMPTY
+from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY
 
-from sharedfs.inodes import Inodes, Node
+from sharedfs.inodes import SET_ID_BITS, Inodes, Node
+from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 
-SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
+NAMELESS = b"(a file without a name)"
 
 
 class Store(Inodes):
@@ -29,8 +33,7 @@ class Store(Inodes):
         inode = self._number(found)
         node = self.nodes.get(inode)
         if node is None:
-            node = self.nodes[inode] = Node(inode, syscalls.name_to_handle(directory, name))
-            self._forgotten.forget(inode)
+            node = self.add(syscalls.name_to_handle(directory, name))
         node.set_id = bool(found.st_mode & SET_ID_BITS)
         return node, found
 
@@ -48,7 +51,7 @@ class Store(Inodes):
         self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int = 0
     ) -> tuple[Node, os.stat_result]:
         """Make a FIFO, socket, device node or regular file that belongs to its creator. EEXIST when there is one."""
-        directory = self._directory(parent, name)
+        directory = self._directory_for_new(parent, name)
         with _Masked(umask):
             os.mknod(name, mode, device, dir_fd=directory)
         self._own(parent, directory, name, mode, uid, gid)
@@ -58,7 +61,7 @@ class Store(Inodes):
         self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int
     ) -> tuple[Node, os.stat_result, int]:
         """Make a regular file; its descriptor, open for reading and writing, is the caller's to close."""
-        directory = self._directory(parent, name)
+        directory = self._directory_for_new(parent, name)
         with _Masked(umask):
             fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, mode & 0o7777, dir_fd=directory)
         return self._created(parent, fd, uid, gid)
@@ -71,8 +74,9 @@ class Store(Inodes):
         with _Masked(umask):
             fd = os.open(b".", os.O_TMPFILE | os.O_RDWR, mode & 0o7777, dir_fd=directory)
         node, found, fd = self._created(parent, fd, uid, gid)
-        os.link(f"/proc/self/fd/{fd}", b"%d" % node.inode, dst_dir_fd=self.tmpfs.removed_fd, follow_symlinks=True)
-        node.removed_name = b"(a file without a name)"
+        node.removed_name = NAMELESS
+        entry = self.tmpfs.removed_entry(node.inode, node.removed_name)
+        os.link(f"/proc/self/fd/{fd}", entry, dst_dir_fd=self.tmpfs.removed_fd, follow_symlinks=True)
         return node, found, fd
 
     def _created(self, parent: Node, fd: int, uid: int, gid: int) -> tuple[Node, os.stat_result, int]:
@@ -80,36 +84,38 @@ class Store(Inodes):
             if uid or gid:
                 self._own_file(parent, fd, uid, gid)
             found = os.fstat(fd)
-            node = Node(found.st_ino, syscalls.name_to_handle(fd, b""))
+            node = self.add(syscalls.name_to_handle(fd, b""))
         except OSError:
             os.close(fd)
             raise
         node.set_id = bool(found.st_mode & SET_ID_BITS)
-        self.nodes[node.inode] = node
         return node, found, fd
 
     def make_directory(
         self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int
     ) -> tuple[Node, os.stat_result]:
-        directory = self._directory(parent, name)
+        directory = self._directory_for_new(parent, name)
         with _Masked(umask):
             os.mkdir(name, mode & 0o1777, dir_fd=directory)
         self._own(parent, directory, name, 0, uid, gid)
         return self.lookup(parent, name)
 
     def make_symlink(self, parent: Node, name: bytes, target: bytes, uid: int, gid: int) -> tuple[Node, os.stat_result]:
-        directory = self._directory(parent, name)
+        directory = self._directory_for_new(parent, name)
         os.symlink(target, name, dir_fd=directory)
         self._own(parent, directory, name, 0, uid, gid)
         return self.lookup(parent, name)
 
     def link(self, node: Node, parent: Node, name: bytes) -> None:
         directory = self._directory(parent, name)
+        self._check_absent(directory, name)
         if node.removed_name is None:
+            self.slot.intend(Kind.LINK, node.inode, parent.inode, name)
             os.link(self.descriptor_path(node), name, dst_dir_fd=directory, follow_symlinks=True)
         else:  # a file of O_TMPFILE: for others the kernel does not ask
-            number = b"%d" % node.inode
-            syscalls.rename(self.tmpfs.removed_fd, number, directory, name, syscalls.RENAME_NOREPLACE)
+            self.slot.intend(Kind.LINK_NAMELESS, node.inode, parent.inode, name)
+            entry = self.tmpfs.removed_entry(node.inode, node.removed_name)
+            syscalls.rename(self.tmpfs.removed_fd, entry, directory, name, syscalls.RENAME_NOREPLACE)
             node.removed_name = None
 
     def unlink(self, parent: Node, name: bytes) -> int | None:
@@ -120,24 +126,25 @@ class Store(Inodes):
         """
         directory = self._directory(parent, name)
         node, found = self.lookup(parent, name)
+        self.slot.intend(Kind.REMOVE, node.inode, parent.inode, name)
         if found.st_nlink > 1:
             os.unlink(name, dir_fd=directory)
             return None
         if node.lookups == 0:
             os.unlink(name, dir_fd=directory)
-            self._drop(node.inode)
+            self.drop(node.inode)
             return node.inode
-        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self.tmpfs.removed_fd)
-        node.removed_name = name
+        self._move_to_removed(directory, name, node)
         return None
 
     def remove_directory(self, parent: Node, name: bytes) -> None:
         """Remove an empty directory; it lives on in removed/ like a file while the kernel has a reference."""
         directory = self._directory(parent, name)
         node, found = self.lookup(parent, name)
+        self.slot.intend(Kind.REMOVE, node.inode, parent.inode, name)
         if node.lookups == 0 or not stat.S_ISDIR(found.st_mode):
             os.rmdir(name, dir_fd=directory)
-            self._drop(node.inode)
+            self.drop(node.inode)
         else:
             self._set_aside(directory, name, node)
 
@@ -145,7 +152,11 @@ class Store(Inodes):
         """Move an empty directory to removed/."""
         if not self._is_empty(node):
             raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY))
-        os.rename(name, b"%d" % node.inode, src_dir_fd=directory, dst_dir_fd=self.tmpfs.removed_fd)
+        self._move_to_removed(directory, name, node)
+
+    def _move_to_removed(self, directory: int, name: bytes, node: Node) -> None:
+        entry = self.tmpfs.removed_entry(node.inode, name)
+        os.rename(name, entry, src_dir_fd=directory, dst_dir_fd=self.tmpfs.removed_fd)
         node.removed_name = name
 
     def _is_empty(self, node: Node) -> bool:
@@ -160,44 +171,46 @@ class Store(Inodes):
         """renameat2(2); the number of the inode that is gone by that, else None."""
         old_directory, new_directory = self._directory(parent, name), self._directory(new_parent, new_name)
         keeps_target = flags & (syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE)
-        replaced = None if keeps_target else self._replaced_by_rename(parent, name, new_parent, new_name)
+        source, source_found = self.lookup(parent, name)
+        replaced = None if keeps_target else self._replaced_by_rename(source, new_parent, new_name)
+        other = 0 if replaced is None else replaced[0].inode
+        self.slot.intend(Kind.RENAME, source.inode, parent.inode, name, new_parent.inode, new_name, other)
         if replaced is None:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
             return None
         node, found = replaced
-        number = b"%d" % node.inode
-        source_is_directory = stat.S_ISDIR(self.lookup(parent, name)[1].st_mode)
-        keeps_directory = stat.S_ISDIR(found.st_mode) and source_is_directory and node.lookups > 0
+        entry = self.tmpfs.removed_entry(node.inode, new_name)
+        removed_fd = self.tmpfs.removed_fd
+        keeps_directory = stat.S_ISDIR(found.st_mode) and stat.S_ISDIR(source_found.st_mode) and node.lookups > 0
         keeps_file = not stat.S_ISDIR(found.st_mode) and node.lookups > 0 and found.st_nlink == 1
         if keeps_directory:
             self._set_aside(new_directory, new_name, node)
         elif keeps_file:  # a second name first, so that the replaced file is never without one
-            os.link(self.descriptor_path(node), number, dst_dir_fd=self.tmpfs.removed_fd, follow_symlinks=True)
+            os.link(self.descriptor_path(node), entry, dst_dir_fd=removed_fd, follow_symlinks=True)
         try:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
         except OSError:
             if keeps_directory:
                 node.removed_name = None
-                os.rename(number, new_name, src_dir_fd=self.tmpfs.removed_fd, dst_dir_fd=new_directory)
+                os.rename(entry, new_name, src_dir_fd=removed_fd, dst_dir_fd=new_directory)
             elif keeps_file:
-                os.unlink(number, dir_fd=self.tmpfs.removed_fd)
+                os.unlink(entry, dir_fd=removed_fd)
             raise
         if keeps_file:
             node.removed_name = new_name
         elif not keeps_directory and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
-            self._drop(node.inode)
+            self.drop(node.inode)
             return node.inode
         return None
 
     def _replaced_by_rename(
-        self, parent: Node, name: bytes, new_parent: Node, new_name: bytes
+        self, source: Node, new_parent: Node, new_name: bytes
     ) -> tuple[Node, os.stat_result] | None:
         """What a rename that replaces takes the name from, None for nothing."""
         try:
             target, found = self.lookup(new_parent, new_name)
         except FileNotFoundError:
             return None
-        source, _ = self.lookup(parent, name)
         return None if source is target else (target, found)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
@@ -209,6 +222,20 @@ class Store(Inodes):
         if node.removed_name is not None:
             raise OSError(ENOENT, os.strerror(ENOENT))
         return self._paths.get(node)
+
+    def _directory_for_new(self, parent: Node, name: bytes) -> int:
+        """The descriptor of a directory in which `name` is about to be made: EEXIST when there is one."""
+        directory = self._directory(parent, name)
+        self._check_absent(directory, name)
+        self.slot.intend(Kind.MAKE, directory=parent.inode, name=name)
+        return directory
+
+    def _check_absent(self, directory: int, name: bytes) -> None:
+        try:
+            os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        raise FileExistsError(EEXIST, os.strerror(EEXIST))
 
     def _inherited_set_gid(self, parent: Node) -> int:
         return os.fstat(self._paths.get(parent)).st_mode & stat.S_ISGID

@@ -2,50 +2,90 @@
 with the last descriptor into it.
 
 Layout:   tree/ what tenants see       removed/ what has no name any more and somebody still uses, by inode number
+and last name: what is in removed/ is what the kernel has to forget before it is gone.
 """
 
 import os
+import stat
 
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.kernel.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
 
 TREE, REMOVED = b"tree", b"removed"
+_NAME_BYTES = 255
 _HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
 
 
+def make_tmpfs(
+    size_bytes: int,
+    inodes: int | None = None,
+    root_mode: int = 0o1777,
+    root_owner: tuple[int, int] = (0, 0),
+    atime_attributes: int = 0,
+) -> tuple[int, int]:
+    """A new tmpfs with its two directories: descriptors of the mount and of its root, the caller's to close.
+
+    When the first one (O_PATH) is closed the mount is dissolved: all goes on but that its attributes are fixed.
+    `inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits.
+    Set-id bits and devices never count here: what executes and opens them is the kernel, by the mount of tenants.
+    """
+    options = {"source": "sharedfs", "mode": "0700"} | _bounds(size_bytes, inodes)
+    attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | atime_attributes
+    fsmount_fd = syscalls.detached_mount("tmpfs", options, ["inode64"], attributes)
+    # fsmount's descriptor is O_PATH; open_by_handle_at, and a service manager that keeps it, want a real one
+    root_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fsmount_fd)
+    for name, mode in ((TREE, root_mode), (REMOVED, 0o700)):
+        os.mkdir(name, dir_fd=root_fd)
+        os.chmod(name, mode, dir_fd=root_fd)
+    os.chown(TREE, *root_owner, dir_fd=root_fd)
+    return fsmount_fd, root_fd
+
+
+def make_state() -> int:
+    """A descriptor of the root of another new tmpfs, for what must outlive the daemon: a full pool leaves it room."""
+    mount_fd = syscalls.detached_mount("tmpfs", {"source": "sharedfs", "mode": "0700", "size": "0"})
+    try:
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount_fd)
+    finally:
+        os.close(mount_fd)
+
+
 class PrivateTmpfs:
-    """The mount and its two directories."""
+    """The tmpfs by a descriptor of its root, which becomes ours, and its two directories."""
 
-    def __init__(
-        self,
-        size_bytes: int,
-        inodes: int | None = None,
-        root_mode: int = 0o1777,
-        root_owner: tuple[int, int] = (0, 0),
-        atime_attributes: int = 0,
-    ) -> None:
-        """`inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits.
-
-        Set-id bits and devices never count here: what executes and opens them is the kernel, by the mount of tenants.
-        """
-        options = {"source": "sharedfs", "mode": "0700"} | _bounds(size_bytes, inodes)
-        attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | atime_attributes
-        self._fsmount_fd = syscalls.detached_mount("tmpfs", options, ["inode64"], attributes)
-        # fsmount's descriptor is O_PATH; open_by_handle_at wants a real one
-        self.mount_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fsmount_fd)
-        for name, mode in ((TREE, root_mode), (REMOVED, 0o700)):
-            os.mkdir(name, dir_fd=self.mount_fd)
-            os.chmod(name, mode, dir_fd=self.mount_fd)
-        os.chown(TREE, *root_owner, dir_fd=self.mount_fd)
-        self.removed_fd = os.open(REMOVED, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.mount_fd)
-        self.tree_inode = os.stat(TREE, dir_fd=self.mount_fd).st_ino
+    def __init__(self, mount_fd: int) -> None:
+        self.mount_fd = mount_fd
+        self.removed_fd = os.open(REMOVED, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount_fd)
+        self.tree_inode = os.stat(TREE, dir_fd=mount_fd).st_ino
         # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.
-        self.root_numbers = {self.tree_inode: ROOT_NODE, os.fstat(self.mount_fd).st_ino: ROOT_NODE}
+        self.root_numbers = {self.tree_inode: ROOT_NODE, os.fstat(mount_fd).st_ino: ROOT_NODE}
 
     def close(self) -> None:
-        for fd in (self.removed_fd, self.mount_fd, self._fsmount_fd):
+        for fd in (self.removed_fd, self.mount_fd):
             os.close(fd)
+
+    @staticmethod
+    def removed_entry(inode: int, name: bytes) -> bytes:
+        """What an inode is called in removed/: its number, and as much of the name that it had as there is room for."""
+        return (b"%d " % inode + name)[:_NAME_BYTES]
+
+    def removed_names(self) -> dict[int, bytes]:
+        """The last names of the inodes in removed/."""
+        names = {}
+        for entry in os.listdir(self.removed_fd):
+            number, _, name = os.fsencode(entry).partition(b" ")
+            names[int(number)] = name
+        return names
+
+    def remove_for_good(self, inode: int, name: bytes) -> None:
+        """Remove from removed/; what is not there is no error."""
+        entry = self.removed_entry(inode, name)
+        try:
+            is_directory = stat.S_ISDIR(os.stat(entry, dir_fd=self.removed_fd, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return
+        (os.rmdir if is_directory else os.unlink)(entry, dir_fd=self.removed_fd)
 
     def used_bytes(self) -> int:
         pool = os.fstatvfs(self.mount_fd)
@@ -54,7 +94,7 @@ class PrivateTmpfs:
     def reconfigure(self, size_bytes: int, inodes: int | None, atime_attributes: int) -> None:
         """Change the bounds and who moves access times. EINVAL when more is in use than would be allowed."""
         syscalls.reconfigure_tmpfs(self.mount_fd, _bounds(size_bytes, inodes))
-        syscalls.set_mount_attributes(self._fsmount_fd, MOUNT_ATTR_ATIME | MOUNT_ATTR_NODIRATIME, atime_attributes)
+        syscalls.set_mount_attributes(self.mount_fd, MOUNT_ATTR_ATIME | MOUNT_ATTR_NODIRATIME, atime_attributes)
 
 
 def _bounds(size_bytes: int, inodes: int | None) -> dict[str, str]:

@@ -56,7 +56,7 @@ def mount_pool(mountpoint: Path, name: str | None, size_bytes: int, resources: E
     if record is not None:
         if pools.is_served(record):
             return False
-        command("sharedfs", "umount", str(mountpoint))  # its daemon died
+        command("sharedfs", "umount", str(mountpoint))  # its keeper died
     if not mountpoint.exists():
         mountpoint.mkdir(parents=True)
         resources.callback(_ignoring_errors(mountpoint.rmdir))

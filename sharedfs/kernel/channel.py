@@ -10,9 +10,13 @@ pyfuse3 hides the calling thread of a READ or WRITE, cannot turn on passthrough 
 wire all that is a few bytes.
 The reply pump is a thread of its own because libfuse writes its replies with a blocking call from trio's thread: if
 that thread were to drain them as well, replies beyond the socket's buffer would hang it for good.
+
+The connection may be one that another daemon served before us (Linux >= 6.9): libfuse is then given the kernel's INIT
+request of that time again, the kernel already has its answer, and sends again what it has no answer to.
 """
 
 import contextlib
+import mmap
 import os
 import select
 import socket
@@ -43,19 +47,19 @@ otherwise it has written its reply with `Channel.reply` or will do so later.
 class Shortcut(Protocol):
     """Answers on the wire, without us, requests that it knows how to. For the request pump's thread."""
 
-    def next(self, request: bytearray, /) -> int:
+    def next(self, request: bytearray | mmap.mmap, /) -> int:
         """Answer requests until one wants a handler, or many wait; it is in `request`. Its length. Raises OSError."""
 
     def serve(self, request: memoryview, /) -> bool:
         """Answer this request, or leave it untouched."""
 
 
-def offers_passthrough(init_in: memoryview) -> bool:
-    """Whether the kernel that sent this INIT request has FUSE_PASSTHROUGH."""
+def offers(init_in: memoryview, flag: int) -> bool:
+    """Whether the kernel that sent this INIT request (its body) has what a flag above bit 31 stands for."""
     if len(init_in) < wire.INIT_IN.size:
         return False
     _, _, _, flags, flags2 = wire.INIT_IN.unpack_from(init_in)
-    return bool(flags & wire.INIT_EXT and (flags | flags2 << 32) & wire.INIT_PASSTHROUGH)
+    return bool(flags & wire.INIT_EXT and (flags | flags2 << 32) & flag)
 
 
 class Channel:
@@ -75,7 +79,10 @@ class Channel:
         *,
         want_passthrough: bool,
         on_end: Callable[[BaseException | None], None],
+        buffer: bytearray | mmap.mmap | None = None,
+        on_init: Callable[[bytes], None] | None = None,
     ) -> None:
+        """`buffer` is what requests are read into, one at a time; `on_init` is told the kernel's INIT request."""
         os.set_blocking(device_fd, False)
         self._device_fd = device_fd
         self._device_ready = select.poll()
@@ -86,6 +93,8 @@ class Channel:
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
+        self._buffer = bytearray(wire.REQUEST_BYTES) if buffer is None else buffer
+        self._on_init = on_init
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
@@ -94,6 +103,8 @@ class Channel:
         self._init_unique = 0  # of the INIT request, whose reply we edit
         self.initialised = threading.Event()
         self.passthrough = False
+        self.resends = False
+        """Whether the kernel can send again what a daemon that died did not answer."""
         self.answered = 0
         self.forwarded = 0
         self._requests, self._replies = (
@@ -109,6 +120,14 @@ class Channel:
     def start(self) -> None:
         self._requests.start()
         self._replies.start()
+
+    def resume(self, init_request: bytes) -> None:
+        """Before `start`, on a connection that was served before: go on with what was agreed on then."""
+        self._forward_init(memoryview(init_request))
+
+    def ask_again(self) -> None:
+        """Have the kernel send again what was read from the device and not answered."""
+        self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, wire.NOTIFY_RESEND, 0)])
 
     def close(self) -> None:
         """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the next request.
@@ -168,7 +187,7 @@ class Channel:
             self._on_end(None)
 
     def _request_pump(self) -> None:
-        buffer = bytearray(wire.REQUEST_BYTES)
+        buffer = self._buffer
         view = memoryview(buffer)
         receive = self._receive if self.shortcut is None else self.shortcut.next
         while True:
@@ -187,14 +206,14 @@ class Channel:
             if self._closed:
                 return
 
-    def _receive(self, buffer: bytearray) -> int:
+    def _receive(self, buffer: bytearray | mmap.mmap) -> int:
         while True:
             try:
                 return os.readv(self._device_fd, [buffer])
             except BlockingIOError:
                 self._device_ready.poll()
 
-    def _take(self, buffer: bytearray) -> int:
+    def _take(self, buffer: bytearray | mmap.mmap) -> int:
         """One more request that waits already; 0 for none. The end of the connection is left for `receive` to find."""
         if self._device_ready.poll(0):
             try:
@@ -204,19 +223,23 @@ class Channel:
                     raise
         return 0
 
-    def _answer_in_turns(self, buffer: bytearray, length: int) -> None:
+    def _answer_in_turns(self, buffer: bytearray | mmap.mmap, length: int) -> None:
         """More requests wait than one: take in all there are, and answer by turns of those who ask.
 
-        `buffer` has the first one, and is used for others. What is taken in is bounded in bytes.
+        `buffer` has the first one, and is used for others. What is taken in is bounded in bytes. What the kernel drops
+        is forgotten at once: it does not wait for an answer, so it would be lost if we were killed before.
         """
         waiting: FairQueue[bytes] = FairQueue()
         view = memoryview(buffer)
         waiting_bytes = 0
         while True:
             while length:
-                thread_id = wire.IN_HEADER.unpack_from(buffer)[6]
-                waiting.push(self._party_of(thread_id), bytes(view[:length]))
-                waiting_bytes += length
+                _, opcode, _, _, _, _, thread_id, _, _ = wire.IN_HEADER.unpack_from(buffer)
+                if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+                    self._answer(view[:length])
+                else:
+                    waiting.push(self._party_of(thread_id), bytes(view[:length]))
+                    waiting_bytes += length
                 length = self._take(buffer) if waiting_bytes < _WAITING_BYTES else 0
             if not len(waiting):
                 return
@@ -242,10 +265,20 @@ class Channel:
                 self.reply(unique, EINVAL)
         elif opcode != Opcode.INTERRUPT:  # no handler of ours waits for a tenant, so there is nothing to interrupt
             if opcode == Opcode.INIT:
-                self.passthrough = self._want_passthrough and offers_passthrough(request[wire.IN_HEADER.size :])
-                self._init_unique = unique
-            self.forwarded += 1
-            self._ours.sendall(request)
+                if self._on_init is not None:
+                    self._on_init(bytes(request))
+                self._forward_init(request)
+            else:
+                self.forwarded += 1
+                self._ours.sendall(request)
+
+    def _forward_init(self, request: memoryview) -> None:
+        _, _, self._init_unique, _, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
+        body = request[wire.IN_HEADER.size :]
+        self.passthrough = self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH)
+        self.resends = offers(body, wire.INIT_HAS_RESEND)
+        self.forwarded += 1
+        self._ours.sendall(request)
 
     def _reply_pump(self) -> None:
         buffer = bytearray(wire.REQUEST_BYTES)
@@ -259,7 +292,7 @@ class Channel:
             if is_init and error == 0:
                 self._edit_init(view[wire.OUT_HEADER.size : length])
             self._write([view[:length]])
-            if is_init:
+            if is_init:  # which the kernel does not wait for if it is not the first daemon's
                 self.initialised.set()
 
     def _edit_init(self, body: memoryview) -> None:
@@ -273,6 +306,8 @@ class Channel:
         flags |= wire.INIT_EXPORT_SUPPORT | wire.INIT_DO_READDIRPLUS | wire.INIT_READDIRPLUS_AUTO
         # A default ACL replaces the umask, so the umask is the store's to apply; and who sets an ACL may lose set-gid.
         flags |= wire.INIT_POSIX_ACL | wire.INIT_DONT_MASK | wire.INIT_SETXATTR_EXT
+        if self.resends:
+            flags |= wire.INIT_EXT | wire.INIT_HAS_RESEND
         if self.passthrough:
             flags |= wire.INIT_EXT | wire.INIT_PASSTHROUGH
             fields[11] = 1  # max_stack_depth: the backing file's filesystem stacks on nothing

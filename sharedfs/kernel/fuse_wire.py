@@ -16,16 +16,20 @@ class Opcode(IntEnum):
     GETATTR = 3
     SETATTR = 4
     READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
     MKDIR = 9
     UNLINK = 10
     RMDIR = 11
     RENAME = 12
+    LINK = 13
     OPEN = 14
     READ = 15
     WRITE = 16
     RELEASE = 18
     SETXATTR = 21
     GETXATTR = 22
+    REMOVEXATTR = 24
     INIT = 26
     OPENDIR = 27
     READDIR = 28
@@ -45,6 +49,7 @@ class Opcode(IntEnum):
 
 # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding. `pid` is the calling thread's id.
 IN_HEADER = Struct("<IIQQIIIHH")
+UNIQUE_RESEND = 1 << 63  # of a request that is sent again after NOTIFY_RESEND
 # fuse_out_header: len, error (a negative errno), unique
 OUT_HEADER = Struct("<IiQ")
 
@@ -78,8 +83,11 @@ INIT_MAX_PAGES = 1 << 22
 INIT_SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
 INIT_PASSTHROUGH = 1 << 37
+INIT_HAS_RESEND = 1 << 39
 
-NOTIFY_INVAL_INODE = 2  # in the place of an error, with unique 0
+# Notifications: in the place of an error, with unique 0.
+NOTIFY_INVAL_INODE = 2
+NOTIFY_RESEND = 7
 INVAL_INODE_OUT = Struct("<Qqq")  # fuse_notify_inval_inode_out: ino, off (negative: attributes only), len
 
 FOPEN_DIRECT_IO = 1 << 0

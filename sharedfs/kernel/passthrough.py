@@ -6,30 +6,31 @@ sends the RELEASE. So an id lives from the first open of an inode to its last re
 
 import fcntl
 import struct
+from errno import ENOENT
 
 _BACKING_OPEN = 0x4010E501  # _IOW(229, 1, struct fuse_backing_map {s32 fd; u32 flags; u64 padding})
 _BACKING_CLOSE = 0x4004E502  # _IOW(229, 2, u32)
 
 
 class BackingFiles:
-    """The backing ids of one FUSE connection, by inode number. `device_fd` is its /dev/fuse."""
+    """The backing ids of one FUSE connection, by its /dev/fuse. They live in the connection, and outlive us.
+
+    The kernel numbers them one by one, from 1 on, and gives no number twice.
+    """
 
     def __init__(self, device_fd: int) -> None:
         self._device_fd = device_fd
-        self._ids: dict[int, int] = {}
 
-    def __contains__(self, inode: int) -> bool:
-        return inode in self._ids
-
-    def register(self, inode: int, backing_fd: int) -> None:
-        """Make `backing_fd`'s file the one behind `inode`; the caller may close it afterwards."""
+    def register(self, backing_fd: int) -> int:
+        """A new id for `backing_fd`'s file; the caller may close the descriptor afterwards."""
         backing_map = bytearray(struct.pack("<iIQ", backing_fd, 0, 0))  # ioctl returns the id only for a mutable one
-        self._ids[inode] = fcntl.ioctl(self._device_fd, _BACKING_OPEN, backing_map)
+        backing_id: int = fcntl.ioctl(self._device_fd, _BACKING_OPEN, backing_map)
+        return backing_id
 
-    def id_of(self, inode: int) -> int | None:
-        return self._ids.get(inode)
-
-    def release(self, inode: int) -> None:
-        backing_id = self._ids.pop(inode, None)
-        if backing_id is not None:
+    def close(self, backing_id: int) -> None:
+        """Give an id back; one that is not in use is no error."""
+        try:
             fcntl.ioctl(self._device_fd, _BACKING_CLOSE, struct.pack("<I", backing_id))
+        except OSError as error:
+            if error.errno != ENOENT:
+                raise

@@ -45,6 +45,8 @@ STATX_BYTES = 256
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _PERF_FLAG_FD_CLOEXEC = 1 << 3
 
+_PR_SET_CHILD_SUBREAPER = 36
+
 _HANDLE_BYTES = 128  # MAX_HANDLE_SZ, linux/exportfs.h; tmpfs needs 12
 
 
@@ -145,6 +147,11 @@ def perf_event_open(attr: bytes, cpu: int) -> int:
     if number is None:
         raise OSError(ENOSYS, os.strerror(ENOSYS))
     return _checked(_libc.syscall(number, attr, -1, cpu, -1, c_ulong(_PERF_FLAG_FD_CLOEXEC)), "perf_event_open")
+
+
+def become_subreaper() -> None:
+    """Grandchildren whose parent ends become children of ours (PR_SET_CHILD_SUBREAPER)."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl")
 
 
 def name_to_handle(directory_fd: int, name: bytes) -> bytes:

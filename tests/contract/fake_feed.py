@@ -39,8 +39,7 @@ class FakePool:
         record = PoolRecord(
             name=self.name,
             mountpoint=self.mountpoint,
-            daemon_pid=1,
-            daemon_started=0.0,
+            keeper_pid=1,
             pool_cgroup="/pool",
             removable_cgroups=(),
         )

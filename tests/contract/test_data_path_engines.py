@@ -27,7 +27,7 @@ from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs
+from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.tenants import wait_until
 
 PAGE = 4096
@@ -87,7 +87,9 @@ def served(engine: str) -> Iterator[Wire]:
             resources.callback(events.close)
         else:
             patch.setenv(PURE_PYTHON_VARIABLE, "1")
-        store, books = Store(PrivateTmpfs(8 * MIB)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
+        fsmount_fd, root_fd = make_tmpfs(8 * MIB)
+        os.close(fsmount_fd)
+        store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
         data_path = DataPath(store, books, events)
         resources.callback(data_path.close)

@@ -16,10 +16,10 @@ import pytest
 from sharedfs import mounting, places, pools
 from sharedfs.cli import cli
 from sharedfs.command_line import run_cli
-from sharedfs.daemon import PoolOptions
 from sharedfs.errors import CallerMistake
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mounts
+from sharedfs.mount_options import PoolOptions
 from tests.support.mount import MountedPool, sharedfs
 from tests.support.posix import as_user, opened
 from tests.support.tenants import wait_until
@@ -221,7 +221,7 @@ def test_a_hard_limit_of_open_files_is_told(monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(resource, "setrlimit", refuse)
     with pytest.raises(CallerMistake, match="ulimit -Hn"):
-        mounting.mount_in_foreground(PoolOptions(str(tmp_path), "test", 1 << 20), None)
+        mounting.mount_in_foreground(PoolOptions(str(tmp_path), "test", 1 << 20))
 
 
 def test_without_a_fuse_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A real pool for tests: mounted by the real command, watched through its feed, unmounted whatever happens."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,13 @@ class MountedPool:
 
     def status(self) -> PoolStatus:
         return PoolStatus.model_validate_json(self.get("/v1/status").raise_for_status().content)
+
+    def status_or_none(self) -> PoolStatus | None:
+        """None when the daemon dies while it is asked."""
+        try:
+            return self.status()
+        except httpx.TransportError:
+            return None
 
     def used(self, tenant: Tenant) -> int:
         """Bytes of the pages that a tenant uses."""
@@ -89,13 +97,12 @@ def mounted_pool(place: Path, name: str, *options: str) -> Iterator[MountedPool]
 
 
 def unmount_whatever_happened(place: Path) -> None:
-    """Unmount lazily, so that a failed test's open files do not matter, and wait until the daemon is gone."""
+    """Unmount lazily, so that a failed test's open files do not matter, and wait until keeper and daemon are gone."""
     record = pools.record_at(str(place))
     while mount_at(str(place)) is not None:
         subprocess.run(["umount", "-l", str(place)], check=True)
     if record is not None:
-        daemon = pools.daemon_of(record)
-        if not pools.wait_for_end(record, 10) and daemon is not None:
-            daemon.kill()
-            raise AssertionError(f"the daemon of {place} did not end")
+        if not pools.wait_for_end(record, 10):
+            os.kill(record.keeper_pid, signal.SIGKILL)
+            raise AssertionError(f"the keeper of {place} did not end")
         pools.clean_up_dead(record)

@@ -8,7 +8,7 @@ from errno import EIO, ENOENT
 import pytest
 
 from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel.channel import Channel, offers_passthrough
+from sharedfs.kernel.channel import Channel, offers
 from sharedfs.kernel.fuse_wire import Opcode
 from tests.support.tenants import wait_until
 
@@ -21,7 +21,7 @@ def init_in(flags: int = INIT_EXT, flags2: int = PASSTHROUGH_2) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("body", "offers"),
+    ("body", "offered"),
     [
         (init_in(), True),
         (init_in(flags2=0), False),
@@ -29,8 +29,8 @@ def init_in(flags: int = INIT_EXT, flags2: int = PASSTHROUGH_2) -> bytes:
         (struct.pack("<IIII", 7, 31, 131072, INIT_EXT), False),  # an old kernel's shorter body
     ],
 )
-def test_passthrough_is_found_in_the_kernels_offer(body: bytes, offers: bool) -> None:
-    assert offers_passthrough(memoryview(body)) is offers
+def test_passthrough_is_found_in_the_kernels_offer(body: bytes, offered: bool) -> None:
+    assert offers(memoryview(body), wire.INIT_PASSTHROUGH) is offered
 
 
 class Ends:

@@ -1,0 +1,45 @@
+"""Death at a chosen moment, for tests: the daemon kills itself at a named point of a chosen operation.
+
+Off unless the environment says so when the pool is mounted; then a test arms a point by writing to a file of the state.
+"""
+
+import os
+import signal
+from enum import IntEnum
+
+from sharedfs.state import StateFiles
+
+VARIABLE = "SHAREDFS_FAULTS"
+FILE = "faults"
+_BYTES = 4096
+
+
+class Point(IntEnum):
+    """Where in an answer: what has happened when it is reached."""
+
+    TAKEN = 1  # the request was read, nothing was done
+    INTENDED = 2  # it is in the journal what is to be done
+    DONE = 3  # the store has changed
+    COMMITTED = 4  # the answer is in the journal
+    ANSWERED = 5  # the kernel has the answer
+
+
+def armed_word(opcode: int, point: Point) -> int:
+    """What to write (eight bytes, little endian) at the beginning of the file."""
+    return opcode << 8 | point
+
+
+class Faults:
+    """The armed point; each kills once."""
+
+    def __init__(self, state: StateFiles) -> None:
+        self._armed = memoryview(state.map(FILE, _BYTES)).cast("Q")
+
+    def reached(self, opcode: int, point: Point) -> None:
+        if self._armed[0] == opcode << 8 | point:
+            self._armed[0] = 0
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def faults_of(state: StateFiles) -> Faults | None:
+    return Faults(state) if os.environ.get(VARIABLE) else None

@@ -1,0 +1,82 @@
+"""Descriptors that outlive a process, by systemd's protocol (sd_listen_fds(3), and FDSTORE=1 of sd_notify(3)).
+
+The keeper hands them to the daemon just as a service manager hands them to the keeper, so there is one way to receive
+them: descriptors from 3 on, their names and the receiver's process id in the environment.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+_FIRST = 3
+_BACKLOG = 100  # clients of a daemon that is just being replaced
+_VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+
+
+def are_there() -> bool:
+    """Whether descriptors were handed to this process. They are received by what it becomes."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and "device" in os.environ["LISTEN_FDNAMES"].split(":")
+
+
+def received() -> dict[str, int]:
+    """The descriptors that were handed to this process, by name. They are not handed on by an exec of ours."""
+    pid, count, names = (os.environ.pop(variable, "") for variable in _VARIABLES)
+    if pid != str(os.getpid()):
+        return {}
+    found = dict(zip(names.split(":"), range(_FIRST, _FIRST + int(count)), strict=True))
+    for fd in found.values():
+        os.set_inheritable(fd, False)
+    return found
+
+
+def exec_with(descriptors: Mapping[str, int], arguments: list[str], environment: Mapping[str, str]) -> None:
+    """Become another program that receives these descriptors. For a child between fork and exec."""
+    beyond = _FIRST + len(descriptors)
+    out_of_the_way = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, beyond) for fd in descriptors.values()]
+    for number, fd in enumerate(out_of_the_way, _FIRST):
+        os.dup2(fd, number)
+    values = (str(os.getpid()), str(len(descriptors)), ":".join(descriptors))
+    os.execve(arguments[0], arguments, {**environment, **dict(zip(_VARIABLES, values, strict=True))})
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A socket at `path` that only we can reach, in place of whatever was there.
+
+    It is bound beside its name and nobody listens until its mode is set and it is renamed: there is no instant at
+    which it is open to others, and the umask, which all threads share, is left alone.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(os.fspath(beside))
+    beside.chmod(0o600)
+    beside.rename(path)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+class ServiceManager:
+    """Who started us and wants to be told how we are (sd_notify(3)); nobody, where $NOTIFY_SOCKET says so."""
+
+    def __init__(self) -> None:
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        if self._address.startswith("@"):
+            self._address = "\0" + self._address[1:]
+
+    def __bool__(self) -> bool:
+        return bool(self._address)
+
+    def tell(self, state: str) -> None:
+        self._send(state, [])
+
+    def keep(self, name: str, fd: int) -> None:
+        """Have a descriptor kept for whoever is started after us. No O_PATH descriptors: it polls them."""
+        self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
+
+    def _send(self, state: str, fds: list[int]) -> None:
+        if self._address:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.connect(self._address)
+                socket.send_fds(manager, [state.encode()], fds)
