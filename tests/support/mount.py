@@ -102,7 +102,8 @@ def unmount_whatever_happened(place: Path) -> None:
     while mount_at(str(place)) is not None:
         subprocess.run(["umount", "-l", str(place)], check=True)
     if record is not None:
-        if not pools.wait_for_end(record, 10):
+        if not pools.wait_for_end(record, 30):
+            said = places.daemon_log(record.name).read_text()
             os.kill(record.keeper_pid, signal.SIGKILL)
-            raise AssertionError(f"the keeper of {place} did not end")
+            raise AssertionError(f"the keeper of {place} did not end: {said}")
         pools.clean_up_dead(record)
