@@ -18,6 +18,9 @@ Answer = dict[str, Any]
 
 def ask(method: str, url: str, query: Mapping[str, str], body: Answer | None = None) -> Answer:
     """The controller's answer. Raises CallerMistake for what the caller can mend, HostFault for what it cannot."""
+    for value in query.values():
+        if not value.isprintable():
+            raise CallerMistake(f"{value!r} is no text: name a cgroup as `sharedctl bills` shows it")
     transport = httpx.HTTPTransport(uds=str(places.controller_socket()))
     try:
         with httpx.Client(transport=transport, base_url="http://controller", timeout=ANSWER_SECONDS) as client:

@@ -30,7 +30,7 @@ from controller.state import State
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, HostFault
 from sharedfs.feed_types import FilesOfTenant
-from sharedfs.kernel.cgroups import CgroupRef
+from sharedfs.kernel.cgroups import CgroupRef, raw_path, readable
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ class Controller:
         path = Path(posixpath.normpath(name))
         if path.is_relative_to(self._hierarchy.mount):
             path = path.relative_to(self._hierarchy.mount)
-        return posixpath.normpath(f"/{path}".replace("//", "/"))
+        return readable(raw_path(posixpath.normpath(f"/{path}".replace("//", "/"))))
 
     def _populated(self, cgroups: Iterable[CgroupRef]) -> frozenset[CgroupRef]:
         return frozenset(cgroup for cgroup in cgroups if is_populated(self._hierarchy, cgroup.path))

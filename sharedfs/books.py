@@ -69,9 +69,10 @@ class Books:
 
     # -- tenants -----------------------------------------------------------------------------------------------------
 
-    def tenant_at(self, path: str) -> TenantId:
-        """The tenant of who is in the cgroup at `path`; NOBODY when there is no such cgroup (any more)."""
-        cgroup = self.hierarchy.find(self.rules.tenant_path(path))
+    def tenant_in(self, proc_cgroup: bytes) -> TenantId:
+        """The tenant of who has this /proc/PID/cgroup; NOBODY when there is no such cgroup (any more)."""
+        path = self.hierarchy.path_in(proc_cgroup)
+        cgroup = None if path is None else self.hierarchy.find(self.rules.tenant_path(path))
         if cgroup is None:
             return NOBODY
         with self.lock:

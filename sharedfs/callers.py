@@ -14,6 +14,8 @@ from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.tenant import NOBODY, TenantId
 
 _KEPT_THREADS = 1024
+# When so many are kept, and again when they have doubled, those of dead threads are closed.
+_SWEPT_THREADS = 64
 _KEPT_TEXTS = 4096
 
 
@@ -27,11 +29,15 @@ class Callers:
         """Thread id -> tenant, as read since the events' count was `verified_at`. Also for sharedfs/fastpath.c."""
         self.verified_at = 0
         self._threads: dict[int, int] = {}  # thread id -> descriptor, oldest first
+        self._sweep_at = _SWEPT_THREADS
         self._tenants: dict[bytes, TenantId] = {}  # text of /proc/TID/cgroup -> tenant
         self._exits = books.exits
 
     def tenant_of(self, thread_id: int) -> TenantId:
-        """The tenant of a live thread. NOBODY for the kernel (0) and for a thread that is gone."""
+        """The tenant of a live thread. NOBODY for the kernel (0) and for a thread that is gone.
+
+        Raises OSError when no descriptor is left to look with: ask before anything is done on the thread's account.
+        """
         if thread_id == 0:
             return NOBODY
         if self._events is None:
@@ -60,17 +66,17 @@ class Callers:
             self._tenants.clear()
         tenant = self._tenants.get(text)
         if tenant is None:
-            tenant = self._books.tenant_at(self._books.hierarchy.path_in(text))
+            tenant = self._books.tenant_in(text)
             if tenant != NOBODY:
                 if len(self._tenants) >= _KEPT_TEXTS:
                     self._tenants.clear()
                 self._tenants[text] = tenant
         return tenant
 
-    def close(self) -> None:
-        for fd in self._threads.values():
-            os.close(fd)
-        self._threads.clear()
+    def make_room(self) -> None:
+        """Close all descriptors, for a process that has none left."""
+        while self._threads:
+            os.close(self._threads.popitem()[1])
 
     def _cgroup_text(self, thread_id: int) -> bytes | None:
         fd = self._threads.get(thread_id)
@@ -85,4 +91,13 @@ class Callers:
         while len(self._threads) >= _KEPT_THREADS:
             os.close(self._threads.pop(next(iter(self._threads))))
         self._threads[thread_id] = fd
+        if len(self._threads) >= self._sweep_at:
+            self._sweep()
         return read_thread_cgroup(fd)
+
+    def _sweep(self) -> None:
+        """Close the descriptors of threads that are dead. O(threads), 4 us each; rarely."""
+        for thread_id, fd in list(self._threads.items()):
+            if read_thread_cgroup(fd) is None:
+                os.close(self._threads.pop(thread_id))
+        self._sweep_at = max(_SWEPT_THREADS, 2 * len(self._threads))

@@ -8,8 +8,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EINVAL
 
@@ -22,6 +22,7 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.datapath import DataPath
+from sharedfs.descriptors import SCARCE
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.faults import faults_of
 from sharedfs.feed import make_feed
@@ -136,6 +137,7 @@ class Pool:
         )
         self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
+        self.channel.make_room = self._make_room
         mount = mount_at(self.options.mountpoint)
         if mount is None:
             raise HostFault(f"{self.options.mountpoint} is not mounted any more")
@@ -164,6 +166,12 @@ class Pool:
         if self._mount() is not None:
             with suppress(OSError):
                 syscalls.umount(self.options.mountpoint, syscalls.MNT_DETACH)
+
+    def _make_room(self) -> None:
+        """No descriptor is left. In the request pump's thread, between two requests."""
+        self.data_path.make_room()
+        with self.namespace.lock:
+            self.namespace.make_room()
 
     def _on_channel_end(self, error: BaseException | None) -> None:
         """A pump ended (in its thread): so does the service."""
@@ -285,8 +293,9 @@ class Pool:
     async def _keep_scanning(self) -> None:
         while True:
             started = time.monotonic()
-            seen = await trio.to_thread.run_sync(self.mappings.scan)
-            self.mappings.apply(seen)
+            with _put_off_when_scarce("looking for mappings"):
+                seen = await trio.to_thread.run_sync(self.mappings.scan)
+                self.mappings.apply(seen)
             took = time.monotonic() - started
             await trio.sleep(max(self.options.scan_seconds, min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS)))
 
@@ -294,11 +303,12 @@ class Pool:
         """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
         while True:
             self.books.exit(self.books.dead_tenants())
-            if self.events is not None and not self.events.covers_all_cpus():
-                log.warning("a CPU came or went: callers are looked up at each request from here on, which is slower")
-                self.data_path.distrust_events()
-                self._callers.distrust_events()
-                self.events = None
+            with _put_off_when_scarce("looking for new CPUs"):
+                if self.events is not None and not self.events.covers_all_cpus():
+                    log.warning("a CPU came or went: callers are looked up at each request from now on: slower")
+                    self.data_path.distrust_events()
+                    self._callers.distrust_events()
+                    self.events = None
             await trio.sleep(self.options.scan_seconds)
 
     async def _keep_aging(self) -> None:
@@ -325,6 +335,17 @@ def _task_events() -> TaskEvents | None:
     except HostFault as fault:
         log.warning("callers are looked up at each request, which is slower: %s", fault)
         return None
+
+
+@contextmanager
+def _put_off_when_scarce(what: str) -> Iterator[None]:
+    """Nothing that comes again by itself may end the service for want of a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in SCARCE:
+            raise
+        log.warning("%s is put off: %s", what, error.strerror)
 
 
 def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:

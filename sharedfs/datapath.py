@@ -113,6 +113,11 @@ class DataPath:
         """Hold no descriptor of an inode that nobody has open. From any thread."""
         self._files.discard(inode)
 
+    def make_room(self) -> None:
+        """Close descriptors that can be opened anew, for a process that has none left. In the request pump's thread."""
+        self._files.make_room()
+        self._callers.make_room()
+
     def drop_page_cache(self) -> None:
         """Free the pages that the kernel made in vain, for sendfile(2) and the like. From one thread, not the pump.
 
@@ -130,8 +135,8 @@ class DataPath:
 
     def close(self) -> None:
         self._slow_lane.shutdown()
-        self._files.close()
-        self._callers.close()
+        self._files.make_room()
+        self._callers.make_room()
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["read"] += 1
@@ -143,10 +148,11 @@ class DataPath:
             self._cached_lately.add(node)
             raise OSError(EINVAL, os.strerror(EINVAL))
         fd = self._files.get(self._store.node(node))
+        tenant = self._callers.tenant_of(thread_id)
         buffer = self._reply_buffer
         length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
         if length:
-            self._books.touch(node, offset, offset + length, self._callers.tenant_of(thread_id))
+            self._books.touch(node, offset, offset + length, tenant)
         self._channel.reply_in_place(unique, buffer, length)
 
     def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
@@ -154,13 +160,14 @@ class DataPath:
         _, offset, size, write_flags = wire.WRITE_IN.unpack_from(request, _BODY)
         known = self._store.node(node)
         fd = self._files.get(known)
+        tenant = self._callers.tenant_of(thread_id)
         if write_flags & wire.WRITE_KILL_SUIDGID and known.set_id:
             drop_set_id(fd)
             known.set_id = False
         start = wire.WRITE_DATA_OFFSET
         length = os.pwrite(fd, request[start : start + size], offset)
         if length:
-            self._books.charge(node, offset, offset + length, self._callers.tenant_of(thread_id))
+            self._books.charge(node, offset, offset + length, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
 
     def _fallocate(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
@@ -168,11 +175,12 @@ class DataPath:
         _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
+        fd = self._store.open(self._store.node(node), os.O_RDWR)
         if length <= _SLOW_ALLOCATION_BYTES:
-            self._allocate(node, mode, offset, length, tenant)
+            self._allocate(fd, node, mode, offset, length, tenant)
             self._channel.reply(unique, 0)
         else:
-            self._slow_lane.submit(self._answer, unique, lambda: self._allocate(node, mode, offset, length, tenant))
+            self._slow_lane.submit(self._answer, unique, lambda: self._allocate(fd, node, mode, offset, length, tenant))
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:
         """Do `work` in the slow lane and answer with its outcome."""
@@ -185,8 +193,8 @@ class DataPath:
         else:
             self._channel.reply(unique, 0)
 
-    def _allocate(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
-        fd = self._store.open(self._store.node(node), os.O_RDWR)
+    def _allocate(self, fd: int, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
+        """Closes `fd`."""
         try:
             syscalls.fallocate(fd, mode, offset, length)
         finally:
@@ -206,9 +214,9 @@ class DataPath:
         self._answered["copy_file_range"] += 1
         _, source_offset, target, _, target_offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request, _BODY)
         source_fd, target_fd = (self._files.get(self._store.node(inode)) for inode in (node, target))
+        tenant = self._callers.tenant_of(thread_id)
         copied = os.copy_file_range(source_fd, target_fd, min(length, _COPY_BYTES), source_offset, target_offset)
         if copied:
-            tenant = self._callers.tenant_of(thread_id)
             self._books.touch(node, source_offset, source_offset + copied, tenant)
             self._books.charge(target, target_offset, target_offset + copied, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(copied, 0))

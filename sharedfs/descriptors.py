@@ -2,12 +2,20 @@
 
 import os
 import threading
+from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING
 
 from sharedfs.kernel import syscalls
 
 if TYPE_CHECKING:
     from sharedfs.inodes import Node
+
+SCARCE = frozenset({EMFILE, ENFILE})
+"""The errors of a process, or a host, that has no descriptor left."""
+
+# Descriptors that lost their place stay open until so many others have: more than one request ever takes, so that none
+# is closed while the request that was given it goes on.
+_PUT_ASIDE = 32
 
 
 def open_for_data(mount_fd: int, handle: bytes) -> int:
@@ -24,7 +32,8 @@ class Descriptors:
     """Descriptors opened with `flags` on the store's `mount_fd`, by inode, at most `capacity` of them.
 
     One thread calls `get`; `discard` may come from another, and only for an inode that nobody can ask for any more.
-    First in, first out: a hit must cost no more than one dict look-up, and opening anew costs 4 us.
+    First in, first out: a hit must cost no more than one dict look-up, and opening anew costs 4 us. What was got is
+    good for the request that got it, whatever that request gets besides.
     """
 
     def __init__(self, mount_fd: int, flags: int, capacity: int) -> None:
@@ -32,27 +41,48 @@ class Descriptors:
         self._flags = flags
         self._capacity = capacity
         self.by_inode: dict[int, int] = {}  # for sharedfs/fastpath.c to look at
+        self._put_aside: dict[int, int] = {}  # as `by_inode`; an inode is in one of them at most
         self._changes = threading.Lock()  # a discard must not change the order that an eviction looks at
 
     def get(self, node: "Node") -> int:
         fd = self.by_inode.get(node.inode)
         if fd is None:
-            if self._flags == os.O_RDWR:
-                fd = open_for_data(self._mount_fd, node.handle)
-            else:
-                fd = syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
+            with self._changes:
+                fd = self._put_aside.pop(node.inode, None)
+            if fd is None:
+                fd = self._opened(node)
             with self._changes:
                 while len(self.by_inode) >= self._capacity:
-                    os.close(self.by_inode.pop(next(iter(self.by_inode))))
+                    self._put_oldest_aside()
+                while len(self._put_aside) > _PUT_ASIDE:
+                    self._close_oldest()
                 self.by_inode[node.inode] = fd
         return fd
 
     def discard(self, inode: int) -> None:
         with self._changes:
             fd = self.by_inode.pop(inode, None)
+            if fd is None:
+                fd = self._put_aside.pop(inode, None)
         if fd is not None:
             os.close(fd)
 
-    def close(self) -> None:
-        for inode in list(self.by_inode):
-            self.discard(inode)
+    def make_room(self) -> None:
+        """Close them all, for a process that has no descriptor left. None that was got may be in use."""
+        with self._changes:
+            while self.by_inode:
+                self._put_oldest_aside()
+            while self._put_aside:
+                self._close_oldest()
+
+    def _opened(self, node: "Node") -> int:
+        if self._flags == os.O_RDWR:
+            return open_for_data(self._mount_fd, node.handle)
+        return syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
+
+    def _put_oldest_aside(self) -> None:
+        inode = next(iter(self.by_inode))
+        self._put_aside[inode] = self.by_inode.pop(inode)
+
+    def _close_oldest(self) -> None:
+        os.close(self._put_aside.pop(next(iter(self._put_aside))))

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from errno import EINVAL, EIO, ENOTTY, ERANGE
 from queue import SimpleQueue
 from struct import Struct
-from typing import Any
+from typing import Any, TypeVar
 
+from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Node
 from sharedfs.journal import MOST_REPLY_BYTES, PUMP, Journal, Slot
 from sharedfs.kernel import dirents, syscalls
@@ -37,6 +38,7 @@ _NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
 _DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
 _DOTS = (b".", b"..")
 
+Answer = TypeVar("Answer")
 Act = Callable[[int, int, memoryview], bytes]
 """(node, thread_id, request) -> the body of the answer."""
 
@@ -105,7 +107,7 @@ class FrequentRequests:
                 self.answered += 1
                 slot.take(unique, opcode)
                 try:
-                    body = act(node, thread_id, request)
+                    body = self._with_room(lambda: act(node, thread_id, request))
                 except OSError as failure:
                     error = failure.errno or EIO
                 except OverflowError:  # a number on the wire that no system call takes
@@ -115,6 +117,16 @@ class FrequentRequests:
             slot.clear()
 
         return handle
+
+    def _with_room(self, act: Callable[[], Answer]) -> Answer:
+        """What finds no descriptor left has changed nothing, and is done again when cached ones are closed."""
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+        self._channel.make_room()
+        return act()
 
     def _commit(self, error: int, body: bytes) -> None:
         """What the request under way has changed becomes what is known of its inodes, and its answer the answer."""
@@ -186,7 +198,7 @@ class FrequentRequests:
         try:
             with namespace.lock:
                 slot.take(unique, Opcode.SETATTR)
-                reservation = namespace.change(inode, changes, thread_id, slot)
+                reservation = self._with_room(lambda: namespace.change(inode, changes, thread_id, slot))
             if reservation is not None:
                 namespace.reserve(reservation)
             with namespace.lock:

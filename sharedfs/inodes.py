@@ -69,9 +69,13 @@ class Inodes:
         self._changed: list[Node] = []
 
     def close(self) -> None:
-        self._paths.close()
+        self._paths.make_room()
         self.table.close()
         self.tmpfs.close()
+
+    def make_room(self) -> None:
+        """Close descriptors that can be opened anew; between two operations."""
+        self._paths.make_room()
 
     def node(self, inode: int) -> Node:
         """The known inode of that number. ESTALE when there is none. The fast path is safe from any thread."""
@@ -142,8 +146,14 @@ class Inodes:
         return open_for_data(self.mount_fd, node.handle)
 
     def is_open_elsewhere(self, node: Node) -> bool:
-        """Whether any descriptor or mapping of the file is left: an exclusive lease is given to the only one."""
-        fd = self.open(node, os.O_RDONLY)
+        """Whether any descriptor or mapping of the file is left: an exclusive lease is given to the only one.
+
+        Where we cannot look there may be.
+        """
+        try:
+            fd = self.open(node, os.O_RDONLY)
+        except OSError:
+            return True
         try:
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
@@ -179,12 +189,13 @@ class Inodes:
     def display_path(self, node: Node) -> str:
         """Where the inode is in the tree, for people: "" is the root; the name it had, when it was unlinked.
 
-        Names are bytes to the kernel; those that are no UTF-8 are shown with escapes, for JSON can carry nothing else.
+        Names are bytes to the kernel; what is no UTF-8 or cannot be printed is shown with escapes: JSON and terminals
+        must not be at the mercy of who makes names.
         """
         if node.removed_name is not None:
-            return f"{node.removed_name.decode(errors='backslashreplace')} (deleted)"
+            return f"{_printable(node.removed_name)} (deleted)"
         path = os.readlink(os.fsencode(self.descriptor_path(node)))
-        return path.removeprefix(b"/" + TREE).removeprefix(b"/").decode(errors="backslashreplace")
+        return _printable(path.removeprefix(b"/" + TREE).removeprefix(b"/"))
 
     def forget(self, inode: int, lookups: int) -> bool:
         """The kernel has only so many references left; True when the inode is gone from the store by that.
@@ -217,3 +228,8 @@ class Inodes:
     def _release(self, inode: int) -> None:
         self._paths.discard(inode)
         self.nodes.pop(inode, None)
+
+
+def _printable(name: bytes) -> str:
+    text = name.decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

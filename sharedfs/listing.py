@@ -69,12 +69,20 @@ class Listings:
         length = syscalls.getdents(listing.fd, self._buffer, min(limit, _BUFFER_BYTES))
         return listing, ctypes.string_at(self._buffer, length)
 
+    def make_room(self) -> None:
+        """Close all descriptors, for a process that has none left."""
+        for handle in list(self._open):
+            self._close_descriptor(handle)
+
+    def _close_descriptor(self, handle: int) -> None:
+        listing = self._open.pop(handle)
+        os.close(listing.fd)
+        listing.fd = -1
+
     def _open_descriptor(self, handle: int, listing: Listing) -> None:
         """Open the directory; where too many are open, the oldest is closed and opened anew when it is read again."""
         while len(self._open) >= _OPEN_LISTINGS:
-            oldest = self._open.pop(next(iter(self._open)))
-            os.close(oldest.fd)
-            oldest.fd = -1
+            self._close_descriptor(next(iter(self._open)))
         listing.fd = self._store.open(listing.node, os.O_RDONLY | os.O_DIRECTORY)
         os.lseek(listing.fd, listing.offset, os.SEEK_SET)
         self._open[handle] = listing

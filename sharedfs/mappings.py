@@ -66,7 +66,7 @@ class MappingScan:
 
     def _tenant_of(self, process_id: int) -> TenantId:
         text = proc.process_cgroup(process_id)
-        return NOBODY if text is None else self._books.tenant_at(self._books.hierarchy.path_in(text))
+        return NOBODY if text is None else self._books.tenant_in(text)
 
     def _present(self, process_id: int, mappings: Sequence[proc.Mapping]) -> Iterable[tuple[int, list[PageRange]]]:
         fd = os.open(f"/proc/{process_id}/pagemap", os.O_RDONLY | os.O_CLOEXEC)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
+from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import SET_ID_BITS, Node, Words
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
@@ -184,6 +185,8 @@ class Namespace:
             self._books.uncharge(node.inode, size)
             return None
         reserves = self._bytes_to_reserve(old_size, size) > 0
+        if reserves:
+            self._callers.tenant_of(thread_id)  # what wants a descriptor of the thread fails before the file is longer
         if reserves:  # once the file is longer, nobody can see how much of that is new
             slot.intend(Kind.EXTEND, node.inode, directory=old_size, other=size, new_directory=thread_id)
         os.truncate(path, size)
@@ -204,9 +207,14 @@ class Namespace:
         return max(0, size - start) if size <= min(self._reserve_bytes, pool.f_bavail * pool.f_bsize) else 0
 
     def reserve(self, reservation: Reservation) -> None:
-        """Allocate a file up to its size; if the pool filled up meanwhile, it stays sparse. Without the lock."""
+        """Allocate a file up to its size; it stays sparse where that cannot be now. Without the lock."""
         node, start, size = reservation.node, reservation.start, reservation.size
-        fd = self.store.open(node, os.O_RDWR)
+        try:
+            fd = self.store.open(node, os.O_RDWR)
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            return
         try:
             syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, size - start)
         except OSError as error:
@@ -230,15 +238,16 @@ class Namespace:
         return node, found
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int, thread_id: int) -> Found:
+        tenant = self._callers.tenant_of(thread_id)
         node, found = self.store.make_symlink(self.store.node(parent), name, target, uid, gid)
         if found.st_blocks:  # tmpfs keeps a long target in a page
-            tenant = self._callers.tenant_of(thread_id)
             self._books.charge(node.inode, 0, found.st_blocks * _STAT_BLOCK_BYTES, tenant)
         self.store.refer(node)
         return node, found
 
     def link(self, inode: int, parent: int, name: bytes) -> Found:
         node = self.store.node(inode)
+        self.store.stat(node)  # what wants a descriptor of it fails before there is a name
         self.store.link(node, self.store.node(parent), name)
         self.store.refer(node)
         return node, self.store.stat(node)
@@ -325,12 +334,15 @@ class Namespace:
 
     def release(self, inode: int, reader: TenantId) -> None:
         """A handle is closed; `reader` is what `open_for_reading` said of it."""
+        node = self.store.node(inode)
+        if not node.opens:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        if node.opens == 1:
+            self._book_strays(node)  # which may find no descriptor, before anything has changed
         if reader != NOBODY:
             self._aftermath = Aftermath(read_inode=inode, reader=reader, handles=-1)
-        node = self.store.node(inode)
         node.opens -= 1
         if node.opens == 0:
-            self._book_strays(node)
             self._data_path.discard(inode)
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
             node.backing_id = 0
@@ -382,9 +394,14 @@ class Namespace:
         if node.opens <= 1:  # by this call: the next descriptor has the access that is allowed then
             self._data_path.discard(inode)
 
+    def make_room(self) -> None:
+        """Close descriptors that can be opened anew, for a process that has none left; between two operations."""
+        self.store.make_room()
+        self.listings.make_room()
+
     def close(self) -> None:
         self.listings.close_all()
-        self._callers.close()
+        self._callers.make_room()
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 

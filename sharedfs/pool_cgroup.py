@@ -50,6 +50,8 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
     Raises HostFault when the hierarchy does not let us.
     """
     came_from = hierarchy.path_in(process_cgroup(os.getpid()) or b"")
+    if came_from is None:
+        raise HostFault("/proc/self/cgroup names no memory cgroup of this process")
     if not parent:
         return PoolCgroup(hierarchy, came_from, came_from, ())
     path = PurePosixPath("/") / parent.strip("/") / name

@@ -5,13 +5,13 @@ What is frequent, what changes something and what pyfuse3 does not know is answe
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NoReturn
 
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
+from sharedfs.descriptors import SCARCE
 from sharedfs.namespace import Namespace
 
 _NAME_BYTES = 255
@@ -28,15 +28,6 @@ class RareRequests(pyfuse3.Operations):
         super().__init__()
         self._namespace = namespace
 
-    @contextmanager
-    def _locked(self) -> Iterator[Namespace]:
-        """The namespace's OSError is the caller's errno. Anything else is our own bug and ends the service."""
-        with self._namespace.lock:
-            try:
-                yield self._namespace
-            except OSError as error:
-                raise FUSEError(error.errno or errno.EIO) from error
-
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         pool = os.fstatvfs(self._namespace.store.mount_fd)
         answer = StatvfsData()
@@ -46,8 +37,19 @@ class RareRequests(pyfuse3.Operations):
         return answer
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        with self._locked() as namespace:
-            return namespace.xattr_names(inode, privileged=ctx.uid == 0)
+        """The namespace's OSError is the caller's errno. Anything else is our own bug and ends the service."""
+        namespace, privileged = self._namespace, ctx.uid == 0
+        with namespace.lock:
+            try:
+                try:
+                    return namespace.xattr_names(inode, privileged=privileged)
+                except OSError as error:
+                    if error.errno not in SCARCE:
+                        raise
+                    namespace.make_room()
+                    return namespace.xattr_names(inode, privileged=privileged)
+            except OSError as error:
+                raise FUSEError(errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO) from error
 
     async def flush(self, fh: int) -> None:
         _not_needed()

@@ -31,6 +31,7 @@ from sharedfs.frequent import forgets
 from sharedfs.inodes import Node
 from sharedfs.journal import PUMP, Commit, Intent, Journal, Kind, Slot
 from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.namespace import Namespace
@@ -122,16 +123,16 @@ class _Recovery:
         entry = self._store.tmpfs.removed_entry(intent.other, intent.new_name)
         removed_fd = self._store.tmpfs.removed_fd
         if self._inode_at(intent.new_directory, intent.new_name) == intent.inode:
+            if intent.other and self._inode_at(intent.directory, intent.name) == intent.other:  # they changed places
+                directories = self._directory(intent.directory), self._directory(intent.new_directory)
+                syscalls.rename(directories[0], intent.name, directories[1], intent.new_name, syscalls.RENAME_EXCHANGE)
+                return False
             if intent.other:
                 self._account_for(intent.other)
             return True
         with suppress(FileNotFoundError):  # the one that had the name was not set aside
-            found = os.stat(entry, dir_fd=removed_fd, follow_symlinks=False)
-            if stat.S_ISDIR(found.st_mode):
-                new_directory = self._directory(intent.new_directory)
-                os.rename(entry, intent.new_name, src_dir_fd=removed_fd, dst_dir_fd=new_directory)
-            else:
-                os.unlink(entry, dir_fd=removed_fd)
+            new_directory = self._directory(intent.new_directory)
+            os.rename(entry, intent.new_name, src_dir_fd=removed_fd, dst_dir_fd=new_directory)
         return False
 
     def _reserve(self, intent: Intent) -> None:

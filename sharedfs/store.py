@@ -42,7 +42,7 @@ class Store(Inodes):
         node = self.nodes[ROOT_NODE]
         for name in os.fsencode(path).split(b"/"):
             if name not in (b"", b"."):
-                if name == b"..":
+                if name == b".." or b"\0" in name:
                     raise OSError(ENOENT, os.strerror(ENOENT))
                 node, _ = self.lookup(node, name)
         return node
@@ -179,29 +179,46 @@ class Store(Inodes):
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
             return None
         node, found = replaced
-        entry = self.tmpfs.removed_entry(node.inode, new_name)
-        removed_fd = self.tmpfs.removed_fd
-        keeps_directory = stat.S_ISDIR(found.st_mode) and stat.S_ISDIR(source_found.st_mode) and node.lookups > 0
-        keeps_file = not stat.S_ISDIR(found.st_mode) and node.lookups > 0 and found.st_nlink == 1
-        if keeps_directory:
-            self._set_aside(new_directory, new_name, node)
-        elif keeps_file:  # a second name first, so that the replaced file is never without one
-            os.link(self.descriptor_path(node), entry, dst_dir_fd=removed_fd, follow_symlinks=True)
-        try:
-            syscalls.rename(old_directory, name, new_directory, new_name, flags)
-        except OSError:
-            if keeps_directory:
-                node.removed_name = None
-                os.rename(entry, new_name, src_dir_fd=removed_fd, dst_dir_fd=new_directory)
-            elif keeps_file:
-                os.unlink(entry, dir_fd=removed_fd)
-            raise
-        if keeps_file:
-            node.removed_name = new_name
-        elif not keeps_directory and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+        source_is_directory, target_is_directory = stat.S_ISDIR(source_found.st_mode), stat.S_ISDIR(found.st_mode)
+        if node.lookups and source_is_directory and target_is_directory:
+            self._rename_over_directory(old_directory, name, new_directory, new_name, flags, node)
+            return None
+        if node.lookups and not source_is_directory and not target_is_directory and found.st_nlink == 1:
+            self._rename_over_file(old_directory, name, new_directory, new_name, flags, node)
+            return None
+        syscalls.rename(old_directory, name, new_directory, new_name, flags)
+        if target_is_directory or found.st_nlink == 1:
             self.drop(node.inode)
             return node.inode
         return None
+
+    def _rename_over_directory(
+        self, old_directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int, node: Node
+    ) -> None:
+        self._set_aside(new_directory, new_name, node)
+        try:
+            syscalls.rename(old_directory, name, new_directory, new_name, flags)
+        except OSError:
+            node.removed_name = None
+            entry = self.tmpfs.removed_entry(node.inode, new_name)
+            os.rename(entry, new_name, src_dir_fd=self.tmpfs.removed_fd, dst_dir_fd=new_directory)
+            raise
+
+    def _rename_over_file(
+        self, old_directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int, node: Node
+    ) -> None:
+        """The two change places first, so that the replaced one is never without a name and needs no second one.
+
+        A second name takes an inode of the pool's, which may have none left.
+        """
+        entry = self.tmpfs.removed_entry(node.inode, new_name)
+        syscalls.rename(old_directory, name, new_directory, new_name, syscalls.RENAME_EXCHANGE)
+        try:
+            syscalls.rename(old_directory, name, self.tmpfs.removed_fd, entry, flags)
+        except OSError:
+            syscalls.rename(old_directory, name, new_directory, new_name, syscalls.RENAME_EXCHANGE)
+            raise
+        node.removed_name = new_name
 
     def _replaced_by_rename(
         self, source: Node, new_parent: Node, new_name: bytes

@@ -1,13 +1,12 @@
-"""HTTP on a Unix socket that only its owner may open, served in the trio loop by hypercorn."""
+"""HTTP on a Unix socket that only its owner may open, served in the trio loop."""
 
 import socket
 from pathlib import Path
 
 import trio
 from fastapi import FastAPI
-from hypercorn.config import Config
-from hypercorn.trio import serve
 
+from sharedfs.http_server import serve_http
 from sharedfs.kept import listen_at
 
 
@@ -20,9 +19,5 @@ async def serve_at(app: FastAPI, path: Path, task_status: trio.TaskStatus[object
 
 
 async def serve_on_socket(app: FastAPI, listener: socket.socket, task_status: trio.TaskStatus[object]) -> None:
-    """Serve `app` on a listening socket, which becomes hypercorn's, until cancelled; as `serve_at` does."""
-    server = Config()
-    server.bind = [f"fd://{listener.detach()}"]
-    server.accesslog = None
-    server.loglevel = "WARNING"
-    await serve(app, server, shutdown_trigger=trio.sleep_forever, task_status=task_status)  # type: ignore[arg-type]
+    """Serve `app` on a listening socket, which becomes ours, until cancelled; as `serve_at` does."""
+    await serve_http(app, listener, task_status=task_status)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests on a real mount with real cgroups (`mounted/`, `programs/`).
+"""Fixtures of the tests on a real mount with real cgroups (`mounted/`, `programs/`, `hostile/`).
 
 They need root, /dev/fuse and a memory cgroup hierarchy.
 """
@@ -20,7 +20,7 @@ _numbers = count()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    with_mounts = {here / "mounted", here / "programs"}
+    with_mounts = {here / "mounted", here / "programs", here / "hostile"}
     reason = None
     if os.geteuid() != 0:
         reason = "mounting needs root"

@@ -182,13 +182,15 @@ def carry_out(
 
 @contextmanager
 def open_cgroup(hierarchy: MemoryHierarchy, cgroup: CgroupRef, write: WriteFile) -> Iterator[CgroupDirectory | None]:
-    """`cgroup` held open, None when it is gone or its path belongs to another."""
+    """`cgroup` held open, None when it is gone or its path belongs to another. HostFault when all seem to be gone."""
     path = str(hierarchy.directory(cgroup.path))
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         if error.errno not in GONE:
             raise HostFault(f"{path}: {error.strerror}") from error
+        if not hierarchy.stands():
+            raise HostFault(f"{hierarchy.mount}: no memory cgroups are mounted there any more") from error
         yield None
         return
     try:

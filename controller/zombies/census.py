@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, readable
 
 # A cgroup's statistics for each CPU, and more for each memory node: 2,424 and 1,920 bytes in Linux 6.x. There is more
 # to a cgroup, so this is the least that a dying one costs.
@@ -123,7 +123,8 @@ def _usages(hierarchy: MemoryHierarchy) -> dict[str, _Usage]:
             usage = read(Path(directory))
         except OSError:
             continue
-        usages["/" + os.path.relpath(directory, hierarchy.mount).removeprefix(".")] = usage
+        path = os.path.relpath(directory, hierarchy.mount).removeprefix(".")
+        usages["/" + readable(os.fsencode(path))] = usage
     return usages
 
 

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from controller.zombies.census import Census, Held, take_census
 from controller.zombies.charges import PageCharges
 from controller.zombies.files import SharedFile, find_shared_files
-from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import MemoryHierarchy
 
 
@@ -143,8 +142,10 @@ def _told_holder(
 
 
 def _user(process: int, how: set[Literal["maps", "holds"]], hierarchy: MemoryHierarchy) -> User | None:
-    with suppress(FileNotFoundError, ProcessLookupError, HostFault):
+    with suppress(FileNotFoundError, ProcessLookupError):
         cgroup = hierarchy.path_in(Path(f"/proc/{process}/cgroup").read_bytes())
+        if cgroup is None:
+            return None
         name = Path(f"/proc/{process}/comm").read_text().strip()
         return User(pid=process, name=name, cgroup=cgroup, how=tuple(sorted(how)))
     return None

@@ -4,10 +4,13 @@ A cgroup is identified by its path below the root of the hierarchy that has the 
 number of its directory: a path can come back as another cgroup, an inode number of cgroupfs does not while the
 old group is known to anybody.
 
+A path is text that can be printed, sent as JSON and kept in a database, whatever bytes its names have (`readable`).
+
 Every reader takes the hierarchy, so tests run on a directory that looks like one.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -17,6 +20,34 @@ from pathlib import Path
 from sharedfs.errors import HostFault
 from sharedfs.kernel.mounts import Mount, mounts
 
+_ESCAPED = re.compile(rb"%([0-9A-F]{2})")
+
+
+def readable(raw: bytes) -> str:
+    r"""A cgroup's path as text: what is no UTF-8 or cannot be printed is %XX, and so is "%" itself.
+
+    >>> readable(b"/dev-disk\x2dby/100%/\xff\x1b")
+    '/dev-disk-by/100%25/%FF%1B'
+    """
+    text = raw.decode(errors="surrogateescape")
+    if text.isprintable() and "%" not in text:
+        return text
+    return "".join(
+        letter
+        if letter.isprintable() and letter != "%"
+        else "".join(f"%{byte:02X}" for byte in letter.encode(errors="surrogateescape"))
+        for letter in text
+    )
+
+
+def raw_path(path: str) -> bytes:
+    """The inverse of `readable`. Escapes that it would not have made stay as they are: none hides a slash or a dot."""
+    raw = os.fsencode(path)
+    if b"%" not in raw:
+        return raw
+    meant = _ESCAPED.sub(lambda escape: bytes.fromhex(escape[1].decode()), raw)
+    return meant if readable(meant) == path else raw
+
 
 class CgroupVersion(IntEnum):
     V1 = 1
@@ -25,7 +56,7 @@ class CgroupVersion(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class CgroupRef:
-    """One cgroup, for as long as it lives. `path` starts with "/", as /proc/PID/cgroup has it."""
+    """One cgroup, for as long as it lives. `path` starts with "/", as /proc/PID/cgroup has it, made `readable`."""
 
     path: str
     inode: int
@@ -43,14 +74,18 @@ class MemoryHierarchy:
     hybrid: bool = False
 
     def directory(self, path: str) -> Path:
-        return self.mount / path.lstrip("/")
+        return self.mount / os.fsdecode(raw_path(path)).lstrip("/")
 
     def find(self, path: str) -> CgroupRef | None:
-        """The cgroup that lives at `path` now, None when there is none."""
+        """The cgroup that lives at `path` now, None when there is none, or none that can be looked at."""
         try:
             return CgroupRef(path, os.stat(self.directory(path)).st_ino)
-        except (FileNotFoundError, NotADirectoryError):
+        except (OSError, ValueError):  # ValueError: a zero byte
             return None
+
+    def stands(self) -> bool:
+        """Whether the hierarchy is still mounted where it was: if not, no cgroup is found and none is gone by that."""
+        return (self.mount / "cgroup.procs").exists()
 
     def lives(self, cgroup: CgroupRef) -> bool:
         """Whether `cgroup` still exists: its path may be gone, or belong to a later group of the same name."""
@@ -79,16 +114,17 @@ class MemoryHierarchy:
                 control.write_text("+memory")
             parent /= name
 
-    def path_in(self, proc_cgroup: bytes) -> str:
-        """The path in this hierarchy that a /proc/PID/cgroup names. Raises HostFault when it names none.
+    def path_in(self, proc_cgroup: bytes) -> str | None:
+        """The path in this hierarchy that a /proc/PID/cgroup names, None when it names none.
 
-        Lines are `ID:CONTROLLERS:PATH`; v2's is `0::PATH`. A removed group's path ends in " (deleted)".
+        Lines are `ID:CONTROLLERS:PATH`; v2's is `0::PATH`. A removed group's path ends in " (deleted)", and so may the
+        name of one that lives: it is not cut off.
         """
-        for line in proc_cgroup.splitlines():
-            _, controllers, path = line.split(b":", 2)
+        for line in proc_cgroup.split(b"\n"):
+            _, controllers, path = line.split(b":", 2) if line.count(b":") > 1 else (b"", b"-", b"")
             if controllers == b"" if self.version is CgroupVersion.V2 else b"memory" in controllers.split(b","):
-                return os.fsdecode(path.removesuffix(b" (deleted)"))
-        raise HostFault(f"no memory cgroup in {proc_cgroup!r}")
+                return readable(path)
+        return None
 
 
 def find_memory_hierarchy(host_mounts: Sequence[Mount] | None = None) -> MemoryHierarchy:

@@ -22,17 +22,19 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from errno import EAGAIN, EINTR, EINVAL, EIO, ENODEV, ENOENT
+from errno import EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT
 from typing import Protocol
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel.fair_queue import FairQueue
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.fuse_wire import UNANSWERED, Opcode
+from sharedfs.kernel.request_check import fault_of
 
 _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
 _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
+_NO_DESCRIPTORS = (EMFILE, ENFILE)
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
@@ -40,7 +42,8 @@ RequestHandler = Callable[[int, int, int, memoryview], None]
 
 `request` holds the whole message (header and body, the body from byte 40 on) and is reused for the next one.
 `thread_id` is the calling thread, 0 when the kernel itself asks. Raises OSError to answer with its errno;
-otherwise it has written its reply with `Channel.reply` or will do so later.
+otherwise it has written its reply with `Channel.reply` or will do so later. One that finds no descriptor left raises
+EMFILE or ENFILE before it has changed anything, and is asked once more after `Channel.make_room`.
 """
 
 
@@ -90,6 +93,8 @@ class Channel:
         self._party_of = party_of
         self.shortcut: Shortcut | None = None
         """Asked before the handlers are. To be set before `start` only."""
+        self.make_room: Callable[[], None] = _no_room
+        """Closes descriptors that can be opened anew, when there is none left. To be set before `start` only."""
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
@@ -143,6 +148,7 @@ class Channel:
     def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
         """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
         length = wire.OUT_HEADER.size + sum(map(len, parts))
+        error = ENFILE if error == EMFILE else error  # it is not the caller who has no descriptor left
         self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
 
     def reply_in_place(self, unique: int, buffer: memoryview, body_bytes: int) -> None:
@@ -253,16 +259,21 @@ class Channel:
             return
         if self.shortcut is not None and self.shortcut.serve(request):
             return
+        if len(request) < wire.IN_HEADER.size:
+            raise HostFault(f"the kernel sent a request of {len(request)} bytes")
         _, opcode, unique, node, _, _, thread_id, _, _ = wire.IN_HEADER.unpack_from(request)
+        fault = fault_of(request)
         handler = self._handlers.get(opcode)
-        if handler is not None:
+        if fault:
+            self._refuse(opcode, unique, fault)
+        elif handler is not None:
             self.answered += 1
             try:
-                handler(unique, node, thread_id, request)
+                self._ask(handler, unique, node, thread_id, request)
             except OSError as error:
-                self.reply(unique, error.errno or EIO)
+                self._refuse(opcode, unique, error.errno or EIO)
             except OverflowError:  # a number on the wire that no system call takes
-                self.reply(unique, EINVAL)
+                self._refuse(opcode, unique, EINVAL)
         elif opcode != Opcode.INTERRUPT:  # no handler of ours waits for a tenant, so there is nothing to interrupt
             if opcode == Opcode.INIT:
                 if self._on_init is not None:
@@ -279,6 +290,20 @@ class Channel:
         self.resends = offers(body, wire.INIT_HAS_RESEND)
         self.forwarded += 1
         self._ours.sendall(request)
+
+    def _ask(self, handler: RequestHandler, unique: int, node: int, thread_id: int, request: memoryview) -> None:
+        try:
+            handler(unique, node, thread_id, request)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+            self.make_room()
+            handler(unique, node, thread_id, request)
+
+    def _refuse(self, opcode: int, unique: int, error: int) -> None:
+        """Answer with an errno, where somebody waits for one."""
+        if opcode not in UNANSWERED:
+            self.reply(unique, error)
 
     def _reply_pump(self) -> None:
         buffer = bytearray(wire.REQUEST_BYTES)
@@ -315,3 +340,7 @@ class Channel:
         fields[3], fields[10] = flags & 0xFFFFFFFF, flags >> 32
         fields[6], fields[8] = wire.MAX_WRITE, wire.PAGES_PER_WRITE
         wire.INIT_OUT.pack_into(body, 0, *fields)
+
+
+def _no_room() -> None:
+    """Nobody has a descriptor to spare."""

@@ -1,7 +1,7 @@
 """The FUSE messages that we read or write ourselves. Layouts and numbers are those of linux/fuse.h.
 
 Only what the channel and the data path touch is here, and in `name_wire.py` what the namespace does; everything else
-passes through to libfuse unread.
+passes through to libfuse, looked at only as far as `request_check.py` does.
 """
 
 from enum import IntEnum
@@ -26,17 +26,24 @@ class Opcode(IntEnum):
     OPEN = 14
     READ = 15
     WRITE = 16
+    STATFS = 17
     RELEASE = 18
+    FSYNC = 20
     SETXATTR = 21
     GETXATTR = 22
+    LISTXATTR = 23
     REMOVEXATTR = 24
+    FLUSH = 25
     INIT = 26
     OPENDIR = 27
     READDIR = 28
     RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
     CREATE = 35
     INTERRUPT = 36
     IOCTL = 39
+    NOTIFY_REPLY = 41
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -46,6 +53,9 @@ class Opcode(IntEnum):
     TMPFILE = 51
     STATX = 52
 
+
+# Nobody waits for an answer to these.
+UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
 
 # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding. `pid` is the calling thread's id.
 IN_HEADER = Struct("<IIQQIIIHH")

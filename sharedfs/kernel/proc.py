@@ -7,11 +7,11 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EACCES, EPERM, ESRCH
-from pathlib import Path
+from errno import EACCES, ENAMETOOLONG, EPERM, ESRCH
 
 _GONE = (FileNotFoundError, ProcessLookupError)
-_CGROUP_TEXT_BYTES = 16384  # one line a hierarchy; paths are at most PATH_MAX, in practice far shorter
+_CGROUP_TEXT_BYTES = 16384  # one line a hierarchy, as a rule far shorter than PATH_MAX
+_LONGEST_CGROUP_TEXT_BYTES = 1 << 20
 
 
 def open_thread_cgroup(thread_id: int) -> int | None:
@@ -27,18 +27,30 @@ def open_thread_cgroup(thread_id: int) -> int | None:
 
 
 def read_thread_cgroup(fd: int) -> bytes | None:
-    """The text of an `open_thread_cgroup` descriptor now, None when its thread is gone."""
+    """The text of an `open_thread_cgroup` descriptor now, None when its thread is gone.
+
+    Empty where the kernel does not tell: a path of its cgroups is longer than PATH_MAX.
+    """
     try:
-        return os.pread(fd, _CGROUP_TEXT_BYTES, 0)
+        text = os.pread(fd, _CGROUP_TEXT_BYTES, 0)
+        return text if len(text) < _CGROUP_TEXT_BYTES else os.pread(fd, _LONGEST_CGROUP_TEXT_BYTES, 0)
     except ProcessLookupError:
         return None
+    except OSError as error:
+        if error.errno != ENAMETOOLONG:
+            raise
+        return b""
 
 
 def process_cgroup(process_id: int) -> bytes | None:
-    try:
-        return Path(f"/proc/{process_id}/cgroup").read_bytes()
-    except _GONE:
+    """As `read_thread_cgroup`."""
+    fd = open_thread_cgroup(process_id)
+    if fd is None:
         return None
+    try:
+        return read_thread_cgroup(fd)
+    finally:
+        os.close(fd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ V1_UNLIMITED = (1 << 63) - PAGESIZE
 class FakeCgroups:
     def __init__(self, root: Path, version: CgroupVersion) -> None:
         self.hierarchy = MemoryHierarchy(version, root)
+        root.mkdir(parents=True)
+        (root / "cgroup.procs").write_text("")
         self.writes: list[tuple[str, str, str]] = []
         self.before_write: Callable[[str], None] = lambda path: None
         self._v1 = version is CgroupVersion.V1

@@ -1,19 +1,20 @@
 """A pool as the controller sees it: a feed on its own socket, and books that the test writes."""
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import trio
 from fastapi import FastAPI, Response
-from hypercorn.config import Config
-from hypercorn.trio import serve
 
 from sharedfs.feed_types import ClassHolding, FileHoldings, FilesOfTenant, Holdings, PoolRecord, TenantRef, UsersOfFile
+from sharedfs.http_server import serve_http
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -65,11 +66,12 @@ class FakePool:
     async def _serve(self, ready: Callable[[], None]) -> None:
         self._loop = trio.lowlevel.current_trio_token()
         self._stop = trio.Event()
-        config = Config()
-        config.bind = [f"unix:{self.directory / 'feed.sock'}"]
-        config.loglevel = "ERROR"
+        socket_path = self.directory / "feed.sock"
+        socket_path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(socket_path))
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve, self._api(), config)
+            await nursery.start(partial(serve_http, self._api(), listener))
             ready()
             await self._stop.wait()
             nursery.cancel_scope.cancel()

@@ -86,6 +86,27 @@ def in_child(action: Callable[[], Any]) -> Any:
     return Child(action).result()
 
 
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_REC, _MS_PRIVATE = 0x4000, 0x40000
+_PR_SET_DUMPABLE = 4
+
+
+def own_mount_namespace() -> None:
+    """From here on this process and its children see mounts of their own. For a child that is forked to end soon."""
+    _checked(_libc.unshare(_CLONE_NEWNS))
+    _checked(_libc.mount(b"none", b"/", None, _MS_REC | _MS_PRIVATE, None))
+
+
+def own_user_namespace() -> None:
+    """From here on this process is root of a user namespace in which nobody else is. For a child, too."""
+    user, group = os.getuid(), os.getgid()
+    _checked(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))  # or our own files in /proc are root's
+    _checked(_libc.unshare(_CLONE_NEWUSER))
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+    Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+
+
 @contextmanager
 def opened(path: Path | bytes | str, flags: int = os.O_RDWR, mode: int = 0o666) -> Iterator[int]:
     fd = os.open(path, flags, mode)

@@ -129,7 +129,7 @@ def test_everything_else_passes_unchanged_both_ways(ends: Ends) -> None:
     assert ends.libfuse.recv(1 << 21) == message
     ends.answer(20, b"whatever libfuse says")
     assert ends.reply() == (20, 0, b"whatever libfuse says")
-    ends.request(Opcode.OPEN, 22)
+    ends.request(Opcode.OPEN, 22, bytes(8))
     ends.libfuse.recv(1 << 21)
     ends.answer(22, error=ENOENT)
     assert ends.reply() == (22, ENOENT, b"")
@@ -139,7 +139,7 @@ def test_everything_else_passes_unchanged_both_ways(ends: Ends) -> None:
 def test_our_own_requests_are_answered_without_libfuse(ends: Ends) -> None:
     ends.request(Opcode.READ, 30, bytes(40))
     assert ends.reply() == (30, 0, b"5 4321 80")
-    ends.request(Opcode.LSEEK, 32)
+    ends.request(Opcode.LSEEK, 32, bytes(24))
     assert ends.reply() == (32, EIO, b"")
     ends.request(Opcode.INTERRUPT, 34, bytes(8))
     ends.request(Opcode.READ, 36, bytes(40))
@@ -157,7 +157,7 @@ def test_a_short_init_reply_ends_the_connection_with_the_reason(ends: Ends) -> N
 
 def test_requests_that_come_after_the_end_are_no_error(ends: Ends) -> None:
     ends.channel.close()
-    ends.request(Opcode.LOOKUP, 40)
+    ends.request(Opcode.LOOKUP, 40, b"name\0")
     wait_until(lambda: len(ends.ended) == 2, "both pumps ended")
     assert ends.ended == [None, None]
 
@@ -174,8 +174,8 @@ def test_parties_are_served_in_turns_when_many_requests_wait() -> None:
     ends = Ends(start=False)
     try:
         for number in range(20):
-            ends.request(Opcode.READ, number + 1, thread_id=1)
-        ends.request(Opcode.READ, 1000, thread_id=2)
+            ends.request(Opcode.READ, number + 1, bytes(40), thread_id=1)
+        ends.request(Opcode.READ, 1000, bytes(40), thread_id=2)
         ends.channel.start()
         answered = [ends.reply()[0] for _ in range(21)]
         assert answered.index(1000) <= 2

@@ -36,20 +36,35 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def test_the_oldest_makes_room(opened: list[int]) -> None:
+def test_the_oldest_makes_room(opened: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(descriptors, "_PUT_ASIDE", 2)
     cache = Descriptors(0, 0, 3)
     first = [cache.get(node(inode)) for inode in (1, 2, 3)]
     assert [cache.get(node(inode)) for inode in (1, 2, 3)] == first
     assert len(opened) == 3
-    cache.get(node(4))  # may well get the number of the one that was closed for it
-    assert [is_open(fd) for fd in first[1:]] == [True, True]
+    cache.get(node(4))
+    assert all(map(is_open, first)), "whoever was given the oldest may be at work with it"
     assert cache.get(node(2)) == first[1]
-    cache.get(node(1))
-    assert len(opened) == 5, "1 had to be opened anew"
+    assert cache.get(node(1)) == first[0], "and may get it back"
+    assert len(opened) == 4
+    for inode in (5, 6):
+        cache.get(node(inode))
+    assert sum(map(is_open, opened)) == 5, "the one that lost its place first is closed"
     cache.discard(4)
     cache.discard(4)
-    cache.close()
+    cache.discard(1)
+    cache.make_room()
     assert not any(map(is_open, opened))
+
+
+def test_room_is_made_for_a_process_without_descriptors(opened: list[int]) -> None:
+    cache = Descriptors(0, 0, 4)
+    for inode in range(1, 7):
+        cache.get(node(inode))
+    cache.make_room()
+    assert not any(map(is_open, opened))
+    cache.get(node(6))
+    assert len(opened) == 7
 
 
 def test_discards_from_another_thread(opened: list[int]) -> None:
@@ -70,5 +85,5 @@ def test_discards_from_another_thread(opened: list[int]) -> None:
     finally:
         stop.set()
         thread.join()
-        cache.close()
+        cache.make_room()
     assert not any(map(is_open, opened))

@@ -90,11 +90,10 @@ def test_the_path_of_a_process(tmp_path: Path) -> None:
     assert on_v1.path_in(PROC_CGROUP_HYBRID) == "/kubepods/pod:with:colons"
     assert on_v2.path_in(PROC_CGROUP_HYBRID) == "/unified/path"
     assert on_v1.path_in(b"3:cpu,memory,io:/all\n") == "/all"
-    assert on_v2.path_in(b"0::/gone (deleted)\n") == "/gone"
+    assert on_v2.path_in(b"0::/gone (deleted)\n") == "/gone (deleted)", "that may be its name"
     assert on_v2.path_in(b"0::/\n") == "/"
     for text in (b"", b"0::/unified\n", b"4:memory2:/x\n"):
-        with pytest.raises(HostFault, match="no memory cgroup"):
-            on_v1.path_in(text)
+        assert on_v1.path_in(text) is None
 
 
 def test_a_path_that_comes_back_is_another_cgroup(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""Serves a pool's real handlers to whoever holds the other end of a socket pair, for requests that no kernel sends.
+
+    python -m tests.hostile.wire_server DEVICE_FD [FASTPATH.SO]
+
+All is as in the daemon, from the channel to the store and pyfuse3, but for the mount and passthrough. A line on
+standard input is answered with a JSON object that says how the pool is, checked from the ground up; its end is ours.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+import threading
+import traceback
+
+import pyfuse3
+import trio
+
+
+def use_extension(path: str) -> None:
+    """Have `path` (built by a test) be sharedfs.fastpath."""
+    import sharedfs  # noqa: PLC0415
+
+    spec = importlib.util.spec_from_file_location("sharedfs.fastpath", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[spec.name] = sharedfs.fastpath = module  # type: ignore[attr-defined]
+
+
+def main(device_fd: int) -> None:
+    from sharedfs.books import Books  # noqa: PLC0415 - after the extension is chosen
+    from sharedfs.callers import Callers  # noqa: PLC0415
+    from sharedfs.datapath import DataPath  # noqa: PLC0415
+    from sharedfs.frequent import FrequentRequests  # noqa: PLC0415
+    from sharedfs.journal import Journal  # noqa: PLC0415
+    from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
+    from sharedfs.kernel.channel import Channel  # noqa: PLC0415
+    from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
+    from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
+    from sharedfs.namespace import Namespace  # noqa: PLC0415
+    from sharedfs.rare import RareRequests  # noqa: PLC0415
+    from sharedfs.state import StateFiles  # noqa: PLC0415
+    from sharedfs.store import Store  # noqa: PLC0415
+    from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs  # noqa: PLC0415
+
+    state = StateFiles()
+    journal = Journal(state)
+    store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
+    books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
+    events = TaskEvents()
+    data_path = DataPath(store, books, events)
+    namespace = Namespace(
+        store, books, data_path, lambda: None, lambda _: None, 1 << 30, Callers(books, events), fast_reads=False
+    )
+    frequent = FrequentRequests(namespace, journal)
+    ended: list[BaseException | None] = []
+    channel = Channel(
+        device_fd,
+        {**data_path.handlers, **frequent.handlers},
+        data_path.tenant_of,
+        want_passthrough=False,
+        on_end=ended.append,
+        buffer=journal.request,
+    )
+    data_path.connect(channel, device_fd)
+    frequent.connect(channel)
+    os.umask(0)
+
+    def tell() -> dict[str, object]:
+        """Raises when the books contradict themselves; the rest is for the test to judge."""
+        with store.lock, books.lock:
+            books.ledger.check()
+            names = sorted(os.listdir(store.mount_fd))
+            return {
+                "engine": data_path.engine,
+                "resident": books.ledger.resident_bytes,
+                "used": store.tmpfs.used_bytes(),
+                "names": names,
+                "strangers": [inode for inode in store.tmpfs.removed_names() if not store.lookups_of(inode)],
+                "ended": [repr(error) for error in ended],
+                "descriptors": len(os.listdir("/proc/self/fd")),
+            }
+
+    def converse() -> None:
+        for _ in sys.stdin:
+            print(json.dumps(tell()), flush=True)
+        os._exit(0)
+
+    channel.start()
+    threading.Thread(target=converse).start()
+    pyfuse3.init(RareRequests(namespace), channel.libfuse_mountpoint, set())
+    try:
+        trio.run(pyfuse3.main)
+    finally:
+        traceback.print_exc()
+        os._exit(1)  # whoever asks is not to wait
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        use_extension(sys.argv[2])
+    main(int(sys.argv[1]))
