@@ -12,15 +12,21 @@ from controller.api_types import (
     Explanation,
     FileUser,
     FileUsers,
+    GroupBill,
+    PlannedWrite,
     SurvivorBill,
     TenantBill,
+    WritePlan,
 )
+from controller.billing.ancestors import chain
 from controller.billing.bill import Bill
 from controller.billing.books import Books, SharingClass, cgroup_of, read_classes, without
+from controller.billing.planner import Plan
 from controller.billing.policies import Policy
 from controller.billing.settlement import Position
 from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
+from controller.limits.base import KernelLimits, Order
 from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import FilesOfTenant, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef
@@ -30,7 +36,8 @@ from sharedfs.kernel.cgroups import CgroupRef
 class Snapshot:
     """One settlement, as everybody sees it. `gone` exited before their pools noticed; the bill is without them.
 
-    `positions` lacks tenants whose limits cannot be read.
+    `positions` lacks tenants whose limits cannot be read, and has the cgroups above tenants that have a budget too.
+    `ordered` is what was to be written, `taken_seconds` when that was, on the clock of the debts.
     """
 
     number: int
@@ -39,6 +46,9 @@ class Snapshot:
     gone: frozenset[CgroupRef]
     bill: Bill
     positions: Mapping[CgroupRef, Position]
+    planned: Plan
+    ordered: tuple[Order, ...]
+    taken_seconds: float
 
     def tenant(self, path: str) -> CgroupRef | None:
         return next((cgroup for cgroup in self.bill.tenants if cgroup.path == path), None)
@@ -55,6 +65,13 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef]) -> Bills:
         pool_resident_bytes=bill.pool_resident_bytes,
         unclaimed_bytes=bill.unclaimed_bytes,
         foreign_bytes=bill.foreign_bytes,
+        debt_bytes=sum(position.debt_bytes(position.account.limits) for position in snapshot.positions.values()),
+        borne_bytes=sum(snapshot.planned.borne.values()),
+        groups=tuple(
+            _group(snapshot, snapshot.positions[cgroup])
+            for cgroup in sorted(snapshot.positions, key=by_path)
+            if cgroup not in bill.tenants
+        ),
         tenants=tuple(_line(snapshot, cgroup, cgroup in live) for cgroup in sorted(bill.tenants, key=by_path)),
     )
 
@@ -62,15 +79,69 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef]) -> Bills:
 def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool) -> TenantBill:
     share = snapshot.bill.tenants[cgroup]
     position = snapshot.positions.get(cgroup)
+    at_or_above = frozenset(chain(cgroup.path))
+    bounds = [bound for bound in snapshot.positions.values() if bound.cgroup.path in at_or_above]
+    limits = {
+        bound.cgroup.path: limit
+        for bound in sorted(bounds, key=lambda bound: -len(bound.cgroup.path))
+        if (limit := bound.account.limits.enforced_bytes) is not None
+    }
+    bound_by = min(limits, key=lambda path: limits[path], default=None)
     return TenantBill(
         tenant=cgroup.path,
         state="live" if live else "empty",
         share_bytes=share.share_bytes,
         used_bytes=share.used_bytes,
-        budget_bytes=None if position is None else position.budget_bytes,
-        limit_bytes=None if position is None else position.account.limits.enforced_bytes,
+        budget_bytes=min((budget for bound in bounds if (budget := bound.budget_bytes) is not None), default=None),
+        limit_bytes=None if bound_by is None else limits[bound_by],
+        bound_by=bound_by,
+        report_only=position is not None and position.report_only,
         kernel_usage_bytes=0 if position is None else position.account.usage_bytes,
+        over_bytes=0 if position is None else position.over_bytes,
         debt_bytes=0 if position is None else position.debt_bytes(position.account.limits),
+        debt_age_seconds=None if position is None else _debt_age(snapshot, position),
+        borne_bytes=snapshot.planned.borne.get(cgroup, 0),
+    )
+
+
+def _debt_age(snapshot: Snapshot, position: Position) -> float | None:
+    if not position.debt_bytes(position.account.limits):
+        return None
+    since = {debt.cgroup: debt.since_seconds for debt in snapshot.planned.debts}
+    return round(snapshot.taken_seconds - since.get(position.cgroup, snapshot.taken_seconds), 3)
+
+
+def _group(snapshot: Snapshot, position: Position) -> GroupBill:
+    return GroupBill(
+        cgroup=position.cgroup.path,
+        due_bytes=position.due_bytes,
+        budget_bytes=position.budget_bytes or 0,
+        limit_bytes=position.account.limits.enforced_bytes,
+        kernel_usage_bytes=position.account.usage_bytes,
+        debt_bytes=position.debt_bytes(position.account.limits),
+        debt_age_seconds=_debt_age(snapshot, position),
+    )
+
+
+def tell_plan(snapshot: Snapshot | None, limits: KernelLimits, *, dry_run: bool) -> WritePlan:
+    """The writes that the last settlement ordered, and those that it put off."""
+    if snapshot is None:
+        return WritePlan(dry_run=dry_run, writes=())
+    states = [(order, "would" if dry_run else "ordered") for order in snapshot.ordered]
+    states += [(order, "would" if dry_run else "waits") for order in snapshot.planned.put_off]
+    return WritePlan(
+        dry_run=dry_run,
+        writes=tuple(
+            PlannedWrite(
+                cgroup=order.cgroup.path,
+                file=str(limits.hierarchy.directory(order.cgroup.path) / write.file),
+                now=write.before,
+                text=write.text,
+                state=state,  # type: ignore[arg-type] # one of these words
+            )
+            for order, state in sorted(states, key=lambda entry: by_path(entry[0].cgroup))
+            for write in limits.writes(order)
+        ),
     )
 
 

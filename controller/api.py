@@ -16,9 +16,11 @@ from controller.api_types import (
     Explanation,
     FileUsers,
     Health,
+    WritePlan,
 )
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.service import Controller
+from controller.state import Budget
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
 
@@ -54,10 +56,15 @@ def make_api(controller: Controller) -> FastAPI:
         """Who would pay what if a tenant exited."""
         return await controller.what_if_exit(tenant)
 
+    @api.get("/v1/plan")
+    async def plan() -> WritePlan:
+        """The writes of the last settlement: done, put off, or in a dry run what would be."""
+        return controller.plan()
+
     @api.put("/v1/budget")
     async def set_budget(tenant: Tenant, order: BudgetOrder) -> BudgetState:
-        """Give a tenant a budget where its manager set no limit."""
-        return await controller.set_budget(tenant, order.budget_bytes)
+        """Give a tenant a budget: where its manager set no limit, or for reports only."""
+        return await controller.set_budget(tenant, Budget(order.budget_bytes, order.report_only))
 
     @api.delete("/v1/budget")
     async def clear_budget(tenant: Tenant) -> BudgetState:

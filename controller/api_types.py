@@ -10,7 +10,12 @@ class _Frozen(BaseModel):
 
 
 class TenantBill(_Frozen):
-    """`limit_bytes` is what the kernel enforces now: budget - share + debt. None is no limit, or no budget."""
+    """`limit_bytes` is what the kernel enforces now: budget - share + debt - borne. None is no limit, or no budget.
+
+    Budget and limit are the lowest of the tenant's own and those of the cgroups above it; `bound_by` is the cgroup
+    whose limit that is. `over_bytes` is what the tenant uses and pays for beyond its own budget. A debt has an age;
+    `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone.
+    """
 
     tenant: str
     state: Literal["live", "empty"]
@@ -18,17 +23,40 @@ class TenantBill(_Frozen):
     used_bytes: int
     budget_bytes: int | None
     limit_bytes: int | None
+    bound_by: str | None
+    report_only: bool
+    kernel_usage_bytes: int
+    over_bytes: int
+    debt_bytes: int
+    debt_age_seconds: float | None
+    borne_bytes: int
+
+
+class GroupBill(_Frozen):
+    """A cgroup above tenants, with a limit of its own: `due_bytes` is what all tenants at or below it owe."""
+
+    cgroup: str
+    due_bytes: int
+    budget_bytes: int
+    limit_bytes: int | None
     kernel_usage_bytes: int
     debt_bytes: int
+    debt_age_seconds: float | None
 
 
 class Bills(_Frozen):
-    """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` (I1)."""
+    """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` (I1).
+
+    Of the debts of all tenants, `borne_bytes` are taken off limits of others; the rest stays with the pool.
+    """
 
     pool_resident_bytes: int
     unclaimed_bytes: int
     foreign_bytes: int
+    debt_bytes: int
+    borne_bytes: int
     tenants: tuple[TenantBill, ...]
+    groups: tuple[GroupBill, ...]
 
 
 class ExplainedFile(_Frozen):
@@ -98,7 +126,10 @@ class ExitForecast(_Frozen):
 
 
 class BudgetOrder(_Frozen):
+    """`report_only`: bills tell what is over the budget, and no limit is written."""
+
     budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
+    report_only: bool = False
 
 
 class BudgetState(_Frozen):
@@ -106,12 +137,36 @@ class BudgetState(_Frozen):
 
     tenant: str
     budget_bytes: int | None
+    report_only: bool
     known: bool
 
 
+class PlannedWrite(_Frozen):
+    """`file` is absolute. `would`: in a dry run; `ordered`: done, or under way; `waits`: put off for now."""
+
+    cgroup: str
+    file: str
+    now: str
+    text: str
+    state: Literal["would", "ordered", "waits"]
+
+
+class WritePlan(_Frozen):
+    """The writes of the last settlement."""
+
+    dry_run: bool
+    writes: tuple[PlannedWrite, ...]
+
+
 class Health(_Frozen):
-    """`settlements` counts them since the start; `pools` are those on the bill."""
+    """`settlements` counts them since the start; `pools` are those on the bill.
+
+    `limit_writes` counts writes to limit files since the start, `orders_put_off` changes that had to wait.
+    """
 
     version: str
     settlements: int
     pools: tuple[str, ...]
+    dry_run: bool
+    limit_writes: int
+    orders_put_off: int

@@ -32,7 +32,8 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--config", type=click.Path(path_type=Path), help="Default: /etc/sharedfs/controller.toml, if there.")
-def run(config: Path | None) -> None:
+@click.option("--dry-run", is_flag=True, help="Write no limit; the log and `sharedctl plan` tell what would be.")
+def run(config: Path | None, dry_run: bool) -> None:
     """Run the controller in the foreground until SIGTERM or Ctrl-C, then put all limits back.
 
     Example: sharedctl run --config deploy/controller.toml
@@ -47,7 +48,7 @@ def run(config: Path | None) -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request, twice a second and pool
-    service.run(loaded)
+    service.run(loaded, dry_run=dry_run)
 
 
 @cli.command()
@@ -65,7 +66,8 @@ def restore() -> None:
 @cli.command(epilog=TENANT_HELP)
 @tenant_argument
 @click.argument("budget", metavar="BYTES|clear")
-def budget(tenant: str, budget: str) -> None:
+@click.option("--report-only", is_flag=True, help="Write no limit for TENANT; its bill tells what is over the budget.")
+def budget(tenant: str, budget: str, report_only: bool) -> None:
     """Give TENANT a budget where its manager set no memory limit, or take it back.
 
     Example: sharedctl budget /tenants/a 512M
@@ -80,8 +82,9 @@ def budget(tenant: str, budget: str) -> None:
         budget_bytes = parse_size(budget)
     except ValueError as error:
         raise CallerMistake(str(error)) from None
-    answer = ask("PUT", "/v1/budget", {"tenant": tenant}, {"budget_bytes": budget_bytes})
-    when = "" if answer["known"] else ", enforced from when it uses a pool"
+    order = {"budget_bytes": budget_bytes, "report_only": report_only}
+    answer = ask("PUT", "/v1/budget", {"tenant": tenant}, order)
+    when = ", for reports only" if report_only else "" if answer["known"] else ", enforced from when it uses a pool"
     click.echo(f"{answer['tenant']}: budget {format_size(answer['budget_bytes'])}{when}")
 
 
@@ -93,6 +96,16 @@ def bills(as_json: bool) -> None:
     Example: sharedctl bills --json
     """
     _answer("bills", as_json, "/v1/bills")
+
+
+@cli.command()
+@as_json
+def plan(as_json: bool) -> None:
+    """The writes to limit files of the last settlement: done, put off, or what would be (`sharedctl run --dry-run`).
+
+    Example: sharedctl plan --json
+    """
+    _answer("plan", as_json, "/v1/plan")
 
 
 @cli.command(epilog=TENANT_HELP)

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from controller.billing.debts import BearingRule
+from controller.billing.pacing import DEFAULT_PACE, Pace
+from controller.billing.planner import Rules
 from controller.billing.settlement import FLOOR_BYTES
 from sharedfs.errors import CallerMistake
 
@@ -19,11 +22,28 @@ class Config(BaseModel):
 
     policy: Literal["proportional"] = "proportional"
     settle: bool = True
+    admission: bool = True
     interval_seconds: Annotated[float, Field(ge=0.05, le=60)] = 0.5
     floor_bytes: Annotated[int, Field(ge=64 << 10)] = FLOOR_BYTES
+    descent_bytes_per_second: Annotated[int, Field(ge=0)] = DEFAULT_PACE.descent_bytes_per_second
+    writes_per_second: Annotated[float, Field(gt=0, le=1000)] = DEFAULT_PACE.writes_per_second
+    step_bytes: Annotated[int, Field(ge=0)] = DEFAULT_PACE.step_bytes
+    hold_seconds: Annotated[float, Field(ge=0, le=3600)] = DEFAULT_PACE.hold_seconds
+    debts_borne_by: BearingRule = "pool"
     write_threads: Annotated[int, Field(ge=1, le=1024)] = 32
     pool_patience_seconds: Annotated[float, Field(ge=0, le=600)] = 5.0
     stop_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
+
+    @property
+    def rules(self) -> Rules:
+        """What the planner goes by."""
+        pace = Pace(
+            descent_bytes_per_second=self.descent_bytes_per_second,
+            writes_per_second=self.writes_per_second,
+            step_bytes=self.step_bytes,
+            hold_seconds=self.hold_seconds,
+        )
+        return Rules(self.floor_bytes, pace, self.debts_borne_by)
 
 
 def load(path: Path | None) -> Config:

@@ -1,7 +1,8 @@
 """The pools of this host, as their feeds show them: found by looking, asked all at once, dropped when they die."""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,13 +13,15 @@ from pydantic import BaseModel, ValidationError
 
 from controller.billing.books import Books, cgroup_of, read_holdings
 from controller.mistakes import UnknownName
-from sharedfs.feed_types import FilesOfTenant, Holdings, PoolRecord, UsersOfFile
+from sharedfs.feed_types import Allowance, AllowanceOrder, FilesOfTenant, Holdings, PoolRecord, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 1.0
 """A feed answers from its books in memory; one that takes longer is in trouble, and must not hold up settlement."""
+
+_JSON = {"content-type": "application/json"}
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -33,11 +36,19 @@ class PoolSilent(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PoolBooks:
-    """One answer of a pool: its books, and all its live tenants, those too that use nothing."""
+    """One answer of a pool: its books, and the even shares of all its live tenants, those too that use nothing.
+
+    `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known.
+    """
 
     pool: str
     books: Books
-    tenants: frozenset[CgroupRef]
+    even_bytes: Mapping[CgroupRef, int]
+    cgroup: str
+
+    @property
+    def tenants(self) -> frozenset[CgroupRef]:
+        return frozenset(self.even_bytes)
 
 
 class Feed:
@@ -46,6 +57,9 @@ class Feed:
     def __init__(self, socket: Path) -> None:
         self.name = socket.parent.name
         self._record = socket.parent / "pool.json"
+        self._cgroup: str | None = None
+        self.allowed: Mapping[CgroupRef, int | None] = {}
+        self.allowed_seconds = float("-inf")
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         self._client = httpx.AsyncClient(transport=transport, base_url="http://pool", timeout=ANSWER_SECONDS)
 
@@ -63,15 +77,34 @@ class Feed:
         """None when the pool has no file at `path`, relative to its root."""
         return await self._get(UsersOfFile, "/v1/files/users", path=path)
 
+    async def put_allowances(self, order: AllowanceOrder) -> None:
+        """Also where it is refused, because later ones are there, or the pool is of a kind that knows of none."""
+        try:
+            await self._client.put("/v1/allowances", content=order.model_dump_json(), headers=_JSON)
+        except httpx.ConnectError as error:
+            raise PoolGone(str(error)) from error
+        except httpx.HTTPError as error:
+            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
     def mountpoint(self) -> Path | None:
         """Where the pool is mounted, None when its record does not say."""
-        try:
-            return Path(PoolRecord.model_validate_json(self._record.read_bytes()).mountpoint)
-        except (OSError, ValidationError):
-            return None
+        record = self._read_record()
+        return None if record is None else Path(record.mountpoint)
+
+    def cgroup(self) -> str:
+        """The pool's own cgroup, which stays the same; "/" when its record does not say."""
+        if self._cgroup is None and (record := self._read_record()) is not None:
+            self._cgroup = record.pool_cgroup
+        return self._cgroup or "/"
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    def _read_record(self) -> PoolRecord | None:
+        try:
+            return PoolRecord.model_validate_json(self._record.read_bytes())
+        except (OSError, ValidationError):
+            return None
 
     async def _get(self, kind: type[Answer], url: str, **query: str) -> Answer | None:
         try:
@@ -125,6 +158,28 @@ class Pools:
         listed = ", ".join(str(mount) for mount in sorted(mounts)) or "none"
         raise UnknownName(f"{path} is on no pool: the mountpoints are {listed}")
 
+    async def allow(self, marks: Mapping[str, Mapping[CgroupRef, int | None]], valid_seconds: float) -> None:
+        """Tell each pool how far its tenants may grow, where that has changed or is old. Nobody waits for an answer."""
+        async with trio.open_nursery() as nursery:
+            for feed in self.feeds:
+                if feed.name in marks:
+                    nursery.start_soon(self._allow, feed, marks[feed.name], valid_seconds, name=f"allow in {feed.name}")
+
+    async def _allow(self, feed: Feed, marks: Mapping[CgroupRef, int | None], valid_seconds: float) -> None:
+        now = trio.current_time()
+        if feed.allowed == marks and now - feed.allowed_seconds < valid_seconds / 4:
+            return
+        order = AllowanceOrder(
+            sequence=time.time_ns(),  # later than any of an earlier controller
+            valid_seconds=valid_seconds,
+            tenants=tuple(Allowance(path=to.path, inode=to.inode, until_bytes=mark) for to, mark in marks.items()),
+        )
+        try:
+            await feed.put_allowances(order)
+        except (PoolGone, PoolSilent):
+            return  # the next fetch says so
+        feed.allowed, feed.allowed_seconds = marks, now
+
     async def aclose(self) -> None:
         for feed in self._feeds.values():
             await feed.aclose()
@@ -144,8 +199,9 @@ class Pools:
         else:
             if socket not in self._known:
                 log.info("pool %s: found", feed.name)
-            tenants = frozenset(map(cgroup_of, holdings.tenants))
-            self._known[socket] = trio.current_time(), PoolBooks(feed.name, read_holdings(holdings), tenants)
+            even_bytes = {cgroup_of(tenant): tenant.even_bytes for tenant in holdings.tenants}
+            books = PoolBooks(feed.name, read_holdings(holdings), even_bytes, feed.cgroup())
+            self._known[socket] = trio.current_time(), books
 
     async def _drop(self, socket: Path, why: str) -> None:
         """Forget a pool; it is looked for again at the next fetch, and said only once that it is gone."""

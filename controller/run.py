@@ -5,6 +5,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import trio
 
@@ -40,13 +41,13 @@ def only_controller() -> Iterator[None]:
         yield
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
     limits = kernel_limits(find_memory_hierarchy(), config.floor_bytes)
     with only_controller():
         state = State(places.state_directory())
         try:
-            trio.run(_serve, config, limits, state)
+            trio.run(partial(_serve, config, limits, state, dry_run=dry_run))
         except BaseExceptionGroup as group:
             raise first_error(group) from group
         finally:
@@ -66,13 +67,13 @@ def restore_limits() -> int:
             state.close()
 
 
-async def _serve(config: Config, limits: KernelLimits, state: State) -> None:
+async def _serve(config: Config, limits: KernelLimits, state: State, *, dry_run: bool) -> None:
     path = places.controller_socket()
     # Writes outlive the tasks that ordered them: what is put back must not be undone by a write that lands later.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as writes:
             policy = POLICIES[config.policy]()
-            controller = Controller(config, policy, limits, state, places.pools_directory(), writes)
+            controller = Controller(config, policy, limits, state, places.pools_directory(), writes, dry_run=dry_run)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(controller.keep_settling, name="settle")

@@ -6,7 +6,7 @@ answered from a settlement that began after it was asked, so the answer holds wh
 
 import logging
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,25 +14,32 @@ import trio
 
 from controller import answers
 from controller.answers import Snapshot
-from controller.api_types import Bills, BudgetState, ExitForecast, Explanation, FileUsers, Health
-from controller.billing.bill import make_bill
-from controller.billing.books import without
+from controller.api_types import Bills, BudgetState, ExitForecast, Explanation, FileUsers, Health, WritePlan
+from controller.billing.admission import marks
+from controller.billing.ancestors import above, due_at
+from controller.billing.bill import Bill, make_bill
+from controller.billing.books import Books, without
+from controller.billing.planner import Planner
 from controller.billing.policies import Policy
-from controller.billing.settlement import Position, plan, raises
+from controller.billing.settlement import Position, raises
 from controller.billing.whatif import due_bytes, what_if_exit
 from controller.config import Config
-from controller.limits.base import KernelLimits, Order
+from controller.limits.base import KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
-from controller.pools import Feed, PoolGone, Pools, PoolSilent
-from controller.settler import Settler
-from controller.state import State
+from controller.pools import Feed, PoolBooks, PoolGone, Pools, PoolSilent
+from controller.settler import Readings, Settler
+from controller.state import Budget, State
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, HostFault
 from sharedfs.feed_types import FilesOfTenant
 from sharedfs.kernel.cgroups import CgroupRef, raw_path, readable
 
 log = logging.getLogger(__name__)
+
+ALLOWED_SECONDS, ALLOWED_INTERVALS = 5.0, 10
+"""How long allowances are good for when we are gone: long enough for a restart of the controller, and too short for
+somebody to wonder why a tenant cannot write while nobody moves its limit."""
 
 
 class Controller:
@@ -44,6 +51,8 @@ class Controller:
         state: State,
         pools_directory: Path,
         nursery: trio.Nursery,
+        *,
+        dry_run: bool = False,
     ) -> None:
         self._config = config
         self._policy = policy
@@ -52,7 +61,8 @@ class Controller:
         self._state = state
         self._budgets = state.budgets()
         self._pools = Pools(pools_directory, config.pool_patience_seconds)
-        self._settler = Settler(limits, state, nursery, config.write_threads)
+        self._settler = Settler(limits, state, nursery, config.write_threads, dry_run=dry_run)
+        self._planner = Planner(limits.hierarchy.version, config.rules)
         self._begun = 0
         self._snapshot: Snapshot | None = None
         self._wanted = trio.Event()
@@ -90,34 +100,67 @@ class Controller:
 
     async def _settle(self, number: int) -> Snapshot:
         pools = await self._pools.fetch()
+        now_seconds = trio.current_time()
         tenants = frozenset().union(*(pool.tenants for pool in pools))
-        readings = await self._settler.read({*tenants, *self._settler.entries})
-        books = tuple(without(pool.books, readings.gone) for pool in pools)
-        bill = make_bill(books, tenants - readings.gone, self._policy)
+        known = {*tenants, *self._settler.entries}
+        readings = await self._settler.read(known, above(tenant.path for tenant in tenants), self._budgets)
+        books = {pool.pool: without(pool.books, readings.gone) for pool in pools}
+        bill = make_bill(books.values(), tenants - readings.gone, self._policy)
         found = {cgroup: self._settler.found(cgroup, account.limits) for cgroup, account in readings.accounts.items()}
-        positions = {
-            cgroup: Position(
-                cgroup,
-                readings.accounts[cgroup],
-                found[cgroup],
-                self._budgets.get(cgroup.path),
-                due_bytes(bill, cgroup),
-            )
-            for cgroup in bill.tenants.keys() & readings.accounts.keys()
-        }
-        settled = positions if self._config.settle else {}
-        raising, lowering = plan(settled.values(), self._hierarchy.version, self._config.floor_bytes)
-        for cgroup in self._settler.entries.keys() & readings.accounts.keys() - settled.keys():
+        billed = (bill.tenants.keys() | readings.above) & readings.accounts.keys()
+        due = self._due(pools, books, bill, billed)
+        positions = {cgroup: self._position(cgroup, readings, found[cgroup], due[cgroup.path]) for cgroup in billed}
+        planned = self._planner.plan(now_seconds, positions.values() if self._config.settle else ())
+        raising, lowering = list(planned.raising), list(planned.lowering)
+        for cgroup in self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys():
             order = Order(cgroup, readings.accounts[cgroup].limits, found[cgroup])
             if order.now != order.intended:
                 (raising if raises(order) else lowering).append(order)
         ordered = {order.cgroup for order in (*raising, *lowering)}
+        late = {order.cgroup for order in planned.put_off}
         at_home = {cgroup for cgroup, account in readings.accounts.items() if account.limits == found[cgroup]}
-        await self._settler.forget(readings.gone | (at_home - ordered))
+        await self._settler.forget(readings.gone | (at_home - ordered - late))
         await self._settler.carry_out(raising, lowering, found)
+        if self._config.admission and self._config.settle and not self._settler.dry_run:
+            room = planned.positions.values()
+            allowed = {pool.pool: marks(pool.even_bytes, room, self._config.floor_bytes) for pool in pools}
+            await self._pools.allow(allowed, max(ALLOWED_SECONDS, ALLOWED_INTERVALS * self._config.interval_seconds))
         for cgroup, account in (await self._settler.read(ordered & positions.keys())).accounts.items():
             positions[cgroup] = replace(positions[cgroup], account=account)
-        return Snapshot(number, books, tuple(pool.pool for pool in pools), readings.gone, bill, positions)
+        return Snapshot(
+            number=number,
+            books=tuple(books.values()),
+            pools=tuple(books),
+            gone=readings.gone,
+            bill=bill,
+            positions=positions,
+            planned=planned,
+            ordered=(*raising, *lowering),
+            taken_seconds=now_seconds,
+        )
+
+    def _position(self, cgroup: CgroupRef, readings: Readings, found: Limits, due_bytes: int) -> Position:
+        budget = self._budgets.get(cgroup.path)
+        return Position(
+            cgroup,
+            readings.accounts[cgroup],
+            found,
+            None if budget is None else budget.budget_bytes,
+            due_bytes,
+            report_only=budget is not None and budget.report_only,
+        )
+
+    def _due(
+        self, pools: Iterable[PoolBooks], books: Mapping[str, Books], bill: Bill, cgroups: Iterable[CgroupRef]
+    ) -> dict[str, int]:
+        """What is due at each of `cgroups`, by path: of all tenants there and below."""
+        due_by_pool = {}
+        for pool in pools:
+            # Rounding happens once a class, and a class is of one pool: these sum up to the bill of all.
+            part = bill if len(books) == 1 else make_bill([books[pool.pool]], (), self._policy)
+            due_by_pool[pool.pool] = {tenant: due_bytes(part, tenant) for tenant in part.tenants}
+        own = {pool.pool: pool.cgroup for pool in pools}
+        return due_at(due_by_pool, own, {cgroup.path for cgroup in cgroups})
 
     # -- questions
 
@@ -174,29 +217,42 @@ class Controller:
             tenant,
             snapshot.books,
             self._policy,
-            snapshot.positions,
+            {cgroup: position for cgroup, position in snapshot.positions.items() if cgroup in snapshot.bill.tenants},
             self._hierarchy.version,
             self._config.floor_bytes,
         )
         return answers.tell_exit(tenant, forecast)
 
-    async def set_budget(self, name: str, budget_bytes: int) -> BudgetState:
-        """Raises UnknownName where there is no cgroup, NotOursToSet where its manager set a limit."""
+    def plan(self) -> WritePlan:
+        """What the last settlement had written, and what it would write and has not yet."""
+        return answers.tell_plan(self._snapshot, self._limits, dry_run=self._settler.dry_run)
+
+    async def set_budget(self, name: str, budget: Budget) -> BudgetState:
+        """Raises UnknownName where there is no cgroup, NotOursToSet where its manager set a limit.
+
+        A budget that is only for reports limits nothing, and goes beside the manager's.
+        """
         path = self._path(name)
         cgroup = await trio.to_thread.run_sync(self._hierarchy.find, path)
         if cgroup is None:
             raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        if not budget.report_only:
+            await self._check_limit_is_ours(cgroup)
+        await trio.to_thread.run_sync(self._state.set_budget, path, budget, limiter=self._settler.disk)
+        self._budgets[path] = budget
+        return await self._told_budget(path)
+
+    async def _check_limit_is_ours(self, cgroup: CgroupRef) -> None:
         file = self._limits.limit_file(cgroup)
-        if path == "/" or not Path(file).exists():
-            raise NotOursToSet(f"{path} cannot be limited: the kernel has no {file} to write")
+        if cgroup.path == "/" or not Path(file).exists():
+            raise NotOursToSet(f"{cgroup.path} cannot be limited: the kernel has no {file} to write")
         account = (await self._settler.read([cgroup])).accounts.get(cgroup)
         if account is not None:
             limit = self._settler.found(cgroup, account.limits).enforced_bytes
             if limit is not None:
-                raise NotOursToSet(f"{path} has a budget from its manager, {limit} bytes in {file}: change it there")
-        await trio.to_thread.run_sync(self._state.set_budget, path, budget_bytes, limiter=self._settler.disk)
-        self._budgets[path] = budget_bytes
-        return await self._told_budget(path)
+                raise NotOursToSet(
+                    f"{cgroup.path} has a budget from its manager, {limit} bytes in {file}: change it there"
+                )
 
     async def clear_budget(self, name: str) -> BudgetState:
         """Clearing what is not set is no mistake, as long as there is such a cgroup."""
@@ -209,12 +265,23 @@ class Controller:
 
     def health(self) -> Health:
         snapshot = self._snapshot
-        pools = () if snapshot is None else snapshot.pools
-        return Health(version=__version__, settlements=0 if snapshot is None else snapshot.number, pools=pools)
+        return Health(
+            version=__version__,
+            settlements=0 if snapshot is None else snapshot.number,
+            pools=() if snapshot is None else snapshot.pools,
+            dry_run=self._settler.dry_run,
+            limit_writes=self._settler.writes,
+            orders_put_off=self._planner.pacing.put_off,
+        )
 
     async def _told_budget(self, path: str) -> BudgetState:
-        known = (await self.fresh()).tenant(path) is not None
-        return BudgetState(tenant=path, budget_bytes=self._budgets.get(path), known=known)
+        snapshot, budget = await self.fresh(), self._budgets.get(path)
+        return BudgetState(
+            tenant=path,
+            budget_bytes=None if budget is None else budget.budget_bytes,
+            report_only=budget is not None and budget.report_only,
+            known=any(cgroup.path == path for cgroup in snapshot.positions),
+        )
 
     async def _find(self, name: str) -> tuple[Snapshot, CgroupRef]:
         path = self._path(name)

@@ -2,10 +2,12 @@
 
 A lowering write blocks while the kernel reclaims. It holds up nobody but its own tenant, which is left alone until the
 write is through; everybody else is settled meanwhile.
+
+In a dry run nothing is written, neither to the kernel nor to the journal: what would be is said in the log, once.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,18 +27,33 @@ WRITE_PATIENCE_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """What the kernel says of cgroups. `unreadable` ones live, but nothing can be known or done about their limits."""
+    """What the kernel says of cgroups. `unreadable` ones live, but nothing can be known or done about their limits.
+
+    `above` are cgroups above those asked for that have a limit, or a budget; they have an account too.
+    """
 
     accounts: Mapping[CgroupRef, Account]
     gone: frozenset[CgroupRef]
     unreadable: frozenset[CgroupRef]
+    above: frozenset[CgroupRef] = frozenset()
 
 
 class Settler:
     """The one writer of limits. `entries` is the journal as it stands, with what we know beyond the disk."""
 
-    def __init__(self, limits: KernelLimits, state: State, nursery: trio.Nursery, write_threads: int) -> None:
+    def __init__(
+        self,
+        limits: KernelLimits,
+        state: State,
+        nursery: trio.Nursery,
+        write_threads: int,
+        *,
+        dry_run: bool = False,
+    ) -> None:
         self.entries: dict[CgroupRef, Entry] = state.journal()
+        self.writes = 0
+        """Writes to the kernel's limit files since the start."""
+        self.dry_run = dry_run
         self._limits = limits
         self._state = state
         self._nursery = nursery
@@ -44,14 +61,18 @@ class Settler:
         self.disk = trio.CapacityLimiter(1)  # the database takes one thread at a time
         self._busy: dict[CgroupRef, trio.Event] = {}
         self._complaints: dict[CgroupRef, str] = {}
+        self._told: dict[CgroupRef, Order] = {}
 
     @property
     def busy(self) -> frozenset[CgroupRef]:
         """Tenants with a write under way."""
         return frozenset(self._busy)
 
-    async def read(self, cgroups: Iterable[CgroupRef]) -> Readings:
-        return await trio.to_thread.run_sync(self._read, tuple(cgroups))
+    async def read(
+        self, cgroups: Iterable[CgroupRef], above: Iterable[str] = (), budgeted: Container[str] = ()
+    ) -> Readings:
+        """The accounts of `cgroups`, and of the cgroups at the paths `above` that have a limit or are `budgeted`."""
+        return await trio.to_thread.run_sync(self._read, frozenset(cgroups), tuple(above), budgeted)
 
     def found(self, cgroup: CgroupRef, now: Limits) -> Limits:
         """What the manager of `cgroup` set, given that its limits are `now`."""
@@ -65,7 +86,10 @@ class Settler:
         raising = [order for order in raising if order.cgroup not in self._busy]
         lowering = [order for order in lowering if order.cgroup not in self._busy]
         orders = [(order, found[order.cgroup]) for order in (*raising, *lowering)]
-        if not orders:
+        if self.dry_run:
+            for order, _ in orders:
+                self._tell(order)
+        if self.dry_run or not orders:
             return
         await trio.to_thread.run_sync(self._state.announce, orders, limiter=self.disk)
         for order, limits in orders:
@@ -76,6 +100,8 @@ class Settler:
     async def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Strike from the journal what is gone or as its manager left it."""
         idle = [cgroup for cgroup in cgroups if cgroup in self.entries and cgroup not in self._busy]
+        if self.dry_run:
+            return
         if idle:
             await trio.to_thread.run_sync(self._state.forget, idle, limiter=self.disk)
         for cgroup in idle:
@@ -84,6 +110,8 @@ class Settler:
 
     async def restore_all(self) -> list[str]:
         """Put every limit back (I6), when the writes under way are through. Returns what could not be."""
+        if self.dry_run:
+            return []
         for written in tuple(self._busy.values()):
             await written.wait()
         task = partial(restore, self._limits, self._state, tuple(self.entries.values()))
@@ -104,6 +132,7 @@ class Settler:
             # Abandoned only when the service stops: the journal then still has the line, for `sharedctl restore`.
             apply = partial(self._limits.apply, order)
             outcome = await trio.to_thread.run_sync(apply, limiter=self._threads, abandon_on_cancel=True)
+            self.writes += outcome.writes
             if outcome.limits == order.intended:
                 self.entries[order.cgroup] = replace(self.entries[order.cgroup], wrote=order.intended)
             self._complain(order.cgroup, outcome.refused)
@@ -113,6 +142,14 @@ class Settler:
             del self._busy[order.cgroup]
             written.set()
 
+    def _tell(self, order: Order) -> None:
+        """Say what would be written, when it is another thing than last time."""
+        if self._told.get(order.cgroup) != order:
+            self._told[order.cgroup] = order
+            directory = self._limits.hierarchy.directory(order.cgroup.path)
+            for write in self._limits.writes(order):
+                log.info("dry run: would write %s to %s", write.text, directory / write.file)
+
     def _complain(self, cgroup: CgroupRef, complaint: str | None) -> None:
         """Say what the host refuses once, not at each settlement."""
         if complaint is None:
@@ -121,11 +158,12 @@ class Settler:
             self._complaints[cgroup] = complaint
             log.warning("%s", complaint)
 
-    def _read(self, cgroups: Iterable[CgroupRef]) -> Readings:
+    def _read(self, cgroups: frozenset[CgroupRef], paths: Iterable[str], budgeted: Container[str]) -> Readings:
         accounts = {}
         gone = set()
         unreadable = set()
-        for cgroup in cgroups:
+        above = {cgroup for path in paths if (cgroup := self._above(path, budgeted)) is not None}
+        for cgroup in cgroups | above:
             try:
                 account = self._limits.read(cgroup)
             except HostFault as fault:
@@ -136,4 +174,15 @@ class Settler:
                 gone.add(cgroup)
             else:
                 accounts[cgroup] = account
-        return Readings(accounts, frozenset(gone), frozenset(unreadable))
+        return Readings(accounts, frozenset(gone), frozenset(unreadable), frozenset(above) - gone)
+
+    def _above(self, path: str, budgeted: Container[str]) -> CgroupRef | None:
+        cgroup = self._limits.hierarchy.find(path)
+        if cgroup is None or path in budgeted:
+            return cgroup
+        try:
+            limits = self._limits.limits(cgroup)
+        except HostFault as fault:
+            self._complain(cgroup, str(fault))
+            return None
+        return None if limits is None or limits.enforced_bytes is None else cgroup

@@ -19,7 +19,10 @@ from sharedfs.kernel.cgroups import CgroupRef
 DATABASE = "controller.db"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS budget (tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS budget (
+    tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL,
+    report_only INTEGER NOT NULL DEFAULT 0       -- 1: no limit is written
+) STRICT;
 CREATE TABLE IF NOT EXISTS journal (
     boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
     found_max INTEGER, found_high INTEGER,       -- NULL is no limit
@@ -28,6 +31,14 @@ CREATE TABLE IF NOT EXISTS journal (
     PRIMARY KEY (path, inode)
 ) STRICT;
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What the operator gives a cgroup; `report_only`: bills tell what is over it, and no limit is written."""
+
+    budget_bytes: int
+    report_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +77,14 @@ class State:
     def close(self) -> None:
         self._database.close()
 
-    def budgets(self) -> dict[str, int]:
-        """The operator's budget in bytes by tenant path."""
-        return dict(self._database.execute("SELECT tenant, budget_bytes FROM budget"))
+    def budgets(self) -> dict[str, Budget]:
+        """The operator's budgets by tenant path."""
+        rows = self._database.execute("SELECT tenant, budget_bytes, report_only FROM budget")
+        return {tenant: Budget(budget_bytes, bool(report_only)) for tenant, budget_bytes, report_only in rows}
 
-    def set_budget(self, tenant: str, budget_bytes: int) -> None:
-        self._database.execute("INSERT OR REPLACE INTO budget VALUES (?, ?)", (tenant, budget_bytes))
+    def set_budget(self, tenant: str, budget: Budget) -> None:
+        row = (tenant, budget.budget_bytes, budget.report_only)
+        self._database.execute("INSERT OR REPLACE INTO budget VALUES (?, ?, ?)", row)
 
     def clear_budget(self, tenant: str) -> None:
         self._database.execute("DELETE FROM budget WHERE tenant = ?", (tenant,))

@@ -10,15 +10,61 @@ def bills(answer: Answer) -> None:
         (
             line["tenant"],
             line["state"],
-            *(_size(line[f"{key}_bytes"]) for key in ("share", "used", "budget", "limit", "kernel_usage", "debt")),
+            *(_size(line[f"{key}_bytes"]) for key in ("share", "used")),
+            _size(line["budget_bytes"]) + (" (report)" if line["report_only"] else ""),
+            _size(line["limit_bytes"])
+            + ("" if line["bound_by"] in (None, line["tenant"]) else f" ({line['bound_by']})"),
+            *(_size(line[f"{key}_bytes"]) for key in ("kernel_usage", "over")),
+            _debt(line),
         )
         for line in answer["tenants"]
     ]
-    print_table(("TENANT", "STATE", "SHARE", "USED", "BUDGET", "LIMIT", "KERNEL USAGE", "DEBT"), rows, texts=2)
+    print_table(("TENANT", "STATE", "SHARE", "USED", "BUDGET", "LIMIT", "KERNEL USAGE", "OVER", "DEBT"), rows, texts=2)
+    if answer["groups"]:
+        groups = [
+            (
+                line["cgroup"],
+                *(_size(line[f"{key}_bytes"]) for key in ("due", "budget", "limit", "kernel_usage")),
+                _debt(line),
+            )
+            for line in answer["groups"]
+        ]
+        say("")
+        print_table(("ABOVE TENANTS", "DUE", "BUDGET", "LIMIT", "KERNEL USAGE", "DEBT"), groups, texts=1)
     say(
         f"resident {_size(answer['pool_resident_bytes'])}, of this unclaimed {_size(answer['unclaimed_bytes'])},"
         f" foreign {_size(answer['foreign_bytes'])}"
+        + (f"; debts {_size(answer['debt_bytes'])}" if answer["debt_bytes"] else "")
+        + (f", of these borne by others {_size(answer['borne_bytes'])}" if answer["borne_bytes"] else "")
     )
+
+
+def _debt(line: Answer) -> str:
+    age = line["debt_age_seconds"]
+    borne = line.get("borne_bytes", 0)
+    return (
+        _size(line["debt_bytes"])
+        + ("" if age is None else f" for {format_age(age)}")
+        + (f", bears {_size(borne)}" if borne else "")
+    )
+
+
+def format_age(seconds: float) -> str:
+    """A duration in its largest unit: 12 s, 5 min, 3 h, 2 d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def plan(answer: Answer) -> None:
+    rows = [
+        (line["cgroup"], line["file"].rsplit("/", 1)[1], line["state"], line["now"], line["text"])
+        for line in answer["writes"]
+    ]
+    print_table(("CGROUP", "FILE", "STATE", "NOW", "NEW"), rows, texts=3)
+    if answer["dry_run"]:
+        say("dry run: none of this is written")
 
 
 def explain(answer: Answer) -> None:

@@ -5,8 +5,11 @@ lock is held for a few microseconds, and across no system call but the few that 
 """
 
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+from sharedfs.allowances import Allowances
 from sharedfs.books_state import BooksState
 from sharedfs.errors import BrokenInvariant
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
@@ -43,6 +46,7 @@ class Books:
         self.ledger = Ledger(page_bytes, storage=LedgerStorage() if self._state is None else self._state.ledger)
         self._log: Log = MemoryLog() if self._state is None else self._state.tenants
         self.tenants = TenantTable(self._log)
+        self.allowances = Allowances(self.ledger, time.monotonic)
         self.settled: dict[TenantId, dict[int, int]] = {}
         """Tenant -> file -> bytes, while the ledger's sequence is `settled_at`: no read of the file by the tenant
         changes the books, nor does a write below so many bytes. _UNSETTLED: it may. For sharedfs/fastpath.c."""
@@ -75,9 +79,12 @@ class Books:
         cgroup = None if path is None else self.hierarchy.find(self.rules.tenant_path(path))
         if cgroup is None:
             return NOBODY
+        # Where allowances are in force, a tenant has one from its first request on.
+        room_bytes = self.hierarchy.limit_bytes(cgroup.path) if self.allowances.in_force else None
         with self.lock:
             tenant = self.tenants.intern(cgroup.path, cgroup.inode)
             self._tidy_log()
+            self.allowances.begin(tenant, room_bytes)
             return tenant
 
     def dead_tenants(self) -> list[TenantId]:
@@ -91,6 +98,7 @@ class Books:
             for tenant in tenants:
                 self._readers.forget(tenant)
                 self.ledger.exit(tenant)
+                self.allowances.forget(tenant)
                 self.tenants.remove(tenant)  # last: a tenant that is known here is asked after again
                 self.exits += 1
             self._tidy_log()
@@ -105,7 +113,10 @@ class Books:
         """Bytes `start`..`end` (exclusive, not empty) of a file are resident and `tenant` used them."""
         with self.lock:
             before = self.ledger.sequence
-            self.ledger.charge(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
+            first, last = start // self.page_bytes, (end - 1) // self.page_bytes
+            made = self.ledger.charge(inode, first, last, self._if_live(tenant))
+            if made:
+                self.allowances.spend(tenant, made * self.page_bytes)
             self._settle(inode, tenant, before)
 
     def charge_allocated(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
@@ -117,6 +128,34 @@ class Books:
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
                 self.ledger.charge(inode, first, last, self._if_live(tenant))
+                self.allowances.spend(tenant, (last - first + 1) * self.page_bytes)
+
+    @contextmanager
+    def admitted(self, inode: int, start: int, end: int, tenant: TenantId) -> Iterator[None]:
+        """While `tenant` makes bytes `start`..`end` (exclusive) of a file resident, and books what it made.
+
+        Raises OSError (EDQUOT) before anything is done where its allowance does not cover what is absent.
+        """
+        taken_bytes = self.take_allowance(inode, start, end, tenant)
+        try:
+            yield
+        finally:
+            self.give_back_allowance(tenant, taken_bytes)
+
+    def take_allowance(self, inode: int, start: int, end: int, tenant: TenantId) -> int:
+        """As `admitted`, for what ends in another thread: how much was taken, to be given back then."""
+        if tenant not in self.allowances.left or start >= end:
+            return 0
+        pages = [(start // self.page_bytes, (end - 1) // self.page_bytes)]
+        with self.lock:
+            absent = sum(last - first + 1 for first, last in self.ledger.absent(inode, pages))
+            self.allowances.take(tenant, absent * self.page_bytes)
+        return absent * self.page_bytes
+
+    def give_back_allowance(self, tenant: TenantId, taken_bytes: int) -> None:
+        if taken_bytes:
+            with self.lock:
+                self.allowances.give_back(tenant, taken_bytes)
 
     def charge_strays(self, inode: int, data: Iterable[tuple[int, int]]) -> None:
         """Book what is absent of the byte ranges `data` (end exclusive), which are resident: nobody saw who did that.

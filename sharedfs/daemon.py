@@ -207,6 +207,7 @@ class Pool:
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
             mapping_scans=self.mappings.scans,
+            refused=self.books.allowances.refused,
             requests={**self.data_path.requests, "namespace": self.frequent.answered + self.channel.forwarded},
         )
 
@@ -303,6 +304,8 @@ class Pool:
         """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
         while True:
             self.books.exit(self.books.dead_tenants())
+            with self.books.lock:
+                self.books.allowances.expire()
             with _put_off_when_scarce("looking for new CPUs"):
                 if self.events is not None and not self.events.covers_all_cpus():
                     log.warning("a CPU came or went: callers are looked up at each request from now on: slower")

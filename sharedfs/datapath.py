@@ -165,9 +165,10 @@ class DataPath:
             drop_set_id(fd)
             known.set_id = False
         start = wire.WRITE_DATA_OFFSET
-        length = os.pwrite(fd, request[start : start + size], offset)
-        if length:
-            self._books.charge(node, offset, offset + length, tenant)
+        with self._books.admitted(node, offset, offset + size, tenant):
+            length = os.pwrite(fd, request[start : start + size], offset)
+            if length:
+                self._books.charge(node, offset, offset + length, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
 
     def _fallocate(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
@@ -196,13 +197,15 @@ class DataPath:
     def _allocate(self, fd: int, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
         """Closes `fd`."""
         try:
-            syscalls.fallocate(fd, mode, offset, length)
+            if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
+                syscalls.fallocate(fd, mode, offset, length)
+                self._books.uncharge(node, offset, offset + length)
+                return
+            with self._books.admitted(node, offset, offset + length, tenant):
+                syscalls.fallocate(fd, mode, offset, length)
+                self._books.charge_allocated(node, offset, offset + length, tenant)
         finally:
             os.close(fd)
-        if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
-            self._books.uncharge(node, offset, offset + length)
-        else:
-            self._books.charge_allocated(node, offset, offset + length, tenant)
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
         self._answered["lseek"] += 1
@@ -215,10 +218,12 @@ class DataPath:
         _, source_offset, target, _, target_offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request, _BODY)
         source_fd, target_fd = (self._files.get(self._store.node(inode)) for inode in (node, target))
         tenant = self._callers.tenant_of(thread_id)
-        copied = os.copy_file_range(source_fd, target_fd, min(length, _COPY_BYTES), source_offset, target_offset)
-        if copied:
-            self._books.touch(node, source_offset, source_offset + copied, tenant)
-            self._books.charge(target, target_offset, target_offset + copied, tenant)
+        length = max(0, min(length, _COPY_BYTES, os.fstat(source_fd).st_size - source_offset))
+        with self._books.admitted(target, target_offset, target_offset + length, tenant):
+            copied = os.copy_file_range(source_fd, target_fd, length, source_offset, target_offset)
+            if copied:
+                self._books.touch(node, source_offset, source_offset + copied, tenant)
+                self._books.charge(target, target_offset, target_offset + copied, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(copied, 0))
 
 

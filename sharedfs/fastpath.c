@@ -34,6 +34,8 @@
 /* Who was away this long in sched_yield() was in somebody's way: then to wait is better than to look. */
 #define IN_THE_WAY_NS 20000
 #define SLEEP_AT_ONCE_NS 2000000
+/* A write makes no more pages than it has bytes for and one at each end. */
+#define EDGES_BYTES (2 * (64 << 10))
 
 typedef struct {
     PyObject_HEAD
@@ -42,6 +44,7 @@ typedef struct {
     PyObject *nodes, *files;      /* dicts of the store and the data path */
     PyObject *callers, *verified; /* of sharedfs/callers.py, and its dict */
     PyObject *books, *ledger, *settled, *touch, *charge; /* the books, and of them */
+    PyObject *left;               /* what is left of tenants' allowances (sharedfs/allowances.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
     char *reply;
@@ -110,6 +113,21 @@ static int is_settled(FastPath *self, PyObject *node, PyObject *tenant, uint64_t
         return PyErr_Occurred() ? -1 : 0;
     below = PyLong_AsLongLong(bytes);
     return below >= 0 && end <= (uint64_t)below;
+}
+
+/* Whether a write surely stays within its tenant's allowance. -1 with an exception. */
+static int is_allowed(FastPath *self, PyObject *node, PyObject *tenant, const struct fuse_write_in *in)
+{
+    PyObject *left;
+
+    if (PyDict_GET_SIZE(self->left) == 0)
+        return 1;
+    left = PyDict_GetItemWithError(self->left, tenant);
+    if (left == NULL)
+        return PyErr_Occurred() ? -1 : 1;
+    if (PyLong_AsLongLong(left) >= (long long)in->size + EDGES_BYTES)
+        return 1;
+    return PyErr_Occurred() ? -1 : is_settled(self, node, tenant, in->offset + in->size);
 }
 
 /* A line in the books, where that is not known to be in vain: 1 when it is written, -1 with an exception. */
@@ -191,6 +209,7 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
     } out = {.header = {.len = sizeof out, .unique = header->unique}};
     PyObject *tenant, *known, *set_id;
     ssize_t length;
+    int allowed;
 
     if (in->write_flags & FUSE_WRITE_KILL_SUIDGID) {
         known = PyDict_GetItemWithError(self->nodes, node);
@@ -202,6 +221,9 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
     tenant = tenant_of(self, header->pid);
     if (tenant == NULL)
         return PyErr_Occurred() ? -1 : 0;
+    allowed = is_allowed(self, node, tenant, in);
+    if (allowed != 1)
+        return allowed;
     if (in->size > LONG_COPY_BYTES) {
         Py_BEGIN_ALLOW_THREADS
         length = pwrite(fd, in + 1, in->size, in->offset);
@@ -317,7 +339,7 @@ static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
 static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"device_fd", "max_read", "nodes", "files", "callers", "verified", "heads", "books", NULL};
-    PyObject *heads;
+    PyObject *heads, *allowances;
 
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inO!O!OO!O!O", names, &self->device_fd, &self->max_read,
                                      &PyDict_Type, &self->nodes, &PyDict_Type, &self->files, &self->callers,
@@ -332,7 +354,10 @@ static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords
     self->settled = PyObject_GetAttrString(self->books, "settled");
     self->touch = PyObject_GetAttrString(self->books, "touch");
     self->charge = PyObject_GetAttrString(self->books, "charge");
-    if (!self->ledger || !self->settled || !self->touch || !self->charge)
+    allowances = PyObject_GetAttrString(self->books, "allowances");
+    self->left = allowances ? PyObject_GetAttrString(allowances, "left") : NULL;
+    Py_XDECREF(allowances);
+    if (!self->ledger || !self->settled || !self->touch || !self->charge || !self->left)
         return -1;
     self->enabled = 1;
     self->reply = PyMem_Malloc(sizeof(struct fuse_out_header) + self->max_read);
@@ -365,6 +390,7 @@ static void fastpath_dealloc(FastPath *self)
     Py_XDECREF(self->settled);
     Py_XDECREF(self->touch);
     Py_XDECREF(self->charge);
+    Py_XDECREF(self->left);
     while (self->cpus > 0)
         PyBuffer_Release(&self->heads[--self->cpus]);
     PyMem_Free(self->heads);

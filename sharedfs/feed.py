@@ -4,15 +4,17 @@ Every answer is one consistent reading of the books, taken under their lock. Ope
 """
 
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from fastapi import FastAPI, HTTPException
 
 from sharedfs import __version__
+from sharedfs.allowances import even_shares
 from sharedfs.books import Books
 from sharedfs.errors import CallerMistake
 from sharedfs.feed_types import (
+    AllowanceOrder,
     ClassHolding,
     FileHoldings,
     FilesOfTenant,
@@ -23,7 +25,7 @@ from sharedfs.feed_types import (
     UsersOfFile,
 )
 from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import Tenant
+from sharedfs.model.tenant import Tenant, TenantId
 from sharedfs.store import Store
 
 
@@ -70,14 +72,28 @@ def make_feed(
     async def get_holdings() -> Holdings:
         with books.lock:
             ledger = books.ledger
+            held = ledger.holdings()
             return Holdings(
                 pool=name,
                 sequence=ledger.sequence,
                 resident_bytes=ledger.resident_bytes,
                 foreign_bytes=ledger.foreign_bytes,
-                tenants=_tenants(books.tenants.live()),
-                classes=_classes(ledger.holdings()),
+                tenants=_tenants(books.tenants.live(), even_shares(held)),
+                classes=_classes(held),
             )
+
+    @app.put("/v1/allowances", status_code=204)
+    async def put_allowances(order: AllowanceOrder) -> None:
+        """How far tenants may grow: beyond that they are refused (EDQUOT)."""
+        with books.lock:
+            marks = {
+                tenant: allowance.until_bytes
+                for allowance in order.tenants
+                if (tenant := books.tenants.find(allowance.path, allowance.inode)) is not None
+            }
+            taken = books.allowances.put(order.sequence, marks, order.valid_seconds)
+        if not taken:
+            raise HTTPException(409, "later allowances are in force")
 
     @app.get("/v1/tenants/files")
     async def get_files_of_tenant(path: str) -> FilesOfTenant:
@@ -109,8 +125,12 @@ def make_feed(
     return app
 
 
-def _tenants(live: Iterable[Tenant]) -> tuple[TenantRef, ...]:
-    return tuple(TenantRef(id=tenant.id, path=tenant.path, inode=tenant.inode) for tenant in live)
+def _tenants(live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None) -> tuple[TenantRef, ...]:
+    shares = {} if even is None else even
+    return tuple(
+        TenantRef(id=tenant.id, path=tenant.path, inode=tenant.inode, even_bytes=shares.get(tenant.id, 0))
+        for tenant in live
+    )
 
 
 def _classes(holdings: Iterable[tuple[SharingClass, int]]) -> tuple[ClassHolding, ...]:

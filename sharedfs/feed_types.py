@@ -14,11 +14,15 @@ class _Frozen(BaseModel):
 
 
 class TenantRef(_Frozen):
-    """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory."""
+    """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory.
+
+    `even_bytes` is its even share of the pool: each page divided by its users. What allowances are measured by.
+    """
 
     id: int
     path: str
     inode: int
+    even_bytes: int = 0
 
 
 class ClassHolding(_Frozen):
@@ -75,6 +79,7 @@ class UsersOfFile(_Frozen):
 class PoolStatus(_Frozen):
     """What `sharedfs status` shows of one pool.
 
+    `refused` counts what tenants were refused for want of an allowance (EDQUOT).
     `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
     force: the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished
     scans, both since this daemon took over. `restarts` is how many daemons there were before it; `survives` says
@@ -101,7 +106,27 @@ class PoolStatus(_Frozen):
     sharing_classes: int
     ledger_bytes: int
     mapping_scans: int
+    refused: int
     requests: dict[str, int]
+
+
+class Allowance(_Frozen):
+    """A tenant may make pages resident until its even share is `until_bytes`; None: as many as the pool has."""
+
+    path: str
+    inode: int
+    until_bytes: int | None
+
+
+class AllowanceOrder(_Frozen):
+    """Allowances for tenants of one answer of the holdings. They end after `valid_seconds` unless renewed.
+
+    `sequence` rises from order to order: one that comes late is refused.
+    """
+
+    sequence: int
+    valid_seconds: float
+    tenants: tuple[Allowance, ...]
 
 
 class Remount(_Frozen):

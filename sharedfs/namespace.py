@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sharedfs.books import Books
 from sharedfs.callers import Callers
@@ -55,12 +55,16 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Memory that a file is to get from byte `start` (of a page) up to its new size, on the account of `tenant`."""
+    """Memory that a file is to get from byte `start` (of a page) up to its new size, on the account of `tenant`.
+
+    `taken_bytes` were taken from its allowance for that.
+    """
 
     node: Node
     start: int
     size: int
     tenant: TenantId
+    taken_bytes: int = 0
 
 
 class Namespace:
@@ -184,13 +188,22 @@ class Namespace:
             os.truncate(path, size)
             self._books.uncharge(node.inode, size)
             return None
-        reserves = self._bytes_to_reserve(old_size, size) > 0
-        if reserves:
-            self._callers.tenant_of(thread_id)  # what wants a descriptor of the thread fails before the file is longer
-        if reserves:  # once the file is longer, nobody can see how much of that is new
+        new_bytes = self._bytes_to_reserve(old_size, size)
+        if not new_bytes:
+            os.truncate(path, size)
+            return None
+        reservation = self.reservation(node, old_size, size, thread_id)
+        reservation = replace(
+            reservation, taken_bytes=self._books.take_allowance(node.inode, reservation.start, size, reservation.tenant)
+        )
+        try:
+            # Once the file is longer, nobody can see how much of that is new.
             slot.intend(Kind.EXTEND, node.inode, directory=old_size, other=size, new_directory=thread_id)
-        os.truncate(path, size)
-        return self.reservation(node, old_size, size, thread_id) if reserves else None
+            os.truncate(path, size)
+        except OSError:
+            self._books.give_back_allowance(reservation.tenant, reservation.taken_bytes)
+            raise
+        return reservation
 
     def reservation(self, node: Node, old_size: int, size: int, thread_id: int) -> Reservation:
         """What a file that grows is to get: pages from its old end on.
@@ -223,6 +236,7 @@ class Namespace:
         else:
             self._books.charge_allocated(node.inode, start, size, reservation.tenant)
         finally:
+            self._books.give_back_allowance(reservation.tenant, reservation.taken_bytes)
             os.close(fd)
 
     # -- making and removing names -----------------------------------------------------------------------------------

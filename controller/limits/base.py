@@ -41,11 +41,14 @@ class Account:
     """A cgroup as the kernel sees it, with all below it.
 
     `unreclaimable_bytes` is what no reclaim can be counted on to free: all but the page cache on the file LRUs.
+    `ceiling_bytes` is what its manager set for memory and swap together, where the kernel has that (v1): the memory
+    limit cannot be above it.
     """
 
     limits: Limits
     usage_bytes: int
     unreclaimable_bytes: int
+    ceiling_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,24 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Write:
+    """One write to the kernel: `text` into `file`, a name in the cgroup's directory; `before` is in it now."""
+
+    file: str
+    text: str
+    before: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """The limits after an order, None when the cgroup is gone; `refused` says why they are not those intended."""
+    """The limits after an order, None when the cgroup is gone; `refused` says why they are not those intended.
+
+    `writes` counts those that were made.
+    """
 
     limits: Limits | None
     refused: str | None = None
+    writes: int = 0
 
 
 class KernelLimits(Protocol):
@@ -72,6 +88,12 @@ class KernelLimits(Protocol):
 
     def read(self, cgroup: CgroupRef) -> Account | None:
         """The account of `cgroup`, None when it is gone. Raises HostFault when its files make no sense."""
+
+    def limits(self, cgroup: CgroupRef) -> Limits | None:
+        """The limits alone, which is cheap also for a cgroup with many below it. Otherwise as `read`."""
+
+    def writes(self, order: Order) -> tuple[Write, ...]:
+        """What `apply` writes, in this order, if nothing keeps it from it."""
 
     def apply(self, order: Order) -> Outcome:
         """Carry out `order`, unless somebody moved the limits since: then they stay. Doing it twice is harmless."""
@@ -119,6 +141,7 @@ class CgroupDirectory:
         self._descriptor = descriptor
         self._path = path
         self._write = write
+        self.writes = 0
 
     def read(self, name: str) -> str | None:
         """The text of file `name`, None when the cgroup lacks it or is gone."""
@@ -151,6 +174,7 @@ class CgroupDirectory:
 
     def write(self, name: str, text: str) -> str | None:
         """None when done or gone, else why the kernel refused."""
+        self.writes += 1
         try:
             self._write(self._descriptor, name, text)
         except OSError as error:
@@ -177,7 +201,8 @@ def carry_out(
         if now == order.now != order.intended:
             refused = move(directory, now, order.intended)
             now = read_limits(directory)
-    return Outcome(now if hierarchy.lives(order.cgroup) else None, refused)
+        writes = directory.writes
+    return Outcome(now if hierarchy.lives(order.cgroup) else None, refused, writes)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """cgroup v1: one limit, memory.limit_in_bytes. Written below usage it reclaims, then fails with EBUSY; it never kills.
 
 Numbers are hierarchical (`usage_in_bytes`, and the `total_` lines of memory.stat), as the limit is.
+
+The limit of memory and swap together (memory.memsw) is the manager's and never written: the kernel wants it at least
+as high as the memory limit, which it stays, for that is only ever lowered, and raised no further than to it.
 """
 
 from controller.limits.base import (
@@ -9,14 +12,16 @@ from controller.limits.base import (
     Limits,
     Order,
     Outcome,
+    Write,
     WriteFile,
     carry_out,
+    is_above,
     open_cgroup,
     write_file,
 )
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 
-LIMIT = "memory.limit_in_bytes"
+LIMIT, MEMORY_AND_SWAP = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
 UNLIMITED = 1 << 62
 """v1 has no word for "no limit": it shows the largest page counter, 2**63 less a page. Nobody means so much."""
 
@@ -35,7 +40,15 @@ class LimitsV1:
                 return None
             stat = directory.statistics("memory.stat")
             cache_bytes = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
-            return Account(_limits(directory), usage_bytes, max(0, usage_bytes - cache_bytes))
+            ceiling_bytes = _limit(directory, MEMORY_AND_SWAP)
+            return Account(_limits(directory), usage_bytes, max(0, usage_bytes - cache_bytes), ceiling_bytes)
+
+    def limits(self, cgroup: CgroupRef) -> Limits | None:
+        with open_cgroup(self.hierarchy, cgroup, self._write) as directory:
+            return None if directory is None else _limits(directory)
+
+    def writes(self, order: Order) -> tuple[Write, ...]:
+        return (Write(LIMIT, _text(order.intended.max_bytes), _text(order.now.max_bytes)),)
 
     def apply(self, order: Order) -> Outcome:
         return carry_out(self.hierarchy, order, self._write, _limits, _move)
@@ -45,9 +58,20 @@ class LimitsV1:
 
 
 def _limits(directory: CgroupDirectory) -> Limits:
-    limit = directory.number(LIMIT)
-    return Limits(None if limit is None or limit >= UNLIMITED else limit)
+    return Limits(_limit(directory, LIMIT))
+
+
+def _limit(directory: CgroupDirectory, name: str) -> int | None:
+    limit = directory.number(name)
+    return None if limit is None or limit >= UNLIMITED else limit
 
 
 def _move(directory: CgroupDirectory, _now: Limits, intended: Limits) -> str | None:
-    return directory.write(LIMIT, str(-1 if intended.max_bytes is None else intended.max_bytes))
+    """What is intended, no higher than memory and swap together: where that has a limit, this one must have one."""
+    ceiling_bytes = _limit(directory, MEMORY_AND_SWAP)
+    limit = ceiling_bytes if is_above(intended.max_bytes, ceiling_bytes) else intended.max_bytes
+    return directory.write(LIMIT, _text(limit))
+
+
+def _text(limit: int | None) -> str:
+    return "-1" if limit is None else str(limit)

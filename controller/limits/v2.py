@@ -13,6 +13,7 @@ from controller.limits.base import (
     Limits,
     Order,
     Outcome,
+    Write,
     WriteFile,
     carry_out,
     is_above,
@@ -43,6 +44,14 @@ class LimitsV2:
             return None
         return Account(limits, usage_bytes, max(0, usage_bytes - cache_bytes))
 
+    def limits(self, cgroup: CgroupRef) -> Limits | None:
+        with open_cgroup(self.hierarchy, cgroup, self._write) as directory:
+            limits = None if directory is None else _limits(directory)
+        return limits if self.hierarchy.lives(cgroup) else None
+
+    def writes(self, order: Order) -> tuple[Write, ...]:
+        return _writes(order.now, order.intended)
+
     def apply(self, order: Order) -> Outcome:
         return carry_out(self.hierarchy, order, self._write, _limits, self._move)
 
@@ -53,15 +62,24 @@ class LimitsV2:
 
     def _move(self, directory: CgroupDirectory, now: Limits, intended: Limits) -> str | None:
         refused = None
-        if is_above(intended.max_bytes, now.max_bytes):
-            refused = directory.write(MAX, _text(intended.max_bytes))
-        if intended.high_bytes != now.high_bytes:
-            refused = directory.write(HIGH, _text(intended.high_bytes)) or refused
-        if intended.max_bytes is not None and is_above(now.max_bytes, intended.max_bytes):
-            usage_bytes = directory.number(CURRENT) or 0
-            if intended.max_bytes >= usage_bytes + self._floor_bytes // 2:
-                refused = directory.write(MAX, _text(intended.max_bytes)) or refused
+        for write in _writes(now, intended):
+            if write.file == MAX and intended.max_bytes is not None and is_above(now.max_bytes, intended.max_bytes):
+                usage_bytes = directory.number(CURRENT) or 0
+                if intended.max_bytes < usage_bytes + self._floor_bytes // 2:
+                    continue
+            refused = directory.write(write.file, write.text) or refused
         return refused
+
+
+def _writes(now: Limits, intended: Limits) -> tuple[Write, ...]:
+    high, hard = (
+        () if after == before else (Write(file, _text(after), _text(before)),)
+        for file, before, after in (
+            (HIGH, now.high_bytes, intended.high_bytes),
+            (MAX, now.max_bytes, intended.max_bytes),
+        )
+    )
+    return hard + high if is_above(intended.max_bytes, now.max_bytes) else high + hard
 
 
 def _limits(directory: CgroupDirectory) -> Limits:

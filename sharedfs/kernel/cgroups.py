@@ -11,6 +11,7 @@ Every reader takes the hierarchy, so tests run on a directory that looks like on
 
 import os
 import re
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,6 +21,7 @@ from pathlib import Path
 from sharedfs.errors import HostFault
 from sharedfs.kernel.mounts import Mount, mounts
 
+_V1_UNLIMITED = 1 << 62  # v1 shows the largest page counter for "no limit"
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -90,6 +92,20 @@ class MemoryHierarchy:
     def lives(self, cgroup: CgroupRef) -> bool:
         """Whether `cgroup` still exists: its path may be gone, or belong to a later group of the same name."""
         return self.find(cgroup.path) == cgroup
+
+    def limit_bytes(self, path: str) -> int | None:
+        """The lowest memory limit of the cgroup at `path` and those above it, None where there is none."""
+        name = "memory.limit_in_bytes" if self.version is CgroupVersion.V1 else "memory.max"
+        lowest = None
+        while path.strip("/"):
+            try:
+                text = (self.directory(path) / name).read_text().strip()
+            except OSError:  # gone, or without the controller
+                text = "max"
+            if text != "max" and int(text) < _V1_UNLIMITED:
+                lowest = int(text) if lowest is None else min(lowest, int(text))
+            path = posixpath.dirname(path)
+        return lowest
 
     def processes(self, path: str) -> list[int]:
         """Process ids in the cgroup at `path`, none when the cgroup is gone."""

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from controller.billing.bill import make_bill
 from controller.billing.books import SharingClass
+from controller.billing.pacing import given_up_bytes
 from controller.billing.policies.proportional import Proportional
 from controller.billing.settlement import FLOOR_BYTES, Position, plan, raises, settle
 from controller.billing.whatif import due_bytes, what_if_exit
-from controller.limits.base import Account, Limits, is_above, round_up
+from controller.limits.base import Account, Limits, Order, is_above, round_up
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 V1, V2 = CgroupVersion
@@ -27,9 +28,21 @@ def positions(draw: st.DrawFn, version: CgroupVersion) -> Position:
     found = Limits(draw(limit), draw(limit) if version is V2 else None)
     unreclaimable = draw(st.integers(0, 1 << 30))
     now = Limits(draw(limit), draw(limit) if version is V2 else None)
-    account = Account(now, unreclaimable + draw(st.integers(0, 1 << 30)), unreclaimable)
-    operator = draw(st.none() | st.integers(1, 1 << 30))
-    return Position(A, account, found, operator, draw(st.integers(-(1 << 30), 1 << 30)))
+    ceiling = draw(limit) if version is V1 else None
+    if ceiling is not None:  # as the kernel has it, always
+        found = Limits(min(ceiling, found.max_bytes or ceiling))
+        now = Limits(min(ceiling, now.max_bytes or ceiling))
+    account = Account(now, unreclaimable + draw(st.integers(0, 1 << 30)), unreclaimable, ceiling)
+    return Position(
+        A,
+        account,
+        found,
+        operator_bytes=draw(st.none() | st.integers(1, 1 << 30)),
+        due_bytes=draw(st.integers(-(1 << 30), 1 << 30)),
+        report_only=draw(st.sampled_from([False, False, False, True])),
+        steady_bytes=draw(st.just(0) | st.integers(0, 1 << 30)),
+        descent_bytes=draw(st.none() | st.integers(0, 1 << 30)),
+    )
 
 
 def position(budget: int, due: int, usage: int = 0, now: Limits | None = None) -> Position:
@@ -43,21 +56,46 @@ def proceed(old: Position, limits: Limits) -> Position:
     return replace(old, account=replace(old.account, limits=limits))
 
 
+def at_once(old: Position) -> Position:
+    """With all the time in the world."""
+    return replace(old, descent_bytes=None)
+
+
 @given(any_v1)
 @example(position(64 * MIB, 10 * MIB + 1))
 def test_exact_on_v1(given_position: Position) -> None:
-    target = given_position.target_bytes
-    if target is not None and target >= round_up(given_position.account.unreclaimable_bytes + FLOOR_BYTES):
+    given_position, target = at_once(given_position), given_position.target_bytes
+    if target is None or given_position.report_only:
+        return
+    if target >= round_up(given_position.needed_bytes + FLOOR_BYTES):
         assert settle(given_position, V1) == Limits(target)
         assert given_position.debt_bytes(Limits(target)) == 0
+        headroom = given_position.headroom_bytes(FLOOR_BYTES)
+        assert headroom is not None
+        more = replace(given_position, due_bytes=given_position.due_bytes + headroom)
+        if given_position.due_bytes >= 0:
+            assert more.debt_bytes(settle(more, V1)) == 0, "headroom is what can still be borne"
 
 
 @given(any_v2)
 def test_exact_on_v2(given_position: Position) -> None:
     target, found = given_position.target_bytes, given_position.found
     hard = found.max_bytes is not None or found.high_bytes is None
-    if target is not None and hard and target >= round_up(given_position.account.usage_bytes + FLOOR_BYTES):
+    if target is None or not hard or given_position.report_only:
+        return
+    if target >= round_up(max(given_position.account.usage_bytes, given_position.needed_bytes) + FLOOR_BYTES):
         assert settle(given_position, V2).max_bytes == target
+
+
+@given(any_v1, any_v2)
+def test_a_report_changes_nothing(on_v1: Position, on_v2: Position) -> None:
+    for given_position, version in ((on_v1, V1), (on_v2, V2)):
+        told = replace(given_position, report_only=True)
+        assert settle(told, version) == told.found
+        assert told.debt_bytes(told.found) == 0
+        assert told.budget_bytes is None or told.over_bytes >= max(
+            0, told.account.usage_bytes + told.due_bytes - told.budget_bytes
+        )
 
 
 def test_the_target_is_budget_less_due_rounded_down_to_a_page() -> None:
@@ -69,11 +107,14 @@ def test_the_target_is_budget_less_due_rounded_down_to_a_page() -> None:
 def test_never_above(on_v1: Position, on_v2: Position) -> None:
     for given_position, version in ((on_v1, V1), (on_v2, V2)):
         intended = settle(given_position, version)
-        if given_position.budget_bytes is None:
+        if given_position.budget_bytes is None or given_position.report_only:
             assert intended == given_position.found
             continue
         assert intended.enforced_bytes is not None
-        assert intended.enforced_bytes <= given_position.budget_bytes
+        now = given_position.account.limits
+        for written, before in ((intended.max_bytes, now.max_bytes), (intended.high_bytes, now.high_bytes)):
+            if written is not None and is_above(written, before):
+                assert written <= given_position.budget_bytes
         for written, found in (
             (intended.max_bytes, given_position.found.max_bytes),
             (intended.high_bytes, given_position.found.high_bytes),
@@ -88,7 +129,9 @@ def test_never_kills(on_v1: Position, on_v2: Position) -> None:
     for given_position, version in ((on_v1, V1), (on_v2, V2)):
         account, found = given_position.account, given_position.found
         intended = settle(given_position, version)
-        needed = account.usage_bytes if version is V2 else account.unreclaimable_bytes
+        needed = given_position.needed_bytes
+        if version is V2:
+            needed = max(needed, account.usage_bytes)
         ceiling = given_position.operator_bytes if found.enforced_bytes is None else found.max_bytes
         low = intended.max_bytes
         if low is not None and is_above(account.limits.max_bytes, low) and is_above(ceiling, low + PAGESIZE):
@@ -96,14 +139,26 @@ def test_never_kills(on_v1: Position, on_v2: Position) -> None:
         high = intended.high_bytes
         lowered = high is not None and is_above(account.limits.high_bytes, high) and is_above(found.high_bytes, high)
         if lowered and is_above(ceiling, high + PAGESIZE):
-            assert high >= account.unreclaimable_bytes + FLOOR_BYTES
+            assert high >= given_position.needed_bytes + FLOOR_BYTES // 2
+
+
+@given(any_v1, any_v2)
+def test_paced(on_v1: Position, on_v2: Position) -> None:
+    for given_position, version in ((on_v1, V1), (on_v2, V2)):
+        if given_position.descent_bytes is None or given_position.report_only:
+            continue
+        account = given_position.account
+        before = proceed(given_position, given_position.found)  # a manager lowers as it likes
+        order = Order(A, before.account.limits, settle(before, version))
+        assert given_up_bytes(order, account.usage_bytes) <= given_position.descent_bytes + PAGESIZE
 
 
 @given(any_v1, any_v2)
 def test_shown(on_v1: Position, on_v2: Position) -> None:
     for given_position, version in ((on_v1, V1), (on_v2, V2)):
         intended = settle(given_position, version)
-        if given_position.target_bytes is not None and intended.enforced_bytes is not None:
+        told = given_position.report_only
+        if given_position.target_bytes is not None and intended.enforced_bytes is not None and not told:
             debt = given_position.debt_bytes(intended)
             assert intended.enforced_bytes == given_position.target_bytes + debt
 
@@ -126,6 +181,7 @@ def test_never_fed(usage_mib: int, growth_mib: int) -> None:
 
 @given(any_v1, any_v2)
 def test_convergent(on_v1: Position, on_v2: Position) -> None:
+    on_v1, on_v2 = at_once(on_v1), at_once(on_v2)
     once = proceed(on_v1, settle(on_v1, V1))
     assert plan([once], V1) == ([], [])
     down = proceed(on_v2, settle(on_v2, V2))

@@ -18,7 +18,7 @@ from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
 from controller.liveness import is_populated
 from controller.settler import Settler
-from controller.state import State
+from controller.state import Budget, State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 from tests.contract.fake_cgroups import FakeCgroups
@@ -124,8 +124,8 @@ def test_the_journal_and_the_budgets_survive_us_but_the_journal_no_reboot(tmp_pa
     state = State(tmp_path, "this boot")
     a = CgroupRef("/a", 7)
     state.announce([(Order(a, Limits(64 * MIB), Limits(50 * MIB, 49 * MIB)), Limits(64 * MIB))])
-    state.set_budget("/b", 32 * MIB)
-    state.set_budget("/c", 32 * MIB)
+    state.set_budget("/b", Budget(32 * MIB, report_only=True))
+    state.set_budget("/c", Budget(32 * MIB))
     state.clear_budget("/c")
     state.close()
     again = State(tmp_path, "this boot")
@@ -135,7 +135,7 @@ def test_the_journal_and_the_budgets_survive_us_but_the_journal_no_reboot(tmp_pa
     again.close()
     rebooted = State(tmp_path, "next boot")
     assert rebooted.journal() == {}
-    assert rebooted.budgets() == {"/b": 32 * MIB}
+    assert rebooted.budgets() == {"/b": Budget(32 * MIB, report_only=True)}
     rebooted.close()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "controller.db").write_text("no database, whatever it is, in at least sixteen bytes")

@@ -142,8 +142,13 @@ def test_shares_come_off_limits_and_an_exit_makes_the_others_fall(host: Host) ->
         "used_bytes": 24 * MIB,
         "budget_bytes": 64 * MIB,
         "limit_bytes": 50 * MIB,
+        "bound_by": a.path,
+        "report_only": False,
         "kernel_usage_bytes": 0,
+        "over_bytes": 0,
         "debt_bytes": 0,
+        "debt_age_seconds": None,
+        "borne_bytes": 0,
     }
     assert (host.limit(a), host.limit(b), host.limit(free)) == (50 * MIB, 70 * MIB, None)
     assert (bills[free.path]["budget_bytes"], bills[free.path]["limit_bytes"]) == (None, None)
@@ -321,7 +326,17 @@ def test_what_the_caller_gets_wrong_is_one_line_and_exit_code_2(host: Host, tmp_
     assert "No such option" in host.ctl("bills", "--yaml", code=2)
     assert "No such command" in host.ctl("bill", code=2)
     assert "Missing command" in host.ctl(code=2)
-    for words in ([], ["run"], ["budget"], ["bills"], ["explain"], ["users"], ["what-if", "exit"], ["restore"]):
+    for words in (
+        [],
+        ["run"],
+        ["budget"],
+        ["bills"],
+        ["explain"],
+        ["users"],
+        ["what-if", "exit"],
+        ["restore"],
+        ["plan"],
+    ):
         assert "Example: sharedctl" in host.ctl(*words, "--help")
 
 
@@ -345,6 +360,131 @@ def test_billing_without_settling_writes_nothing(host: Host, tmp_path: Path) -> 
     host.start("--config", str(config))
     line = host.bills()[a.path]
     assert (line["share_bytes"], line["limit_bytes"], line["debt_bytes"]) == (10 * MIB, 64 * MIB, 10 * MIB)
+
+
+def test_a_dry_run_says_what_it_would_write_and_writes_nothing(host: Host) -> None:
+    a, b = host.tenant("a", 64 * MIB), host.tenant("b", 80 * MIB)
+    host.pool.files = {"f": [(20 * MIB, (a, b))]}
+    controller = host.start("--dry-run")
+    wait_until(lambda: host.ask("plan")["writes"])
+    plan = host.ask("plan")
+    directory = host.cgroups.hierarchy.directory(a.path)
+    assert plan["dry_run"]
+    assert plan["writes"][0] == {
+        "cgroup": a.path,
+        "file": str(directory / "memory.limit_in_bytes"),
+        "now": str(64 * MIB),
+        "text": str(54 * MIB),
+        "state": "would",
+    }
+    assert str(54 * MIB) in host.ctl("plan")
+    assert host.bills()[a.path]["limit_bytes"] == 64 * MIB
+    said = host.stop(controller)
+    assert said.count(f"would write {54 * MIB} to {directory}/memory.limit_in_bytes") == 1
+    assert (host.limit(a), host.limit(b)) == (64 * MIB, 80 * MIB)
+    assert "put back: 0" in host.ctl("restore")
+
+
+def test_a_budget_for_reports_tells_what_is_over_and_limits_nothing(host: Host) -> None:
+    a, managed = host.tenant("a"), host.tenant("managed", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))], "g": [(10 * MIB, (managed,))]}
+    controller = host.start()
+    assert "for reports only" in host.ctl("budget", a.path, "8M", "--report-only")
+    host.ctl("budget", managed.path, "32M", "--report-only")
+    bills = host.bills()
+    assert (bills[a.path]["budget_bytes"], bills[a.path]["over_bytes"], bills[a.path]["limit_bytes"]) == (
+        8 * MIB,
+        2 * MIB,
+        None,
+    )
+    assert (bills[managed.path]["budget_bytes"], bills[managed.path]["debt_bytes"]) == (32 * MIB, 0)
+    assert (host.limit(a), host.limit(managed)) == (None, 64 * MIB)
+    assert "M (report)" in host.ctl("bills")
+    host.stop(controller)
+    controller = host.start()
+    assert host.bills()[managed.path]["report_only"]
+    host.ctl("budget", managed.path, "clear")
+    assert host.limit(managed) == 54 * MIB
+    host.stop(controller)
+
+
+def test_what_is_above_a_tenant_has_to_bear_its_share_too(host: Host) -> None:
+    pod = host.tenant("pod", 64 * MIB)
+    a, b = host.tenant("pod/a"), host.tenant("pod/b", 48 * MIB)
+    outside = host.tenant("outside", 64 * MIB)
+    host.pool.files = {"f": [(30 * MIB, (a, b, outside))]}
+    controller = host.start()
+    bills = host.bills()
+    assert (host.limit(pod), host.limit(a), host.limit(b), host.limit(outside)) == (
+        44 * MIB,
+        None,
+        38 * MIB,
+        54 * MIB,
+    )
+    assert (bills[a.path]["budget_bytes"], bills[a.path]["limit_bytes"], bills[a.path]["bound_by"]) == (
+        64 * MIB,
+        44 * MIB,
+        pod.path,
+    )
+    assert (bills[b.path]["budget_bytes"], bills[b.path]["limit_bytes"], bills[b.path]["bound_by"]) == (
+        48 * MIB,
+        38 * MIB,
+        b.path,
+    )
+    (group,) = host.ask("bills")["groups"]
+    assert group["cgroup"] == pod.path
+    assert (group["due_bytes"], group["budget_bytes"], group["limit_bytes"]) == (20 * MIB, 64 * MIB, 44 * MIB)
+    assert host.ask("plan")["writes"] == [], "it is at rest"
+    stat = host.cgroups.hierarchy.directory(a.path) / "memory.stat"
+    enforced = dict(line.split() for line in stat.read_text().splitlines())["hierarchical_memory_limit"]
+    assert int(enforced) == bills[a.path]["limit_bytes"], "the kernel says the same"
+    assert pod.path in host.ctl("bills")
+    host.stop(controller)
+    assert (host.limit(pod), host.limit(b)) == (64 * MIB, 48 * MIB)
+
+
+def test_memory_and_swap_together_stay_at_least_the_memory_limit(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    both = "memory.memsw.limit_in_bytes"
+    if not (host.cgroups.hierarchy.directory(a.path) / both).exists():
+        pytest.skip("this kernel does not limit swap")
+    host.cgroups.manager_sets(a.path, 64 * MIB, both)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    assert host.bills()[a.path]["limit_bytes"] == 54 * MIB
+    assert host.cgroups.limit(a.path, both) == 64 * MIB
+    host.cgroups.manager_sets(a.path, 60 * MIB, both)
+    assert host.bills()[a.path]["budget_bytes"] == 60 * MIB
+    wait_until(lambda: host.limit(a) == 50 * MIB)
+    said = host.stop(controller)
+    assert "cannot write" not in said
+    assert (host.limit(a), host.cgroups.limit(a.path, both)) == (60 * MIB, 60 * MIB)
+
+
+def test_writes_are_counted_and_a_share_that_trembles_moves_no_limit(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    transport = httpx.HTTPTransport(uds=str(host.run / "controller.sock"))
+    with httpx.Client(transport=transport, base_url="http://controller", timeout=20) as client:
+
+        def settle(size_bytes: int) -> None:
+            host.pool.files = {"f": [(size_bytes, (a,))]}
+            client.get("/v1/bills").raise_for_status()
+
+        settle(10 * MIB)
+        wait_until(lambda: host.limit(a) == 54 * MIB)
+        settle(10 * MIB + 4096)
+        writes = client.get("/v1/health").json()["limit_writes"]
+        for turn in range(20):
+            settle(10 * MIB + 4096 * (turn % 2))
+        health = client.get("/v1/health").json()
+        assert health["limit_writes"] == writes
+        assert health["orders_put_off"] >= 10
+        assert host.limit(a) == 54 * MIB - 4096
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.stop(controller)
 
 
 def test_the_api_describes_itself_and_says_errors_in_one_line(host: Host) -> None:

@@ -1,0 +1,103 @@
+"""The planner: from all positions to the orders of one settlement, with what it has to remember between them. Pure.
+
+It knows no clock and writes nothing: the caller says what time it is and carries out the orders. In this order:
+what each has needed of late (`peaks`), where each limit should go (`settlement`), what remains as debt and who bears
+it (`debts`), and which orders go out now (`pacing`). docs/settlement.md states what is proved of it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from controller.billing.debts import BearingRule, Debt, DebtAges, bear
+from controller.billing.pacing import Pace, Pacing
+from controller.billing.peaks import Peaks
+from controller.billing.settlement import FLOOR_BYTES, Position, raises, settle
+from controller.limits.base import Order
+from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+
+BEARING_GRACE_SECONDS = 2.0
+"""So long a debt stays with the pool in any case: on v2 a limit needs a settlement or two for its way down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The operator's choices. See deploy/controller.toml."""
+
+    floor_bytes: int = FLOOR_BYTES
+    pace: Pace = field(default_factory=Pace)
+    bearing: BearingRule = "pool"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`raising` first, then `lowering`. `positions` are those given, with what they bear and may give up.
+
+    `put_off` are orders that have to wait. `borne` bytes of the debts are taken off limits of tenants with headroom.
+    """
+
+    raising: tuple[Order, ...]
+    lowering: tuple[Order, ...]
+    put_off: tuple[Order, ...]
+    positions: Mapping[CgroupRef, Position]
+    debts: tuple[Debt, ...]
+    borne: Mapping[CgroupRef, int]
+
+
+class Planner:
+    def __init__(self, version: CgroupVersion, rules: Rules) -> None:
+        self.rules = rules
+        self.ages = DebtAges()
+        self.pacing = Pacing(rules.pace)
+        self._version = version
+        self._peaks = Peaks()
+
+    def plan(self, now_seconds: float, positions: Iterable[Position]) -> Plan:
+        """The settlement of `positions` at `now_seconds`, which never goes back. O(positions log positions)."""
+        ready = {position.cgroup: self._look(now_seconds, position) for position in positions}
+        self._peaks.keep(ready.keys())
+        self.pacing.keep(ready.keys())
+        debts = self._debts(now_seconds, ready)
+        borne = self._bear(now_seconds, ready, debts)
+        for cgroup, part in borne.items():
+            ready[cgroup] = replace(ready[cgroup], due_bytes=ready[cgroup].due_bytes + part)
+        raising: list[Order] = []
+        lowering: list[Order] = []
+        put_off: list[Order] = []
+        for cgroup, position in ready.items():
+            now, intended = position.account.limits, settle(position, self._version, self.rules.floor_bytes)
+            order = Order(cgroup, now, intended) if intended != now else None
+            admitted = self.pacing.admit(now_seconds, order, cgroup, position.account.usage_bytes)
+            if order is not None:
+                (put_off if not admitted else raising if raises(order) else lowering).append(order)
+        return Plan(tuple(raising), tuple(lowering), tuple(put_off), ready, tuple(debts), borne)
+
+    def _look(self, now_seconds: float, position: Position) -> Position:
+        return replace(
+            position,
+            steady_bytes=self._peaks.note(now_seconds, position.cgroup, position.account.unreclaimable_bytes),
+            descent_bytes=self.pacing.descent_bytes(now_seconds, position.cgroup),
+        )
+
+    def _debts(self, now_seconds: float, ready: Mapping[CgroupRef, Position]) -> list[Debt]:
+        """What remains when all that can be written now is written."""
+        remaining = {
+            cgroup: position.debt_bytes(settle(position, self._version, self.rules.floor_bytes))
+            for cgroup, position in ready.items()
+        }
+        return self.ages.update(now_seconds, remaining)
+
+    def _bear(
+        self, now_seconds: float, ready: Mapping[CgroupRef, Position], debts: Iterable[Debt]
+    ) -> dict[CgroupRef, int]:
+        lasting = [debt for debt in debts if now_seconds - debt.since_seconds >= BEARING_GRACE_SECONDS]
+        if not lasting:
+            return {}
+        debtors = {debt.cgroup for debt in debts}
+        headroom = {
+            cgroup: room
+            for cgroup, position in ready.items()
+            if cgroup not in debtors
+            and not position.report_only
+            and (room := position.headroom_bytes(self.rules.floor_bytes))
+        }
+        return bear(self.rules.bearing, lasting, headroom)

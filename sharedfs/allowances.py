@@ -1,0 +1,127 @@
+"""Admission: how much each tenant may still make resident, as the controller allows it ahead of need.
+
+A tenant whose share would grow beyond what its budget can bear is refused with EDQUOT before anything is allocated, so
+that it never gets into debt by writing. The write path asks nobody: what is left of each allowance is a number here.
+
+An allowance is a mark, not an amount: "until your even share is so many bytes". The even share (each page divided by
+its users) is what a tenant pays as long as the policy is proportional; new pages count in full, for nobody else uses
+them yet. A mark that is late, or told twice, does no harm: growth since the books that it was made from counts.
+Between two marks only growth is counted, which is cheap; when that has used the allowance up, the books are looked at,
+for the tenant may have freed something. Who touches what others made is not refused: that is debt, and shown.
+
+Allowances end when they are not renewed: without a controller nobody moves limits either, and a pool's size is what
+bounds its tenants. Call everything with the books' lock held.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from errno import EDQUOT
+from os import strerror
+
+from sharedfs.model.ledger import Ledger
+from sharedfs.model.sharing import SharingClass
+from sharedfs.model.tenant import NOBODY, TenantId
+
+_NEVER = float("-inf")
+
+
+def even_shares(holdings: Iterable[tuple[SharingClass, int]]) -> dict[TenantId, int]:
+    """Each class divided by its users, rounded down: what each tenant pays if all pay alike. O(classes x users)."""
+    shares: dict[TenantId, int] = {}
+    for held, held_bytes in holdings:
+        for user in held.users:
+            shares[user] = shares.get(user, 0) + held_bytes // len(held.users)
+    return shares
+
+
+class Allowances:
+    """`monotonic` is the clock."""
+
+    def __init__(self, ledger: Ledger, monotonic: Callable[[], float]) -> None:
+        self.left: dict[TenantId, int] = {}
+        """Bytes that tenants may still make resident; who is not listed may make any. Also for sharedfs/fastpath.c."""
+        self.refused = 0
+        """How often a tenant was refused, since the start."""
+        self._ledger = ledger
+        self._monotonic = monotonic
+        self._marks: dict[TenantId, int] = {}
+        self._taken: dict[TenantId, int] = {}  # for pages that are being made
+        self._looked_at: dict[TenantId, int] = {}  # the ledger's sequence when `left` was last worked out anew
+        self._sequence = -1
+        self._expires_seconds = _NEVER
+
+    @property
+    def in_force(self) -> bool:
+        return self._monotonic() < self._expires_seconds
+
+    def put(self, sequence: int, marks: Mapping[TenantId, int | None], valid_seconds: float) -> bool:
+        """New marks, None for a tenant that may grow at will. Who is not named keeps what it has.
+
+        False, with nothing changed, when later ones are here already. O(classes x users).
+        """
+        if sequence < self._sequence and self.in_force:
+            return False
+        self._sequence = sequence
+        self._expires_seconds = self._monotonic() + valid_seconds
+        shares = even_shares(self._ledger.holdings())
+        for tenant, mark in marks.items():
+            if mark is None:
+                self.forget(tenant)
+            else:
+                self._marks[tenant] = mark
+                self.left[tenant] = mark - shares.get(tenant, 0) - self._taken.get(tenant, 0)
+                self._looked_at[tenant] = self._ledger.sequence
+        return True
+
+    def begin(self, tenant: TenantId, room_bytes: int | None) -> None:
+        """A tenant that the controller has not seen yet may fill its own cgroup's limit, and no more."""
+        if room_bytes is not None and tenant not in self._marks and self.in_force:
+            self._marks[tenant] = self.left[tenant] = room_bytes
+
+    def take(self, tenant: TenantId, needed_bytes: int) -> None:
+        """Take bytes out of the allowance, for pages about to be made. Raises OSError (EDQUOT), and takes nothing."""
+        left = self.left.get(tenant)
+        if left is None:
+            return
+        if left < needed_bytes:
+            left = self._look_again(tenant, left)
+            if left < needed_bytes:
+                self.refused += 1
+                raise OSError(EDQUOT, strerror(EDQUOT))
+        self.left[tenant] = left - needed_bytes
+        self._taken[tenant] = self._taken.get(tenant, 0) + needed_bytes
+
+    def give_back(self, tenant: TenantId, taken_bytes: int) -> None:
+        """What was taken; what became of it has been spent meanwhile."""
+        self.spend(tenant, -taken_bytes)
+        taken = self._taken.get(tenant, 0) - taken_bytes
+        if taken > 0:
+            self._taken[tenant] = taken
+        else:
+            self._taken.pop(tenant, None)
+
+    def spend(self, tenant: TenantId, made_bytes: int) -> None:
+        """Pages were made resident for `tenant`. O(1)."""
+        left = self.left.get(tenant)
+        if left is not None:
+            self.left[tenant] = left - made_bytes
+
+    def forget(self, tenant: TenantId) -> None:
+        for kept in (self.left, self._marks, self._taken, self._looked_at):
+            kept.pop(tenant, None)
+
+    def expire(self) -> None:
+        """End allowances that were not renewed in time. In place: the shortcut holds on to `left`."""
+        if self.left and not self.in_force:
+            for kept in (self.left, self._marks, self._looked_at):
+                kept.clear()
+
+    def _look_again(self, tenant: TenantId, left: int) -> int:
+        """What is left by the books as they are: more than was counted when the tenant freed something."""
+        if not self.in_force:
+            self.expire()
+            return 1 << 62
+        if tenant == NOBODY or self._looked_at.get(tenant) == self._ledger.sequence:
+            return left
+        self._looked_at[tenant] = self._ledger.sequence
+        share = even_shares(self._ledger.holdings()).get(tenant, 0)
+        return max(left, self._marks[tenant] - share - self._taken.get(tenant, 0))
