@@ -10,8 +10,8 @@ Every reader takes the hierarchy, so tests run on a directory that looks like on
 """
 
 import os
-import re
 import posixpath
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
