@@ -1,4 +1,4 @@
-"""Fixtures of the tests on a real mount with real cgroups (`mounted/`, `programs/`, `hostile/`).
+"""Fixtures of the tests on a real mount with real cgroups (`mounted/`, `programs/`, `hostile/`, `containers/`).
 
 They need root, /dev/fuse and a memory cgroup hierarchy.
 """
@@ -20,7 +20,7 @@ _numbers = count()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    with_mounts = {here / "mounted", here / "programs", here / "hostile"}
+    with_mounts = {here / "mounted", here / "programs", here / "hostile", here / "containers"}
     reason = None
     if os.geteuid() != 0:
         reason = "mounting needs root"

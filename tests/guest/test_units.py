@@ -61,7 +61,7 @@ def hierarchy() -> MemoryHierarchy:
 def service_with(limit_bytes: int, name: str) -> Iterator[Agent]:
     """A tenant as systemd makes them: a transient service with MemoryMax=."""
     launch = ["systemd-run", "--quiet", "--pipe", "--collect", f"--unit={name}", "-p", f"MemoryMax={limit_bytes}"]
-    agent = Agent(launch)
+    agent = Agent(lambda command: launch + command)
     try:
         yield agent
     finally:

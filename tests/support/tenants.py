@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, find_memory_
 
 T = TypeVar("T")
 
-_AGENT = Path(__file__).with_name("agent.py")
+AGENT = Path(__file__).with_name("agent.py")
 _JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
 
@@ -39,19 +39,19 @@ class AgentError(OSError):
 class Agent:
     """A process of a tenant that does what it is told, one request after the other.
 
-    `launch` is a command that runs the one given behind it where the tenant is, with our standard input and output.
+    `launch` makes of a command one that runs it where the tenant is, with our standard input and output.
     """
 
     def __init__(
         self,
-        launch: Sequence[str | Path],
+        launch: Callable[[list[str]], list[str]],
         *,
         interpreter: str = sys.executable,
         pass_fds: Sequence[int] = (),
         user: int | None = None,
     ) -> None:
         self.process = subprocess.Popen(
-            [*launch, interpreter, "-S", "-E", _AGENT],
+            launch([interpreter, "-S", "-E", str(AGENT)]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,11 +78,12 @@ class Agent:
             raise AgentError(answer["error"], os.strerror(answer["error"]))
         return answer["result"]
 
-    def end(self) -> None:
+    def end(self, seconds: float = 5) -> None:
         if self.process.stdin is not None and not self.process.stdin.closed:
-            self.process.stdin.close()
+            with suppress(BrokenPipeError):  # it was killed
+                self.process.stdin.close()
         try:
-            self.process.wait(5)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -102,9 +103,13 @@ class Tenant:
         self._first: Agent | None = None
 
     def agent(self, **options: object) -> Agent:
-        agent = Agent(["/bin/sh", "-c", _JOIN_AND_EXEC, self.directory], **options)  # type: ignore[arg-type]
+        agent = Agent(self.join, **options)  # type: ignore[arg-type]
         self.agents.append(agent)
         return agent
+
+    def join(self, command: list[str]) -> list[str]:
+        """A command that enters this cgroup, so that nothing of `command` is charged to anybody else, and runs it."""
+        return ["/bin/sh", "-c", _JOIN_AND_EXEC, str(self.directory), *command]
 
     def do(self, statements: str) -> object:
         """Run statements in this tenant's first process."""
@@ -189,6 +194,8 @@ def tenants_below(name: str) -> Iterator[Tenants]:
 def _removed(directory: Path) -> bool:
     try:
         directory.rmdir()
+    except FileNotFoundError:
+        return True
     except OSError:
         return False
     return True
