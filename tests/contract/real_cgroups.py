@@ -11,9 +11,9 @@ _OCCUPANT = """
 import sys
 memory = b"x" * int(sys.argv[1])
 if len(sys.argv) > 2:
-    with open(sys.argv[2], "rb") as file:
-        while file.read(1 << 20):
-            pass
+    file = open(sys.argv[2], "rb")  # it stays open: a filesystem may forget what nobody has open
+    while file.read(1 << 20):
+        pass
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -31,8 +31,7 @@ class RealCgroups:
 
     def __enter__(self) -> "RealCgroups":
         self.hierarchy.directory(self.base).mkdir()
-        if not self._v1:
-            (self.hierarchy.directory(self.base) / "cgroup.subtree_control").write_text("+memory")
+        self.hierarchy.enable_memory(f"{self.base}/group")
         return self
 
     def __exit__(self, *failure: object) -> None:
