@@ -58,8 +58,8 @@ def paths(cgroups: Iterable[CgroupRef]) -> tuple[str, ...]:
     return tuple(cgroup.path for cgroup in sorted(cgroups, key=by_path))
 
 
-def tell_bills(snapshot: Snapshot, live: Set[CgroupRef]) -> Bills:
-    """The bill, tenants by path. `live` are those with processes."""
+def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRef, str]) -> Bills:
+    """The bill, tenants by path. `live` are those with processes, `names` what people call them."""
     bill = snapshot.bill
     return Bills(
         pool_resident_bytes=bill.pool_resident_bytes,
@@ -72,11 +72,13 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef]) -> Bills:
             for cgroup in sorted(snapshot.positions, key=by_path)
             if cgroup not in bill.tenants
         ),
-        tenants=tuple(_line(snapshot, cgroup, cgroup in live) for cgroup in sorted(bill.tenants, key=by_path)),
+        tenants=tuple(
+            _line(snapshot, cgroup, cgroup in live, names.get(cgroup)) for cgroup in sorted(bill.tenants, key=by_path)
+        ),
     )
 
 
-def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool) -> TenantBill:
+def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool, name: str | None) -> TenantBill:
     share = snapshot.bill.tenants[cgroup]
     position = snapshot.positions.get(cgroup)
     at_or_above = frozenset(chain(cgroup.path))
@@ -89,6 +91,7 @@ def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool) -> TenantBill:
     bound_by = min(limits, key=lambda path: limits[path], default=None)
     return TenantBill(
         tenant=cgroup.path,
+        name=name,
         state="live" if live else "empty",
         share_bytes=share.share_bytes,
         used_bytes=share.used_bytes,

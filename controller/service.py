@@ -6,7 +6,8 @@ answered from a settlement that began after it was asked, so the answer holds wh
 
 import logging
 import posixpath
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from controller.config import Config
 from controller.limits.base import KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
+from controller.names import Names
 from controller.pools import Feed, PoolBooks, PoolGone, Pools, PoolSilent
 from controller.settler import Readings, Settler
 from controller.state import Budget, State
@@ -63,6 +65,8 @@ class Controller:
         self._pools = Pools(pools_directory, config.pool_patience_seconds)
         self._settler = Settler(limits, state, nursery, config.write_threads, dry_run=dry_run)
         self._planner = Planner(limits.hierarchy.version, config.rules)
+        self._names = Names(limits.hierarchy)
+        self._looking = threading.Lock()
         self._begun = 0
         self._snapshot: Snapshot | None = None
         self._wanted = trio.Event()
@@ -174,8 +178,8 @@ class Controller:
 
     async def bills(self) -> Bills:
         snapshot = await self.fresh()
-        live = await trio.to_thread.run_sync(self._populated, tuple(snapshot.bill.tenants))
-        return answers.tell_bills(snapshot, live)
+        live, names = await trio.to_thread.run_sync(self._look_at, tuple(snapshot.bill.tenants))
+        return answers.tell_bills(snapshot, live, names)
 
     async def explain(self, name: str) -> Explanation:
         snapshot, tenant = await self._find(name)
@@ -298,5 +302,8 @@ class Controller:
             path = path.relative_to(self._hierarchy.mount)
         return readable(raw_path(posixpath.normpath(f"/{path}".replace("//", "/"))))
 
-    def _populated(self, cgroups: Iterable[CgroupRef]) -> frozenset[CgroupRef]:
-        return frozenset(cgroup for cgroup in cgroups if is_populated(self._hierarchy, cgroup.path))
+    def _look_at(self, cgroups: Sequence[CgroupRef]) -> tuple[frozenset[CgroupRef], Mapping[CgroupRef, str]]:
+        """Those with processes, and the names of those that have one. Blocks on files, in one thread at a time."""
+        with self._looking:
+            live = frozenset(cgroup for cgroup in cgroups if is_populated(self._hierarchy, cgroup.path))
+            return live, self._names.of(cgroups)

@@ -6,8 +6,10 @@ from sharedfs.units import format_size
 
 
 def bills(answer: Answer) -> None:
+    named = any(line["name"] for line in answer["tenants"])
     rows = [
         (
+            *((line["name"] or "-",) if named else ()),
             line["tenant"],
             line["state"],
             *(_size(line[f"{key}_bytes"]) for key in ("share", "used")),
@@ -19,7 +21,8 @@ def bills(answer: Answer) -> None:
         )
         for line in answer["tenants"]
     ]
-    print_table(("TENANT", "STATE", "SHARE", "USED", "BUDGET", "LIMIT", "KERNEL USAGE", "OVER", "DEBT"), rows, texts=2)
+    heads = ("TENANT", "STATE", "SHARE", "USED", "BUDGET", "LIMIT", "KERNEL USAGE", "OVER", "DEBT")
+    print_table(("NAME", *heads) if named else heads, rows, texts=3 if named else 2)
     if answer["groups"]:
         groups = [
             (

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import click
 from pydantic import BaseModel
 
 from deploy.demo import acts, interrupts, service, story
+from deploy.demo.container_tenants import ContainerTenants
+from deploy.demo.containers import installed_runtime
 from deploy.demo.host import kernel_release
-from deploy.demo.tenants import Tenants, tenants_below
+from deploy.demo.tenants import MakeTenants, Tenants, tenants_below
 from sharedfs.command_line import CONTEXT, run_cli
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import PoolStatus
@@ -32,16 +35,18 @@ _DEMO_SIZE_BYTES = 256 << 20
 
 @click.command(context_settings=CONTEXT)
 @click.option("--keep", is_flag=True, help=f"Leave a pool at {KEPT_MOUNTPOINT} and the controller running.")
+@click.option("--containers", is_flag=True, help="Real containers as tenants, with runc, crun or podman.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the numbers here.")
-def demo(keep: bool, json_file: Path | None) -> None:
+def demo(keep: bool, containers: bool, json_file: Path | None) -> None:
     """Show what sharedfs does, on real cgroups. `deploy/quickstart` installs what this needs."""
     if os.geteuid() != 0:
         raise CallerMistake("only root can mount filesystems and make cgroups: use sudo")
+    runtime = installed_runtime() if containers else None
     os.environ.pop("PYTHONPATH", None)  # it was for finding us, not for what we start
     interrupts.catch()
     try:
         with ExitStack() as lasting:
-            facts = _run(lasting, keep=keep)
+            facts = _run(lasting, runtime, keep=keep)
             if keep:
                 lasting.pop_all()
     except interrupts.Interrupted:
@@ -54,7 +59,7 @@ def demo(keep: bool, json_file: Path | None) -> None:
         story.put_back()
 
 
-def _run(lasting: ExitStack, *, keep: bool) -> dict[str, Any]:
+def _run(lasting: ExitStack, runtime: str | None, *, keep: bool) -> dict[str, Any]:
     hierarchy = find_memory_hierarchy()
     with ExitStack() as scratch:
         directory = Path(os.path.realpath(tempfile.mkdtemp(prefix="sharedfs-demo-")))
@@ -66,18 +71,21 @@ def _run(lasting: ExitStack, *, keep: bool) -> dict[str, Any]:
         controller_pid = service.start_controller(lasting)
         pool = service.pool_status(mountpoint)
         tmpfs = _mount_tmpfs(directory / "tmpfs", scratch)
-        tenants = scratch.enter_context(tenants_below(hierarchy, f"/sharedfs-demo-{os.getpid()}"))
-        facts = _perform(tenants, mountpoint, tmpfs, pool)
+        kind: MakeTenants = Tenants
+        if runtime is not None:
+            kind = partial(ContainerTenants, runtime=runtime, directories=[mountpoint, tmpfs])
+        tenants = scratch.enter_context(tenants_below(hierarchy, f"/sharedfs-demo-{os.getpid()}", kind))
+        facts = {"runtime": runtime} | _perform(tenants, mountpoint, tmpfs, pool, runtime)
         if keep:
             service.leave_notes(mountpoint if made_pool else None, controller_pid)
     return facts
 
 
-def _perform(tenants: Tenants, mountpoint: Path, tmpfs: Path, pool: PoolStatus) -> dict[str, Any]:
+def _perform(tenants: Tenants, mountpoint: Path, tmpfs: Path, pool: PoolStatus, runtime: str | None) -> dict[str, Any]:
     passthrough = "passthrough" in pool.data_path
-    story.opening(tenants.hierarchy, pool, passthrough=passthrough)
+    story.opening(tenants.hierarchy, pool, runtime, passthrough=passthrough)
     on_pool = acts.on_pool(tenants, mountpoint, "map" if passthrough else "read")
-    story.of_pool(on_pool, passthrough=passthrough)
+    story.of_pool(on_pool, "containers" if runtime else "cgroups", passthrough=passthrough)
     on_tmpfs = acts.on_tmpfs(tenants, tmpfs)
     story.of_tmpfs(on_tmpfs)
     crowds = (acts.crowd(tenants, mountpoint, "pool"), acts.crowd(tenants, tmpfs, "tmpfs"))

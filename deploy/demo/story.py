@@ -14,20 +14,22 @@ SETTLE_SECONDS = 2.0
 _console = Console(highlight=False)
 
 
-def opening(hierarchy: MemoryHierarchy, pool: PoolStatus, *, passthrough: bool) -> None:
+def opening(hierarchy: MemoryHierarchy, pool: PoolStatus, runtime: str | None, *, passthrough: bool) -> None:
     _heading("sharedfs: shared memory that is paid for by those who use it")
     where = "hybrid, memory on v1" if hierarchy.hybrid else f"v{hierarchy.version.value}"
     _say(f"This host: Linux {kernel_release()}, cgroups {where}. The pool is mounted at {pool.mountpoint}.")
+    if runtime is not None:
+        _say(f"The tenants are containers of {runtime}, with the host's files read-only and the pool bound into each.")
     if not passthrough:
         _say("Files of a pool cannot be mapped shared here: that takes Linux 6.9. The tenants read(2) instead.")
 
 
-def of_pool(act: PoolAct, *, passthrough: bool) -> None:
+def of_pool(act: PoolAct, tenants: str, *, passthrough: bool) -> None:
     before, after = act.survivor
     verb = "maps" if passthrough else "reads"
     _heading("1. Two tenants, one file, on a pool")
     _say(
-        f"Two cgroups, a and b, each with {_size(BUDGET_BYTES)} from its manager. "
+        f"Two {tenants}, a and b, each with {_size(BUDGET_BYTES)} from its manager. "
         f"a writes a file of {_size(FILE_BYTES)} and {verb} it; b {verb} it too."
     )
     table = _table("tenant", "uses", "pays", "budget", "limit now", "kernel charges it (shmem)")

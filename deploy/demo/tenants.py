@@ -5,7 +5,7 @@ Before exec, so that not a byte of what the process uses is charged to anybody e
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -13,35 +13,39 @@ from deploy.demo.host import statistic, wait_until
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
 
-_WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 _JOIN_THEN_EXEC = 'echo $$ > "$0" && exec "$@"'
-_INTERPRETER = [sys.executable, "-I", "-S", "-B", str(_WORKER)]
-_END_SECONDS = 5.0
+INTERPRETER = [sys.executable, "-I", "-S", "-B", str(WORKER)]
+_END_SECONDS = 20.0
 
 
 class Tenant:
     """A cgroup, its limit, and one process in it. Made by `Tenants.make`, ended by `exit`."""
 
     def __init__(self, hierarchy: MemoryHierarchy, path: str, budget_bytes: int) -> None:
+        self.hierarchy = hierarchy
         self.path = path
         self.budget_bytes = budget_bytes
-        self.directory = hierarchy.directory(path)
-        v1 = hierarchy.version is CgroupVersion.V1
-        self._limit_file = self.directory / ("memory.limit_in_bytes" if v1 else "memory.max")
-        self._shmem = _shmem_line(hierarchy)
         self._worker: subprocess.Popen[str] | None = None
+
+    @property
+    def directory(self) -> Path:
+        return self.hierarchy.directory(self.path)
+
+    @property
+    def _limit_file(self) -> Path:
+        v1 = self.hierarchy.version is CgroupVersion.V1
+        return self.directory / ("memory.limit_in_bytes" if v1 else "memory.max")
 
     def start(self) -> None:
         self.directory.mkdir()
         self._limit_file.write_text(str(self.budget_bytes))
+        self._start(["/bin/sh", "-c", _JOIN_THEN_EXEC, str(self.directory / "cgroup.procs"), *INTERPRETER])
+
+    def _start(self, command: list[str]) -> None:
         # A session of its own: Ctrl-C is for the demonstration, which then ends us in order.
         self._worker = subprocess.Popen(
-            ["/bin/sh", "-c", _JOIN_THEN_EXEC, str(self.directory / "cgroup.procs"), *_INTERPRETER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd="/",
-            start_new_session=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", start_new_session=True
         )
 
     @property
@@ -53,7 +57,7 @@ class Tenant:
     @property
     def shmem_bytes(self) -> int:
         """What the kernel charges this cgroup for shared memory."""
-        return statistic(self.directory, self._shmem)
+        return statistic(self.directory, _shmem_line(self.hierarchy))
 
     def do(self, action: str, *arguments: object) -> None:
         """Have the process do one of `worker`'s actions. Raises HostFault when it cannot."""
@@ -69,6 +73,13 @@ class Tenant:
 
     def exit(self) -> None:
         """End the process and remove the cgroup, as a container's manager does. Doing it twice is harmless."""
+        self.end_worker()
+        wait_until(self._remove, f"{self.directory} can be removed")
+
+    def _ended(self) -> bool:
+        return self._worker is None or self._worker.poll() is not None
+
+    def end_worker(self) -> None:
         if self._worker is not None:
             with self._worker as worker:
                 if worker.stdin is not None:
@@ -79,7 +90,6 @@ class Tenant:
                 except subprocess.TimeoutExpired:
                     worker.kill()
             self._worker = None
-        wait_until(self._remove, f"{self.directory} can be removed")
 
     def _remove(self) -> bool:
         try:
@@ -105,11 +115,17 @@ class Tenants:
         """What the kernel charges the tenants and this directory for shared memory, the dying included."""
         return statistic(self.directory, _shmem_line(self.hierarchy))
 
+    def new_tenant(self, path: str, budget_bytes: int) -> Tenant:
+        return Tenant(self.hierarchy, path, budget_bytes)
+
     def make(self, name: str, budget_bytes: int) -> Tenant:
-        tenant = Tenant(self.hierarchy, f"{self.path}/{name}", budget_bytes)
+        tenant = self.new_tenant(f"{self.path}/{name}", budget_bytes)
         self._resources.callback(tenant.exit)
         tenant.start()
         return tenant
+
+
+MakeTenants = Callable[[MemoryHierarchy, str, ExitStack], Tenants]
 
 
 def _shmem_line(hierarchy: MemoryHierarchy) -> str:
@@ -118,20 +134,25 @@ def _shmem_line(hierarchy: MemoryHierarchy) -> str:
 
 
 @contextmanager
-def tenants_below(hierarchy: MemoryHierarchy, path: str) -> Iterator[Tenants]:
-    """A place for tenants at `path`. Raises CallerMistake where the hierarchy lets nobody make cgroups."""
+def tenants_below(hierarchy: MemoryHierarchy, path: str, kind: "MakeTenants" = Tenants) -> Iterator[Tenants]:
+    """A place for tenants of this `kind` at `path`. Raises CallerMistake where nobody may make cgroups."""
     directory = hierarchy.directory(path)
     with ExitStack() as resources:
         try:
             directory.mkdir()
         except OSError as error:
             raise CallerMistake(f"{directory}: {error.strerror}: this host lets nobody make cgroups there") from None
-        resources.callback(directory.rmdir)
+        resources.callback(_remove_if_there, directory)
         if hierarchy.version is CgroupVersion.V2:
             _enable_memory(hierarchy.mount, resources)
             (directory / "cgroup.subtree_control").write_text("+memory")
         _warm_up()
-        yield Tenants(hierarchy, path, resources)
+        yield kind(hierarchy, path, resources)
+
+
+def _remove_if_there(directory: Path) -> None:
+    with suppress(FileNotFoundError):
+        directory.rmdir()
 
 
 def _enable_memory(root: Path, resources: ExitStack) -> None:
@@ -152,4 +173,4 @@ def _warm_up() -> None:
 
     Otherwise the interpreter's files themselves would be what keeps a removed cgroup: right, but another story.
     """
-    subprocess.run(_INTERPRETER, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/", check=True)
+    subprocess.run(INTERPRETER, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/", check=True)

@@ -22,8 +22,9 @@ LIMIT = 256 << 20
 class Running:
     """A container that runs: what it does, and its cgroup as the host sees it."""
 
-    def __init__(self, agent: Agent, hierarchy: MemoryHierarchy, path: str) -> None:
+    def __init__(self, agent: Agent, hierarchy: MemoryHierarchy, path: str, name: str | None = None) -> None:
         self.agent = agent
+        self.name = name
         self.path = path
         self._hierarchy = hierarchy
 
@@ -85,7 +86,7 @@ class Host:
         text = process_cgroup(int(pid_file.read_text()))
         assert text is not None
         hierarchy = self.tenants.hierarchy
-        return Running(agent, hierarchy, hierarchy.path_in(text))
+        return Running(agent, hierarchy, hierarchy.path_in(text), container.name)
 
     def _start_bubblewrap(self, name: str, binds: Sequence[Path]) -> Running:
         tenant = self.tenants.make(name, LIMIT)

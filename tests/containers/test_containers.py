@@ -78,6 +78,7 @@ def test_a_cache_that_containers_share_is_billed_to_all_who_use_it(
     read(b, file)
     assert_pays(a, SIZE // 2)
     assert_pays(b, SIZE // 2)
+    wait_until(lambda: bill_of(a.path, bills())["name"] == a.name, "the runtime tells its name", 30)
     b.do(f"fd = os.open('{file}', os.O_RDWR)\nm = mmap.mmap(fd, {SIZE})\nfor i in range(0, {SIZE}, 4096): m[i] = 1")
     assert [shared_memory_charged(container, tenants) for container in (a, b)] == [0, 0]
     a.end()

@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from deploy.demo.containers import installed_runtime
 from deploy.demo.host import NO_ZOMBIES_SINCE, kernel_version
+from sharedfs.errors import CallerMistake
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at, mounts
 from tests.deploy.conftest import REPOSITORY, Script
@@ -75,6 +78,37 @@ def test_it_runs_twice_and_puts_everything_back(script: Script, places: dict[str
         assert_story_is_true(facts)
         assert "Side by side" in done.stdout
         assert_nothing_is_left(places)
+
+
+def test_with_containers(script: Script, places: dict[str, str], tmp_path: Path) -> None:
+    try:
+        runtime = installed_runtime()
+    except CallerMistake as mistake:
+        pytest.skip(str(mistake))
+    done = script("quickstart", "--containers", "--json", str(tmp_path / "facts"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "facts").read_text())
+    assert facts["runtime"] == runtime
+    assert f"containers of {runtime}" in done.stdout
+    assert_story_is_true(facts)
+    assert_nothing_is_left(places)
+
+
+def test_without_a_container_runtime(places: dict[str, str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.demo", "--containers"],
+        env=places | {"PATH": str(tmp_path)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "quickstart: no container runtime is installed: install one of runc, crun, podman, then run it again\n"
+    )
 
 
 def test_keep_twice_then_without_then_uninstall(script: Script, places: dict[str, str], tmp_path: Path) -> None:

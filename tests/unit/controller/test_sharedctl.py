@@ -137,6 +137,7 @@ def test_shares_come_off_limits_and_an_exit_makes_the_others_fall(host: Host) ->
     bills = host.bills()
     assert bills[a.path] == {
         "tenant": a.path,
+        "name": None,
         "state": "empty",
         "share_bytes": 14 * MIB,
         "used_bytes": 24 * MIB,
