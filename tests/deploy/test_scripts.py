@@ -11,6 +11,7 @@ from tests.deploy.conftest import REPOSITORY, Script
 from tests.support.mount_helper import HELPER, place_of_helper
 
 SCRIPTS = ["deploy/quickstart", "deploy/setup", "deploy/install", "deploy/uninstall", "tests/run", ".ci/run"]
+SCRIPTS += [f"tests/guest/{name}" for name in ("setup", "run", "init", "check")]
 USER_SCRIPTS = ["quickstart", "setup", "install", "uninstall"]
 INSTALLED = [Path("/opt/sharedfs"), Path("/etc/sharedfs"), Path("/etc/systemd/system/sharedfs-controller.service")]
 NOBODY = 65534
