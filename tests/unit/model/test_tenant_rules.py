@@ -150,6 +150,14 @@ def test_a_unit_of_systemd(path: str, unit: str) -> None:
         ("/a.b", "/axb/c", "/axb/c"),
         ("/a*z/b", "/a/z/b/c", "/a/z/b/c"),
         ("/[x]/y", "/[x]/y/z", "/[x]/y"),
+        # a pod's container in a node of kind, which is a container of Docker
+        (
+            "/system.slice/docker-*/kubelet.slice/*/*/*/*",
+            f"/system.slice/docker-{OTHER}.scope{KIND}/kubelet-kubepods-besteffort-pod{SLICED}.slice"
+            f"/cri-containerd-{ID}.scope/init.scope",
+            f"/system.slice/docker-{OTHER}.scope{KIND}/kubelet-kubepods-besteffort-pod{SLICED}.slice"
+            f"/cri-containerd-{ID}.scope",
+        ),
     ],
 )
 def test_a_pattern(pattern: str, path: str, tenant: str) -> None:
