@@ -13,8 +13,9 @@ class TenantBill(_Frozen):
     """`limit_bytes` is what the kernel enforces now: budget - share + debt - borne. None is no limit, or no budget.
 
     Budget and limit are the lowest of the tenant's own and those of the cgroups above it; `bound_by` is the cgroup
-    whose limit that is. `name` is what the container is called by its runtime, where that is known. `over_bytes` is what the tenant uses and pays for beyond its own budget. A debt has an age;
-    `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone.
+    whose limit that is. `over_bytes` is what the tenant uses and pays for beyond its own budget. A debt has an age;
+    `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone. `name` is
+    what the container is called by its runtime, where that is known.
     """
 
     tenant: str
