@@ -37,7 +37,10 @@ class ContainerTenant(Tenant):
         wait_until(lambda: self._ended() or (pid_file.exists() and pid_file.read_text().strip() != ""), "it started")
         if self._ended():
             raise HostFault(f"{self._runtime} could not start {self._name}: its message is above")
-        self.path = self.hierarchy.path_in(process_cgroup(int(pid_file.read_text())) or b"")
+        path = self.hierarchy.path_in(process_cgroup(int(pid_file.read_text())) or b"")
+        if path is None:
+            raise HostFault(f"{self._name} ended as soon as it had started")
+        self.path = path
 
     def exit(self) -> None:
         self.end_worker()
