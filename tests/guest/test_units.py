@@ -100,8 +100,14 @@ def test_a_pool_and_the_controller_as_units(hierarchy: MemoryHierarchy) -> None:
                     statistics = hierarchy.directory(f"/system.slice/{unit}.service") / "memory.stat"
                     assert dict(line.split() for line in statistics.read_text().splitlines())["shmem"] == "0"
             wait_until(lambda: limit_of(hierarchy, "b") == BUDGET - 16 * MIB, "b pays for all when a has ended", 60)
+            assert int(systemctl("show", "-P", "MemoryMax", "b")) == BUDGET - 16 * MIB, "systemd knows of it"
+            systemctl("set-property", "--runtime", "b", f"MemoryMax={2 * BUDGET}")
+            wait_until(lambda: limit_of(hierarchy, "b") == 2 * BUDGET - 16 * MIB, "a new budget is settled", 60)
+            systemctl("daemon-reload")
+            assert limit_of(hierarchy, "b") == 2 * BUDGET - 16 * MIB, "there is nothing for systemd to put right"
             systemctl("stop", "sharedfs-controller")
-            assert limit_of(hierarchy, "b") == BUDGET
+            assert limit_of(hierarchy, "b") == 2 * BUDGET
+            assert int(systemctl("show", "-P", "MemoryMax", "b")) == 2 * BUDGET
             b.do("f.close()")
         systemctl("stop", "sharedfs@unit")
     finally:
