@@ -61,6 +61,7 @@ def paths(cgroups: Iterable[CgroupRef]) -> tuple[str, ...]:
 def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRef, str]) -> Bills:
     """The bill, tenants by path. `live` are those with processes, `names` what people call them."""
     bill = snapshot.bill
+    places = {cgroup.path: position for cgroup, position in snapshot.positions.items()}
     return Bills(
         pool_resident_bytes=bill.pool_resident_bytes,
         unclaimed_bytes=bill.unclaimed_bytes,
@@ -73,20 +74,20 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRe
             if cgroup not in bill.tenants
         ),
         tenants=tuple(
-            _line(snapshot, cgroup, cgroup in live, names.get(cgroup)) for cgroup in sorted(bill.tenants, key=by_path)
+            _line(snapshot, places, cgroup, cgroup in live, names.get(cgroup))
+            for cgroup in sorted(bill.tenants, key=by_path)
         ),
     )
 
 
-def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool, name: str | None) -> TenantBill:
+def _line(
+    snapshot: Snapshot, places: Mapping[str, Position], cgroup: CgroupRef, live: bool, name: str | None
+) -> TenantBill:
     share = snapshot.bill.tenants[cgroup]
     position = snapshot.positions.get(cgroup)
-    at_or_above = frozenset(chain(cgroup.path))
-    bounds = [bound for bound in snapshot.positions.values() if bound.cgroup.path in at_or_above]
+    bounds = [places[path] for path in chain(cgroup.path) if path in places]
     limits = {
-        bound.cgroup.path: limit
-        for bound in sorted(bounds, key=lambda bound: -len(bound.cgroup.path))
-        if (limit := bound.account.limits.enforced_bytes) is not None
+        bound.cgroup.path: limit for bound in bounds if (limit := bound.account.limits.enforced_bytes) is not None
     }
     bound_by = min(limits, key=lambda path: limits[path], default=None)
     return TenantBill(
@@ -110,8 +111,8 @@ def _line(snapshot: Snapshot, cgroup: CgroupRef, live: bool, name: str | None) -
 def _debt_age(snapshot: Snapshot, position: Position) -> float | None:
     if not position.debt_bytes(position.account.limits):
         return None
-    since = {debt.cgroup: debt.since_seconds for debt in snapshot.planned.debts}
-    return round(snapshot.taken_seconds - since.get(position.cgroup, snapshot.taken_seconds), 3)
+    debts = (debt.since_seconds for debt in snapshot.planned.debts if debt.cgroup == position.cgroup)
+    return round(snapshot.taken_seconds - next(debts, snapshot.taken_seconds), 3)
 
 
 def _group(snapshot: Snapshot, position: Position) -> GroupBill:
