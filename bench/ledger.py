@@ -1,4 +1,4 @@
-"""What the ledger's operations cost: nanoseconds each, and bytes for a 1 GiB file shared by ten tenants.
+"""What the ledger's operations cost: nanoseconds each, and bytes for a 1 GiB file shared by ten tenants; and a start.
 
     python bench/ledger.py
 
@@ -6,11 +6,16 @@ Each figure is the best of five runs, on one core, and includes 50 to 100 ns of 
 one machine only.
 """
 
+import os
 import random
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 
+from sharedfs.books_state import BooksState
+from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.tenant import NOBODY, TenantId
 
@@ -127,6 +132,59 @@ def classes(name: str, build: Callable[[], Ledger]) -> None:
     show(f"whole ledger, {name}, {statistics.classes} classes", statistics.memory_bytes, "bytes")
 
 
+def spread_over_files(files: int, pages: int, chunk_classes: int) -> Callable[[Ledger], None]:
+    """`files` of `pages` pages, each chunk of which has so many classes of pages."""
+
+    def build(ledger: Ledger) -> None:
+        for file in range(files):
+            owner = TENANTS[file % 5]
+            ledger.charge(file, 0, pages - 1, owner)
+            for page in range(0, pages, PAGES_PER_CHUNK):
+                for turn in range(chunk_classes - 1):
+                    first = page + turn * pages // chunk_classes % PAGES_PER_CHUNK
+                    ledger.touch(file, first, min(first + 99, pages - 1), TENANTS[5 + (file + turn) % 5])
+
+    return build
+
+
+def many_classes(ledger: Ledger) -> None:
+    generator = random.Random(1)
+    ledger.charge(FILE, 0, GIB_PAGES - 1, TENANTS[0])
+    for page in range(14_000):
+        for tenant in generator.sample(range(2, 30), 6):
+            ledger.touch(FILE, page, page, TenantId(tenant))
+
+
+def starts() -> None:
+    """From an opened directory of state to books that answer, as after a daemon's death."""
+    cases = {
+        "100 GiB, all pages of a file alike": spread_over_files(100, GIB_PAGES, 1),
+        "100 GiB, no chunk alike": spread_over_files(100, GIB_PAGES, 3),
+        "100,000 files of two pages, each with two classes": spread_over_files(100_000, 2, 2),
+        "one file with as many classes as are allowed, or nearly": many_classes,
+    }
+    for name, build in cases.items():
+        with TemporaryDirectory(dir="/dev/shm") as directory:
+            _reopened(directory, build)
+            best = min(_reopened(directory) for _ in range(5))
+            directory_bytes = sum(file.stat().st_blocks * 512 for file in Path(directory, "books").iterdir())
+        show(f"start with {name}", best, "ns")
+        show(f"state of {name}", directory_bytes, "bytes")
+
+
+def _reopened(directory: str, build: Callable[[Ledger], None] | None = None) -> int:
+    directory_fd = os.open(directory, os.O_RDONLY)
+    start = perf_counter_ns()
+    state = BooksState(directory_fd)
+    ledger = Ledger(storage=state.ledger)
+    took = perf_counter_ns() - start
+    os.close(directory_fd)
+    if build is not None:
+        build(ledger)
+    state.close()
+    return took
+
+
 def main() -> None:
     builders = {"shared uniformly": shared_uniformly, "shared at random": shared_at_random}
     for name, build in builders.items():
@@ -136,6 +194,7 @@ def main() -> None:
     mappings(shared_uniformly())
     for name, build in builders.items():
         classes(name, build)
+    starts()
 
 
 if __name__ == "__main__":

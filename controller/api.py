@@ -16,6 +16,7 @@ from controller.api_types import (
     Explanation,
     FileUsers,
     Health,
+    UsageHistory,
     WritePlan,
 )
 from controller.mistakes import NotOursToSet, UnknownName
@@ -50,6 +51,14 @@ def make_api(controller: Controller) -> FastAPI:
     async def users(path: Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]) -> FileUsers:
         """Who shares a file."""
         return await controller.users(Path(path))
+
+    @api.get("/v1/history")
+    async def history(
+        tenant: Annotated[str | None, Query(min_length=1)] = None,
+        since_seconds: Annotated[int | None, Query(ge=1, lt=1 << 32)] = None,
+    ) -> UsageHistory:
+        """Byte-seconds by tenant and pool, of the last `since_seconds` or of all that is kept."""
+        return await controller.history(tenant, since_seconds)
 
     @api.get("/v1/what-if/exit")
     async def what_if_exit(tenant: Tenant) -> ExitForecast:

@@ -160,6 +160,27 @@ class WritePlan(_Frozen):
     writes: tuple[PlannedWrite, ...]
 
 
+class HistoryEntry(_Frozen):
+    """What a tenant paid for and used of a pool, in byte-seconds; `tenant` is None for what nobody paid for.
+
+    `first` is the stamp of the oldest bucket counted, `covered_seconds` for how long its bill was known.
+    """
+
+    tenant: str | None
+    pool: str
+    first: int
+    covered_seconds: float
+    share_byte_seconds: int
+    used_byte_seconds: int
+
+
+class UsageHistory(_Frozen):
+    """Totals, the largest first. `since_seconds` is None when all that is kept was asked for."""
+
+    since_seconds: int | None
+    lines: tuple[HistoryEntry, ...]
+
+
 class Health(_Frozen):
     """`settlements` counts them since the start; `pools` are those on the bill.
 

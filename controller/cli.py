@@ -14,7 +14,7 @@ import click
 
 from sharedfs.command_line import CONTEXT, run_cli
 from sharedfs.errors import CallerMistake
-from sharedfs.units import format_size, parse_size
+from sharedfs.units import format_size, parse_duration, parse_size
 
 TENANT_HELP = "TENANT is a cgroup's path as `sharedctl bills` shows it, or the directory of the cgroup."
 
@@ -129,6 +129,24 @@ def users(path: str, as_json: bool) -> None:
     """
     # By name alone: looking a path up on the mount would be a touch of its own.
     _answer("users", as_json, "/v1/users", path=os.path.abspath(path))
+
+
+@cli.command(epilog=TENANT_HELP)
+@click.argument("tenant", required=False)
+@click.option("--since", metavar="DURATION", help="Only the last 90s, 15m, 1h, 7d.  [default: all that is kept]")
+@as_json
+def history(tenant: str | None, since: str | None, as_json: bool) -> None:
+    """What each tenant, or TENANT alone, paid for over time, by pool.
+
+    Example: sharedctl history /tenants/a --since 1h
+    """
+    query = {} if tenant is None else {"tenant": tenant}
+    if since is not None:
+        try:
+            query["since_seconds"] = str(parse_duration(since))
+        except ValueError as error:
+            raise CallerMistake(str(error)) from None
+    _answer("history", as_json, "/v1/history", **query)
 
 
 @cli.group("what-if", no_args_is_help=False)

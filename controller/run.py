@@ -4,7 +4,7 @@ import fcntl
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import trio
@@ -13,6 +13,7 @@ from controller.api import make_api
 from controller.billing.policies import Policy
 from controller.billing.policies.proportional import Proportional
 from controller.config import Config
+from controller.history import History
 from controller.limits import kernel_limits
 from controller.limits.base import KernelLimits
 from controller.limits.restore import restore
@@ -30,14 +31,16 @@ POLICIES: dict[str, Callable[[], Policy]] = {"proportional": Proportional}
 
 @contextmanager
 def only_controller() -> Iterator[None]:
-    """Held by the one controller of this run directory. Raises CallerMistake when another holds it."""
+    """Held by the one controller of this run directory and this journal. Raises CallerMistake when another holds it."""
     directory = places.run_directory()
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (directory / "controller.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CallerMistake(f"a controller already runs for {directory}: stop it first") from None
+    with ExitStack() as locks:
+        for path in (directory / "controller.lock", places.controller_lock()):
+            path.parent.mkdir(mode=0o755 if path.parent == directory else 0o700, parents=True, exist_ok=True)
+            lock = locks.enter_context(path.open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CallerMistake(f"a controller already runs for {path.parent}: stop it first") from None
         yield
 
 
@@ -45,12 +48,13 @@ def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
     limits = kernel_limits(find_memory_hierarchy(), config.floor_bytes)
     with only_controller():
-        state = State(places.state_directory())
+        state, history = State(places.state_directory()), History(places.state_directory())
         try:
-            trio.run(partial(_serve, config, limits, state, dry_run=dry_run))
+            trio.run(partial(_serve, config, limits, state, history, dry_run=dry_run))
         except BaseExceptionGroup as group:
             raise first_error(group) from group
         finally:
+            history.close()
             state.close()
 
 
@@ -67,13 +71,15 @@ def restore_limits() -> int:
             state.close()
 
 
-async def _serve(config: Config, limits: KernelLimits, state: State, *, dry_run: bool) -> None:
+async def _serve(config: Config, limits: KernelLimits, state: State, history: History, *, dry_run: bool) -> None:
     path = places.controller_socket()
     # Writes outlive the tasks that ordered them: what is put back must not be undone by a write that lands later.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as writes:
             policy = POLICIES[config.policy]()
-            controller = Controller(config, policy, limits, state, places.pools_directory(), writes, dry_run=dry_run)
+            controller = Controller(
+                config, policy, limits, state, history, places.pools_directory(), writes, dry_run=dry_run
+            )
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(controller.keep_settling, name="settle")

@@ -6,25 +6,40 @@ answered from a settlement that began after it was asked, so the answer holds wh
 
 import logging
 import posixpath
+import sqlite3
 import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import trio
 
 from controller import answers
 from controller.answers import Snapshot
-from controller.api_types import Bills, BudgetState, ExitForecast, Explanation, FileUsers, Health, WritePlan
+from controller.api_types import (
+    Bills,
+    BudgetState,
+    ExitForecast,
+    Explanation,
+    FileUsers,
+    Health,
+    HistoryEntry,
+    UsageHistory,
+    WritePlan,
+)
 from controller.billing.admission import marks
 from controller.billing.ancestors import above, due_at
 from controller.billing.bill import Bill, make_bill
-from controller.billing.books import Books, without
+from controller.billing.books import without
+from controller.billing.meter import Meter
 from controller.billing.planner import Planner
 from controller.billing.policies import Policy
 from controller.billing.settlement import Position, raises
 from controller.billing.whatif import due_bytes, what_if_exit
 from controller.config import Config
+from controller.debts import KeptDebts
+from controller.history import History
 from controller.limits.base import KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
@@ -44,6 +59,10 @@ ALLOWED_SECONDS, ALLOWED_INTERVALS = 5.0, 10
 somebody to wonder why a tenant cannot write while nobody moves its limit."""
 
 
+HISTORY_SECONDS = 5.0
+"""So often the history is written: what a killed controller loses of it at most."""
+
+
 class Controller:
     def __init__(
         self,
@@ -51,6 +70,7 @@ class Controller:
         policy: Policy,
         limits: KernelLimits,
         state: State,
+        history: History,
         pools_directory: Path,
         nursery: trio.Nursery,
         *,
@@ -67,6 +87,11 @@ class Controller:
         self._planner = Planner(limits.hierarchy.version, config.rules)
         self._names = Names(limits.hierarchy)
         self._looking = threading.Lock()
+        self._debts = KeptDebts(state)
+        self._planner.ages.since.update(self._debts.since(trio.current_time()))
+        self._history = history
+        self._written_seconds = trio.current_time()
+        self._meter = Meter()
         self._begun = 0
         self._snapshot: Snapshot | None = None
         self._wanted = trio.Event()
@@ -83,6 +108,8 @@ class Controller:
             self._snapshot = await self._settle(self._begun)
             self._settled.set()
             self._settled = trio.Event()
+            if trio.current_time() - self._written_seconds > HISTORY_SECONDS:
+                await self._keep_history()
             with trio.move_on_after(self._config.interval_seconds):
                 await self._wanted.wait()
             if self._broken is not None:
@@ -93,6 +120,12 @@ class Controller:
         self._broken = error
         self._wanted.set()
 
+    async def _keep_history(self) -> None:
+        self._written_seconds = trio.current_time()
+        usage = self._meter.take()
+        if not await trio.to_thread.run_sync(self._history.write, usage, limiter=self._settler.disk):
+            self._meter.give_back(usage)
+
     async def put_back(self) -> list[str]:
         """All limits as their managers set them (I6), within `stop_seconds`. Returns what could not be put back."""
         faults = ["limits are still being written: run `sharedctl restore` when they are through"]
@@ -100,6 +133,7 @@ class Controller:
             faults = await self._settler.restore_all()
         with trio.move_on_after(1, shield=True):
             await self._pools.aclose()
+            await self._keep_history()
         return faults
 
     async def _settle(self, number: int) -> Snapshot:
@@ -112,9 +146,13 @@ class Controller:
         bill = make_bill(books.values(), tenants - readings.gone, self._policy)
         found = {cgroup: self._settler.found(cgroup, account.limits) for cgroup, account in readings.accounts.items()}
         billed = (bill.tenants.keys() | readings.above) & readings.accounts.keys()
-        due = self._due(pools, books, bill, billed)
+        bills = {pool: make_bill([held], (), self._policy) for pool, held in books.items()}
+        self._meter.read(int(now_seconds * 1000), bills)
+        due = self._due(pools, bills, billed)
         positions = {cgroup: self._position(cgroup, readings, found[cgroup], due[cgroup.path]) for cgroup in billed}
         planned = self._planner.plan(now_seconds, positions.values() if self._config.settle else ())
+        keep_debts = partial(self._debts.keep, now_seconds, dict(self._planner.ages.since))
+        await trio.to_thread.run_sync(keep_debts, limiter=self._settler.disk)
         raising, lowering = list(planned.raising), list(planned.lowering)
         for cgroup in self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys():
             order = Order(cgroup, readings.accounts[cgroup].limits, found[cgroup])
@@ -155,14 +193,15 @@ class Controller:
         )
 
     def _due(
-        self, pools: Iterable[PoolBooks], books: Mapping[str, Books], bill: Bill, cgroups: Iterable[CgroupRef]
+        self, pools: Iterable[PoolBooks], bills: Mapping[str, Bill], cgroups: Iterable[CgroupRef]
     ) -> dict[str, int]:
-        """What is due at each of `cgroups`, by path: of all tenants there and below."""
-        due_by_pool = {}
-        for pool in pools:
-            # Rounding happens once a class, and a class is of one pool: these sum up to the bill of all.
-            part = bill if len(books) == 1 else make_bill([books[pool.pool]], (), self._policy)
-            due_by_pool[pool.pool] = {tenant: due_bytes(part, tenant) for tenant in part.tenants}
+        """What is due at each of `cgroups`, by path: of all tenants there and below.
+
+        Rounding happens once a class, and a class is of one pool: the pools' bills sum up to the bill of all.
+        """
+        due_by_pool = {
+            pool: {tenant: due_bytes(part, tenant) for tenant in part.tenants} for pool, part in bills.items()
+        }
         own = {pool.pool: pool.cgroup for pool in pools}
         return due_at(due_by_pool, own, {cgroup.path for cgroup in cgroups})
 
@@ -266,6 +305,20 @@ class Controller:
         await trio.to_thread.run_sync(self._state.clear_budget, path, limiter=self._settler.disk)
         self._budgets.pop(path, None)
         return await self._told_budget(path)
+
+    async def history(self, name: str | None, since_seconds: int | None) -> UsageHistory:
+        """Up to this moment."""
+        await self.fresh()
+        await self._keep_history()
+        tenant = None if name is None else self._path(name)
+        read = partial(self._history.read, since_seconds, tenant)
+        try:
+            lines = await trio.to_thread.run_sync(read, limiter=self._settler.disk)
+        except (sqlite3.Error, OSError) as error:
+            raise HostFault(f"the history cannot be read: {error}") from error
+        if tenant is not None and not lines:
+            raise UnknownName(f"the history has no tenant {tenant} in that time: see `sharedctl history`")
+        return UsageHistory(since_seconds=since_seconds, lines=tuple(HistoryEntry(**asdict(line)) for line in lines))
 
     def health(self) -> Health:
         snapshot = self._snapshot

@@ -13,7 +13,7 @@ from functools import partial
 
 import trio
 
-from controller.limits.base import Account, KernelLimits, Limits, Order, managers_limits
+from controller.limits.base import Account, KernelLimits, Limits, Order, managers_limits, not_standing
 from controller.limits.restore import restore
 from controller.state import Entry, State
 from sharedfs.errors import HostFault
@@ -60,7 +60,7 @@ class Settler:
         self._threads = trio.CapacityLimiter(write_threads)
         self.disk = trio.CapacityLimiter(1)  # the database takes one thread at a time
         self._busy: dict[CgroupRef, trio.Event] = {}
-        self._complaints: dict[CgroupRef, str] = {}
+        self._complaints: dict[CgroupRef | None, str] = {}
         self._told: dict[CgroupRef, Order] = {}
 
     @property
@@ -91,7 +91,12 @@ class Settler:
                 self._tell(order)
         if self.dry_run or not orders:
             return
-        await trio.to_thread.run_sync(self._state.announce, orders, limiter=self.disk)
+        try:
+            await trio.to_thread.run_sync(self._state.announce, orders, limiter=self.disk)
+        except HostFault as fault:  # a limit that the journal does not know of would never be put back (I6)
+            self._complain(None, f"no limit is written: {fault}")
+            return
+        self._complain(None, None)
         for order, limits in orders:
             self.entries[order.cgroup] = Entry(order.cgroup, limits, order.now, order.intended)
         await self._start(raising)
@@ -100,10 +105,13 @@ class Settler:
     async def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Strike from the journal what is gone or as its manager left it."""
         idle = [cgroup for cgroup in cgroups if cgroup in self.entries and cgroup not in self._busy]
-        if self.dry_run:
+        if self.dry_run or not idle:
             return
-        if idle:
+        try:
             await trio.to_thread.run_sync(self._state.forget, idle, limiter=self.disk)
+        except HostFault as fault:  # at the next settlement, then
+            self._complain(None, str(fault))
+            return
         for cgroup in idle:
             del self.entries[cgroup]
             self._complaints.pop(cgroup, None)
@@ -150,15 +158,19 @@ class Settler:
             for write in self._limits.writes(order):
                 log.info("dry run: would write %s to %s", write.text, directory / write.file)
 
-    def _complain(self, cgroup: CgroupRef, complaint: str | None) -> None:
-        """Say what the host refuses once, not at each settlement."""
+    def _complain(self, cgroup: CgroupRef | None, complaint: str | None) -> None:
+        """Say what the host refuses, for a cgroup or for the journal, once and not at each settlement."""
         if complaint is None:
             self._complaints.pop(cgroup, None)
         elif self._complaints.get(cgroup) != complaint:
+            if complaint not in self._complaints.values():  # of all tenants alike: once for all
+                log.warning("%s", complaint)
             self._complaints[cgroup] = complaint
-            log.warning("%s", complaint)
 
     def _read(self, cgroups: frozenset[CgroupRef], paths: Iterable[str], budgeted: Container[str]) -> Readings:
+        if not self._limits.hierarchy.stands():
+            self._complain(None, not_standing(self._limits.hierarchy))
+            return Readings({}, frozenset(), cgroups)
         accounts = {}
         gone = set()
         unreadable = set()

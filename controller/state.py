@@ -1,4 +1,4 @@
-"""What must outlive the controller, in SQLite: the operator's budgets, and the journal that I6 rests on.
+"""What must outlive the controller, in SQLite: the operator's budgets, the journal that I6 rests on, and debts' ages.
 
 The journal has a line for each cgroup whose limits we have touched: what its manager had set when we came, and every
 value that may be ours. A line is on disk before the write it tells of (synchronous=FULL), so whatever instant we die
@@ -8,15 +8,16 @@ An inode number means the same cgroup only within one boot, so lines of an earli
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from controller.limits.base import Limits, Order
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef
+from sharedfs.places import CONTROLLER_DATABASE
 
-DATABASE = "controller.db"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS budget (
@@ -28,6 +29,11 @@ CREATE TABLE IF NOT EXISTS journal (
     found_max INTEGER, found_high INTEGER,       -- NULL is no limit
     wrote_max INTEGER, wrote_high INTEGER,       -- in force when the last order was given
     intended_max INTEGER, intended_high INTEGER, -- what that order was to write
+    PRIMARY KEY (path, inode)
+) STRICT;
+CREATE TABLE IF NOT EXISTS debt (
+    boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
+    since_seconds REAL NOT NULL,                 -- since the host was started
     PRIMARY KEY (path, inode)
 ) STRICT;
 """
@@ -56,12 +62,12 @@ class Entry:
 
 
 class State:
-    """Calls block on the disk; one thread at a time."""
+    """Calls block on the disk; one thread at a time. Those that change something raise HostFault when they cannot."""
 
     def __init__(self, directory: Path, boot_id: str | None = None) -> None:
         """Opens or makes the database in `directory`. Raises HostFault when it cannot be used."""
         self._boot_id = _BOOT_ID.read_text().strip() if boot_id is None else boot_id
-        path = directory / DATABASE
+        path = self._path = directory / CONTROLLER_DATABASE
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Autocommit: a transaction is where the code says `with self._database`, after an explicit BEGIN.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -69,7 +75,8 @@ class State:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
-            self._database.execute("DELETE FROM journal WHERE boot_id != ?", (self._boot_id,))
+            for table in ("journal", "debt"):
+                self._database.execute(f"DELETE FROM {table} WHERE boot_id != ?", (self._boot_id,))
         except sqlite3.Error as error:
             self._database.close()
             raise HostFault(f"{path}: {error}") from error
@@ -84,10 +91,10 @@ class State:
 
     def set_budget(self, tenant: str, budget: Budget) -> None:
         row = (tenant, budget.budget_bytes, budget.report_only)
-        self._database.execute("INSERT OR REPLACE INTO budget VALUES (?, ?, ?)", row)
+        self._change(("INSERT OR REPLACE INTO budget VALUES (?, ?, ?)", [row]))
 
     def clear_budget(self, tenant: str) -> None:
-        self._database.execute("DELETE FROM budget WHERE tenant = ?", (tenant,))
+        self._change(("DELETE FROM budget WHERE tenant = ?", [(tenant,)]))
 
     def journal(self) -> dict[CgroupRef, Entry]:
         rows = self._database.execute(
@@ -98,6 +105,21 @@ class State:
             for path, inode, *limits in rows
         )
         return {entry.cgroup: entry for entry in entries}
+
+    def debts(self) -> dict[CgroupRef, float]:
+        """Since when each cgroup has a debt, by the host's uptime."""
+        rows = self._database.execute("SELECT path, inode, since_seconds FROM debt")
+        return {CgroupRef(path, inode): since for path, inode, since in rows}
+
+    def keep_debts(self, new: Mapping[CgroupRef, float], paid: Iterable[CgroupRef]) -> None:
+        """Debts that began, and cgroups that have none any more."""
+        self._change(
+            ("DELETE FROM debt WHERE path = ? AND inode = ?", [(cgroup.path, cgroup.inode) for cgroup in paid]),
+            (
+                "INSERT OR REPLACE INTO debt VALUES (?, ?, ?, ?)",
+                [(self._boot_id, cgroup.path, cgroup.inode, since) for cgroup, since in new.items()],
+            ),
+        )
 
     def announce(self, orders: Iterable[tuple[Order, Limits]]) -> None:
         """On disk before it returns: each order, about to be carried out, with its manager's limits."""
@@ -111,15 +133,19 @@ class State:
             )
             for order, found in orders
         ]
-        self._database.execute("BEGIN")
-        with self._database:
-            self._database.executemany("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        self._change(("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows))
 
     def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Drop the lines of cgroups that are gone, or whose limits are their manager's again."""
-        self._database.execute("BEGIN")
-        with self._database:
-            self._database.executemany(
-                "DELETE FROM journal WHERE path = ? AND inode = ?",
-                [(cgroup.path, cgroup.inode) for cgroup in cgroups],
-            )
+        rows = [(cgroup.path, cgroup.inode) for cgroup in cgroups]
+        self._change(("DELETE FROM journal WHERE path = ? AND inode = ?", rows))
+
+    def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
+        """All of them with all their rows, or none."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                for statement, rows in statements:
+                    self._database.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise HostFault(f"{self._path}: {error}") from error

@@ -60,6 +60,23 @@ def format_age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def history(answer: Answer) -> None:
+    rows = [
+        (
+            line["tenant"] or "(unclaimed)",
+            line["pool"],
+            format_age(line["covered_seconds"]),
+            *(
+                _size(round(line[f"{key}_byte_seconds"] / line["covered_seconds"])) if line["covered_seconds"] else "-"
+                for key in ("share", "used")
+            ),
+            f"{line['share_byte_seconds'] / (3600 << 30):.3f}",
+        )
+        for line in answer["lines"]
+    ]
+    print_table(("TENANT", "POOL", "FOR", "MEAN SHARE", "MEAN USED", "GIB HOURS PAID"), rows, texts=2)
+
+
 def plan(answer: Answer) -> None:
     rows = [
         (line["cgroup"], line["file"].rsplit("/", 1)[1], line["state"], line["now"], line["text"])

@@ -4,6 +4,7 @@ The data path (its own thread), the namespace, the mapping scan and the feed (tr
 lock is held for a few microseconds, and across no system call but the few that keep what changes (`books_state`).
 """
 
+import logging
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,8 @@ from sharedfs.model.readers import Readers
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 from sharedfs.model.tenant_rules import TenantRules
+
+log = logging.getLogger("sharedfs")
 
 _ALL_PAGES = [(0, LAST_PAGE)]
 # To find out that a file is settled costs as much as some touches, and a change of the books undoes it.
@@ -52,6 +55,7 @@ class Books:
         changes the books, nor does a write below so many bytes. _UNSETTLED: it may. For sharedfs/fastpath.c."""
         self.settled_at = -1
         self._uses_without_change = 0
+        self._blind = False
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
         # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
@@ -88,10 +92,17 @@ class Books:
             return tenant
 
     def dead_tenants(self) -> list[TenantId]:
-        """The tenants whose cgroup is gone, or whose path is another cgroup's now."""
+        """The tenants whose cgroup is gone, or whose path is another cgroup's now. Nobody without a hierarchy."""
         with self.lock:
             known = self.tenants.live()
-        return [tenant.id for tenant in known if not self.hierarchy.lives(CgroupRef(tenant.path, tenant.inode))]
+        dead = [tenant.id for tenant in known if not self.hierarchy.lives(CgroupRef(tenant.path, tenant.inode))]
+        if dead and not self.hierarchy.stands():
+            if not self._blind:
+                log.warning("%s: no cgroup hierarchy there any more: nobody exits until it is", self.hierarchy.mount)
+            self._blind = True
+            return []
+        self._blind = False
+        return dead
 
     def exit(self, tenants: Iterable[TenantId]) -> None:
         with self.lock:

@@ -1,5 +1,6 @@
 """Mounting, remounting and unmounting: every check that can be made before anything is changed."""
 
+import fcntl
 import os
 import resource
 import signal
@@ -214,6 +215,33 @@ def umount(mountpoint: str) -> None:
         raise HostFault(f"the keeper of {mountpoint} (pid {record.keeper_pid}) did not end after the unmount")
     if record is not None:
         pools.clean_up_dead(record)
+    if not any(True for _ in pools.records()):
+        _put_limits_back()
+
+
+def _put_limits_back() -> None:
+    """The last pool is gone: when no controller lives to do it, put back the limits that a dead one left lowered (I6).
+
+    The controller is another package and may not be installed: its command is asked.
+    """
+    if not (places.state_directory() / places.CONTROLLER_DATABASE).exists() or _controller_runs():
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", "controller.cli", "restore"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise HostFault(f"unmounted, but limits of a dead controller are not back: {done.stderr.strip()}")
+
+
+def _controller_runs() -> bool:
+    try:
+        with places.controller_lock().open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def reload(mountpoint: str) -> None:

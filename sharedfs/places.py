@@ -26,6 +26,15 @@ def controller_socket() -> Path:
     return run_directory() / "controller.sock"
 
 
+CONTROLLER_DATABASE = "controller.db"
+"""In the state directory: the controller's journal."""
+
+
+def controller_lock() -> Path:
+    """Locked by who writes the journal, from whatever run directory."""
+    return state_directory() / "journal.lock"
+
+
 def pools_directory() -> Path:
     return run_directory() / "pools"
 

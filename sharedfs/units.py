@@ -3,6 +3,8 @@
 import re
 
 _SUFFIXES = "KMGT"
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(\d+)([smhd])?", re.IGNORECASE)
 _SIZE = re.compile(rf"(\d+)(?:([{_SUFFIXES}])(?:i?B)?)?", re.IGNORECASE)
 
 
@@ -22,6 +24,21 @@ def parse_size(text: str) -> int:
     number, suffix = match.groups()
     power = _SUFFIXES.index(suffix.upper()) + 1 if suffix else 0
     return int(number) << (10 * power)
+
+
+def parse_duration(text: str) -> int:
+    """Seconds of `text`, a whole number with an optional suffix s, m, h or d.
+
+    >>> parse_duration("90"), parse_duration("1h")
+    (90, 3600)
+
+    Raises ValueError when `text` is not a duration.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration: write seconds, or a number with s, m, h or d, such as 1h")
+    number, suffix = match.groups()
+    return int(number) * _SECONDS[(suffix or "s").lower()]
 
 
 def format_size(size_bytes: int) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import EBUSY, ENODEV, ENOENT, ENOTDIR
+from errno import EBUSY, ENODEV, ENOENT, ENOTDIR, EROFS
 from mmap import PAGESIZE
 from typing import Protocol
 
@@ -126,6 +126,10 @@ WriteFile = Callable[[int, str, str], None]
 """Writes text to the named file of the directory open at a descriptor. A fake kernel takes its place in tests."""
 
 
+def not_standing(hierarchy: MemoryHierarchy) -> str:
+    return f"{hierarchy.mount}: no memory cgroups are mounted there any more: no limit is written until they are"
+
+
 def write_file(directory: int, name: str, text: str) -> None:
     descriptor = os.open(name, os.O_WRONLY, dir_fd=directory)
     try:
@@ -180,6 +184,8 @@ class CgroupDirectory:
         except OSError as error:
             if error.errno in GONE:
                 return None
+            if error.errno == EROFS:
+                raise HostFault("the cgroup hierarchy is read-only: no limit is written until it is not") from error
             why = "the tenant uses more than that" if error.errno == EBUSY else error.strerror
             return f"{self._path}/{name}: cannot write {text}: {why}"
         return None
@@ -215,7 +221,7 @@ def open_cgroup(hierarchy: MemoryHierarchy, cgroup: CgroupRef, write: WriteFile)
         if error.errno not in GONE:
             raise HostFault(f"{path}: {error.strerror}") from error
         if not hierarchy.stands():
-            raise HostFault(f"{hierarchy.mount}: no memory cgroups are mounted there any more") from error
+            raise HostFault(not_standing(hierarchy)) from error
         yield None
         return
     try:

@@ -1,11 +1,12 @@
 """The main job, end to end: tenants share a file, each pays its part, one exits, the others' limits move."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.controller import bill_of, bills, run_sharedctl, running_controller, sharedctl
-from tests.support.mount import MountedPool, mounted_pool
+from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 PAGE = 4096
@@ -137,3 +138,25 @@ def test_a_second_pool_is_found_and_bills_add_up(
         assert bill_of(tenant.path, bills())["used_bytes"] == 2 * FILE_BYTES
         tenant.do("os.close(fd)")
     wait_until(lambda: tenant.limit() == BUDGET - FILE_BYTES, "a pool that is gone costs nothing", SETTLED_SECONDS)
+
+
+def test_the_umount_of_the_last_pool_puts_back_what_a_dead_controller_left(
+    run_dir: Path, unique_name: str, tenants: Tenants
+) -> None:
+    """I6 for a controller that died for good; while another pool is mounted, limits are not the umount's to touch."""
+    parent = ("--size", "64M", "--cgroup-parent", f"{unique_name}-pools")
+    a = tenants.make("a", BUDGET)
+    with (
+        mounted_pool(run_dir / "first", f"{unique_name}-1", *parent) as first,
+        mounted_pool(run_dir / "second", f"{unique_name}-2", *parent) as second,
+    ):
+        with running_controller() as controller:
+            a.do(f"open('{first.path}/f', 'wb').write(bytes({MIB}))")
+            a.do(f"open('{second.path}/f', 'wb').write(bytes({MIB}))")
+            wait_until(lambda: a.limit() == BUDGET - 2 * MIB, "the writer is settled", SETTLED_SECONDS)
+            controller.kill()
+            controller.wait()
+        sharedfs("umount", str(first.path))
+        assert a.limit() == BUDGET - 2 * MIB
+        sharedfs("umount", str(second.path))
+        assert a.limit() == BUDGET

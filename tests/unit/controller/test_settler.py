@@ -1,7 +1,11 @@
 """The writer of limits and its journal: nobody waits for a slow tenant, and every way to die is mended (I6)."""
 
+import os
+import signal
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from errno import EROFS
+from functools import partial
 from mmap import PAGESIZE
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +15,9 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import controller
 from controller.billing.settlement import FLOOR_BYTES, Position, plan
+from controller.debts import KeptDebts
 from controller.limits.base import KernelLimits, Limits, Order, managers_limits
 from controller.limits.restore import restore
 from controller.limits.v1 import LimitsV1
@@ -22,6 +28,7 @@ from controller.state import Budget, State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 from tests.contract.fake_cgroups import FakeCgroups
+from tests.support.kills import killed_at_line, lines_of, run_in_child
 
 MIB = 1 << 20
 
@@ -53,6 +60,13 @@ def fake(tmp_path: Path) -> FakeCgroups:
         made.make(name)
         made.manager_sets(name, 64 * MIB)
     return made
+
+
+@pytest.fixture
+def in_memory() -> Iterator[Path]:
+    """Where a sync costs nothing."""
+    with TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
 
 
 def ref(fake: FakeCgroups, path: str) -> CgroupRef:
@@ -155,7 +169,7 @@ def test_whenever_we_die_the_managers_last_word_is_what_stays(
     version: CgroupVersion, story: list[tuple[str, int, str]]
 ) -> None:
     """I6 over any story of settlements, deaths around a write, and a manager who speaks in between."""
-    with TemporaryDirectory() as directory:
+    with TemporaryDirectory(dir="/dev/shm") as directory:
         fake = FakeCgroups(Path(directory) / "memory", version)
         tenant = fake.make("/a")
         limits = limits_of(fake)
@@ -187,6 +201,161 @@ def test_whenever_we_die_the_managers_last_word_is_what_stays(
         if version is CgroupVersion.V2:
             assert fake.limit("/a", "memory.high") is None
         assert fake.kills("/a") == 0
+
+
+def settle_once(limits: KernelLimits, directory: Path, tenant: CgroupRef, due_bytes: int) -> None:
+    """What the controller does to one tenant, without its nursery: read, plan, announce, write, strike."""
+    state = State(directory)
+    entry = state.journal().get(tenant)
+    account = limits.read(tenant)
+    assert account is not None
+    found = managers_limits(entry.found, entry.ours, account.limits) if entry else account.limits
+    position = Position(tenant, account, found, None, due_bytes)
+    for order in (*(plans := plan([position], limits.hierarchy.version))[0], *plans[1]):
+        state.announce([(order, found)])
+        limits.apply(order)
+    account = limits.read(tenant)
+    assert account is not None
+    if account.limits == found:
+        state.forget([tenant])
+    state.close()
+
+
+@pytest.mark.parametrize("version", CgroupVersion)
+def test_killed_at_any_line_of_a_settlement_limits_go_back(version: CgroupVersion, in_memory: Path) -> None:
+    """A real process, SIGKILL: lowered, lowered further, and on its way home."""
+    ours = str(Path(controller.__file__).parent)
+
+    def prepared(place: Path) -> tuple[FakeCgroups, CgroupRef]:
+        fake = FakeCgroups(place / "memory", version)
+        tenant = fake.make("/a")
+        fake.manager_sets("/a", 64 * MIB)
+        return fake, tenant
+
+    for due in ((10,), (10, 30), (10, 0)):
+        earlier, last = due[:-1], due[-1]
+
+        def before(place: Path, earlier: tuple[int, ...] = earlier) -> tuple[FakeCgroups, CgroupRef]:
+            fake, tenant = prepared(place)
+            for number in earlier:
+                settle_once(limits_of(fake), place, tenant, number * MIB)
+            return fake, tenant
+
+        dry = in_memory / f"{due}"
+        fake, tenant = before(dry)
+        lines = lines_of(partial(settle_once, limits_of(fake), dry, tenant, last * MIB), ours)
+        assert fake.limit("/a") == (64 - last) * MIB
+        for line in range(0, lines, 6):
+            place = in_memory / f"{due}-{line}"
+            fake, tenant = before(place)
+            work = partial(settle_once, limits_of(fake), place, tenant, last * MIB)
+            assert run_in_child(partial(killed_at_line, work, ours, line)) == -signal.SIGKILL
+            state = State(place)
+            assert restore(limits_of(fake), state, state.journal().values()) == []
+            assert state.journal() == {}
+            state.close()
+            assert fake.limit("/a") == 64 * MIB
+            assert fake.kills("/a") == 0
+
+
+def test_a_hierarchy_that_vanishes_takes_nobody_with_it(
+    fake: FakeCgroups, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Unmounted under our feet and mounted again: one warning, no line of the journal lost, limits go back."""
+    state = State(tmp_path)
+    slow, quick = ref(fake, "/slow"), ref(fake, "/quick")
+    mount, away = fake.hierarchy.mount, tmp_path / "away"
+
+    async def test(settler: Settler) -> None:
+        orders = [lowering(cgroup, 64 * MIB, 50 * MIB) for cgroup in (slow, quick)]
+        await settler.carry_out([], [order for order, _ in orders], dict.fromkeys((slow, quick), Limits(64 * MIB)))
+        mount.rename(away)
+        mount.mkdir()
+        for _ in range(3):
+            readings = await settler.read([slow, quick])
+            assert (readings.gone, readings.unreadable) == (frozenset(), {slow, quick})
+        with pytest.raises(HostFault, match="no memory cgroups are mounted there any more"):
+            limits_of(fake).read(slow)
+        assert restore(limits_of(fake), state, state.journal().values()) == [caplog.records[0].message] * 2
+        mount.rmdir()
+        away.rename(mount)
+        assert (await settler.read([slow, quick])).accounts.keys() == {slow, quick}
+        assert await settler.restore_all() == []
+
+    with_settler(fake, state, test)
+    assert [record.message.split(": ")[1] for record in caplog.records] == [
+        "no memory cgroups are mounted there any more"
+    ]
+    assert fake.limit("/slow") == fake.limit("/quick") == 64 * MIB
+    state.close()
+
+
+def test_a_read_only_hierarchy_is_told_once(
+    fake: FakeCgroups, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = State(tmp_path)
+    slow, quick = ref(fake, "/slow"), ref(fake, "/quick")
+
+    def refuse(path: str) -> None:
+        raise OSError(EROFS, os.strerror(EROFS))
+
+    fake.before_write = refuse
+
+    async def test(settler: Settler) -> None:
+        found = dict.fromkeys((slow, quick), Limits(64 * MIB))
+        for _ in range(3):
+            await settler.carry_out([], [lowering(cgroup, 64 * MIB, 50 * MIB)[0] for cgroup in (slow, quick)], found)
+
+    with_settler(fake, state, test)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["the cgroup hierarchy is read-only"]
+    assert fake.limit("/slow") == fake.limit("/quick") == 64 * MIB
+    state.close()
+
+
+def test_without_a_journal_no_limit_is_written(
+    fake: FakeCgroups, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk below the journal: what could not be put back after our death is not lowered (I6)."""
+    state = State(tmp_path)
+    slow = ref(fake, "/slow")
+    state._database.execute("PRAGMA max_page_count = 1")
+
+    async def test(settler: Settler) -> None:
+        many = [CgroupRef(f"/{'x' * 100}{number}", number) for number in range(2000)]
+        orders = [lowering(cgroup, 64 * MIB, 50 * MIB)[0] for cgroup in (slow, *many)]
+        for _ in range(2):
+            await settler.carry_out([], orders, dict.fromkeys((slow, *many), Limits(64 * MIB)))
+        assert settler.entries == {}
+
+    with_settler(fake, state, test)
+    assert len(caplog.records) == 1
+    assert "no limit is written: " in caplog.text
+    assert "full" in caplog.text
+    assert fake.limit("/slow") == 64 * MIB
+    state.close()
+
+
+def test_debts_keep_their_age_over_restarts(tmp_path: Path) -> None:
+    """Each process has a clock of its own that begins anywhere; the host's uptime goes on."""
+    a, b = CgroupRef("/a", 1), CgroupRef("/b", 2)
+    uptime = [100.0]
+    state = State(tmp_path, "this boot")
+    debts = KeptDebts(state, lambda: uptime[0])
+    assert debts.since(7.0) == {}
+    debts.keep(7.0, {a: 7.0})
+    uptime[0] = 160.0
+    debts.keep(67.0, {a: 7.0, b: 67.0})
+    state.close()  # as the kernel would: nothing else is written at an end
+    uptime[0] = 200.0
+    state = State(tmp_path, "this boot")
+    debts = KeptDebts(state, lambda: uptime[0])
+    assert debts.since(5000.0) == {a: 4900.0, b: 4960.0}
+    debts.keep(5001.0, {b: 4960.0})
+    assert KeptDebts(state, lambda: uptime[0]).since(200.0) == {b: 160.0}
+    state.close()
+    rebooted = State(tmp_path, "next boot")
+    assert rebooted.debts() == {}
+    rebooted.close()
 
 
 @pytest.mark.parametrize("version", CgroupVersion)

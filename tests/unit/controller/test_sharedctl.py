@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import stat
@@ -260,6 +261,45 @@ def test_a_killed_controller_leaves_a_journal_from_which_limits_go_back(host: Ho
     assert "put back: 2" in host.ctl("restore")
     assert (host.limit(a), host.limit(b)) == (64 * MIB, 50 * MIB)
     assert "put back: 0" in host.ctl("restore")
+
+
+def test_killed_at_random_the_controller_comes_back_knowing_everything(host: Host) -> None:
+    """Budgets, limits and what was there before, debts with their age, and the history, over many lives."""
+    a, b = host.tenant("a", 64 * MIB), host.tenant("b", 64 * MIB)
+    operators = host.tenant("operators")
+    host.cgroups.occupy(b.path, 32 * MIB)
+    host.pool.idle = {operators}
+    generator = random.Random(3)
+    paid = age = 0
+    for life in range(3):
+        host.pool.files = {"f": [((10 + life) * MIB, (a,)), (60 * MIB, (b,))]}
+        controller = host.start()
+        if not life:
+            host.ctl("budget", operators.path, "32M")
+        wait_until(lambda life=life: host.limit(a) == (54 - life) * MIB)
+        bills = host.bills()
+        assert [bills[tenant.path]["budget_bytes"] for tenant in (a, b, operators)] == [64 * MIB, 64 * MIB, 32 * MIB]
+        assert bills[b.path]["debt_bytes"] > 0
+        assert bills[b.path]["debt_age_seconds"] >= age
+        age = bills[b.path]["debt_age_seconds"]
+        (line,) = host.ask("history", b.path, "--since", "1h")["lines"]
+        assert line["share_byte_seconds"] > paid
+        assert line["share_byte_seconds"] == pytest.approx(60 * MIB * line["covered_seconds"], abs=100)
+        paid = line["share_byte_seconds"]
+        host.pool.files = {"f": [((20 + life) * MIB, (a,)), (60 * MIB, (b,))]}
+        time.sleep(generator.random() * 0.6)  # any moment of settlement will do: that is the point
+        host.stop(controller, signal.SIGKILL)
+    assert "put back: 3" in host.ctl("restore")
+    assert [host.limit(tenant) for tenant in (a, b, operators)] == [64 * MIB, 64 * MIB, None]
+    controller = host.start()
+    assert age >= 1
+    assert host.bills()[b.path]["debt_age_seconds"] >= age
+    table = host.ctl("history")
+    assert "(unclaimed)" in table
+    assert "GIB HOURS PAID" in table
+    assert "not a duration" in host.ctl("history", "--since", "yesterday", code=2)
+    assert "has no tenant /nobody" in host.ctl("history", "/nobody", code=2)
+    host.stop(controller)
 
 
 def test_a_dead_pool_is_dropped_and_a_later_one_found(host: Host) -> None:
