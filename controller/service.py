@@ -151,8 +151,9 @@ class Controller:
         due = self._due(pools, bills, billed)
         positions = {cgroup: self._position(cgroup, readings, found[cgroup], due[cgroup.path]) for cgroup in billed}
         planned = self._planner.plan(now_seconds, positions.values() if self._config.settle else ())
-        keep_debts = partial(self._debts.keep, now_seconds, dict(self._planner.ages.since))
-        await trio.to_thread.run_sync(keep_debts, limiter=self._settler.disk)
+        if not self._settler.dry_run:
+            keep_debts = partial(self._debts.keep, now_seconds, dict(self._planner.ages.since))
+            await trio.to_thread.run_sync(keep_debts, limiter=self._settler.disk)
         raising, lowering = list(planned.raising), list(planned.lowering)
         for cgroup in self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys():
             order = Order(cgroup, readings.accounts[cgroup].limits, found[cgroup])
