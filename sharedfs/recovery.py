@@ -11,7 +11,7 @@ answered here is sent again by the kernel, and is then a request like any other.
 | LINK_NAMELESS  | directory, name, inode                              | the name is there                  | undone   |
 | REMOVE         | directory, name, inode                              | the name is not that inode's       | answered |
 | RENAME         | directory, name, inode, new directory, new name,    | the new name is that inode's       | answered |
-|                | other: the inode that had it, if it is to go        | (else what was set aside is back)  | undone   |
+|                | other: the inode that had it, if it is to go        | (else: both names are as before)   | undone   |
 | MAKE_XATTR     | inode, name                                         | the attribute is there             | undone   |
 | REMOVE_XATTR   | inode, name                                         | the attribute is not there         | answered |
 | EXTEND         | inode, directory: old size, other: new size,        | the size is the new one            | reserved |

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.support.controller import bill_of, bills, run_sharedctl, running_controller, sharedctl
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.posix import in_child, own_mount_namespace
-from tests.support.tenants import Agent, Tenants, wait_until
+from tests.support.tenants import Tenants, wait_until
 
 PAGE = 4096
 MIB = 1 << 20
@@ -91,7 +91,7 @@ def test_a_path_that_the_kernel_does_not_tell_is_nobodys(pool: MountedPool, tena
     """It used to give ENAMETOOLONG for a write that was done, and pages that the books did not have."""
     tenant = tenants.make("a")
     with deep_below(tenant.directory) as fd:
-        agent = Agent(tenant.directory)
+        agent = tenant.agent()
         try:
             agent.do("pass")  # it has joined its own cgroup by now
             procs = os.open("cgroup.procs", os.O_WRONLY, dir_fd=fd)

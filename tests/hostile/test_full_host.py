@@ -7,6 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from sharedfs.books import Books
+from sharedfs.callers import Callers
+from sharedfs.datapath import DataPath
+from sharedfs.journal import Kind
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.namespace import Namespace
+from sharedfs.recovery import _Recovery
+from sharedfs.store import Store
+from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.posix import fails
 
@@ -67,3 +79,29 @@ def test_memory_that_is_free_can_be_used_at_once(few_inodes: MountedPool) -> Non
         (few_inodes.path / "all").write_bytes(bytes(16 << 20))
         (few_inodes.path / "all").unlink()
     few_inodes.check_conservation()
+
+
+def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_trace() -> None:
+    """A rename over a file in use is two steps; after the first one its successor takes it back, and is asked again."""
+    fsmount_fd, root_fd = make_tmpfs(1 << 20)
+    os.close(fsmount_fd)
+    store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
+    data_path = DataPath(store, books, None)
+    namespace = Namespace(
+        store, books, data_path, lambda: None, lambda _: None, 0, Callers(books, None), fast_reads=False
+    )
+    answered: list[int] = []
+    try:
+        old, new = (store.make(store.node(1), name, 0o100644, 0, 0, 0)[0] for name in (b"old", b"new"))
+        directory = store.path_descriptor(store.node(1))
+        syscalls.rename(directory, b"old", directory, b"new", syscalls.RENAME_EXCHANGE)
+        slot = store.slot
+        slot.take(77, Opcode.RENAME)
+        slot.intend(Kind.RENAME, old.inode, 1, b"old", 1, b"new", new.inode)
+        _Recovery(namespace, lambda unique, *_: answered.append(unique)).end(slot)
+        assert [store.lookup(store.node(1), name)[0].inode for name in (b"old", b"new")] == [old.inode, new.inode]
+        assert answered == []
+    finally:
+        namespace.close()
+        data_path.close()
+        store.close()

@@ -84,7 +84,7 @@ def test_a_rename_keeps_its_directories_when_descriptors_are_few(monkeypatch: py
 
 
 def test_a_stopped_daemon_keeps_everybody_waiting_and_loses_nothing(pool: MountedPool, tenants: Tenants) -> None:
-    """Two seconds of SIGSTOP, in which a tenant asks, another one exits, and the controller wants to know."""
+    """Two seconds of SIGSTOP, in which a tenant asks and another one exits."""
     asks, exits = (tenants.make(name, limit_bytes=64 * MIB) for name in ("asks", "exits"))
     for tenant in (asks, exits):
         tenant.do(f"fd = os.open({str(pool.path / 'f')!r}, os.O_RDWR | os.O_CREAT); os.pwrite(fd, bytes({MIB}), 0)")
@@ -101,7 +101,6 @@ def test_a_stopped_daemon_keeps_everybody_waiting_and_loses_nothing(pool: Mounte
             waits.process.stdin.flush()
             stopped = time.monotonic()
             wait_until(lambda: time.monotonic() > stopped + 2, "two seconds have passed")
-            assert bill_of(asks.path, bills())["share_bytes"] == MIB, "the controller knows of the exit by itself"
         finally:
             os.kill(daemon, signal.SIGCONT)
         assert waits.process.stdout is not None
