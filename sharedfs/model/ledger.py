@@ -18,7 +18,7 @@ Classes are bounded, for a tenant could make a million of them: see `class_bound
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,8 @@ from sharedfs.model.tenant import NOBODY, TenantId
 
 _OPENED, _UNIT = "opened", "unit"
 _SEQUENCES_PER_OPENING = 1 << 40
+
+Predicate = Callable[[SharingClass], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,13 @@ class Ledger:
         self._post([(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
         return pages.resident_pages
 
+    def recharge(self, file: int, first_page: int, last_page: int) -> None:
+        """The kernel charges the resident pages of a range to the pool now, whoever it charged before. O(pages)."""
+        check_range(first_page, last_page)
+        pages = self._files.get(file)
+        if pages is not None:
+            self._post(pages.apply(first_page, last_page, self._steps.recharge))
+
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> None:
         """The pages of `file` that `tenant` has mapped are exactly `ranges`, in any order; absent ones are ignored.
 
@@ -228,7 +237,7 @@ class Ledger:
     @property
     def foreign_bytes(self) -> int:
         """Resident bytes that the kernel charged to their owner's cgroup instead of the pool's (I2). O(classes)."""
-        return sum(pages for held, pages in self._table.holdings() if held.foreign) * self._page_bytes
+        return self.bytes_where(lambda held: held.foreign)
 
     def holdings(self) -> list[tuple[SharingClass, int]]:
         """Every class that has pages, with its bytes; they sum to `resident_bytes` (I1). By class id. O(classes)."""
@@ -244,6 +253,37 @@ class Ledger:
             canonical = self._table.alias[raw]
             by_id[canonical] = by_id.get(canonical, 0) + count
         return [(self._table.held(raw), by_id[raw] * self._page_bytes) for raw in sorted(by_id)]
+
+    def bytes_where(self, wanted: Predicate) -> int:
+        """Resident bytes in the classes that are `wanted`. O(classes)."""
+        return sum(pages for held, pages in self._table.holdings() if wanted(held)) * self._page_bytes
+
+    def files_where(self, wanted: Predicate) -> list[int]:
+        """Files with pages in a class that is `wanted`, ascending. O(ids + files x their classes)."""
+        alias = self._table.alias
+        ids = {raw for raw, held in self._table.classes() if wanted(held)}
+        return sorted(
+            file for file, pages in self._files.all() if any(alias[raw] in ids for raw in pages.pages_by_class)
+        )
+
+    def runs_where(self, file: int, wanted: Predicate) -> list[PageRange]:
+        """The pages of a file whose class is `wanted`, ascending and merged. O(pages with a cell)."""
+        pages = self._files.get(file)
+        if pages is None:
+            return []
+        return merged(pages.runs_of([raw for raw in pages.pages_by_class if wanted(self._table.held(raw))]))
+
+    def holdings_in(self, file: int, ranges: Iterable[PageRange]) -> dict[SharingClass, int]:
+        """The part of `file_holdings` that is in page ranges, which are apart. O(pages in them)."""
+        found: dict[SharingClass, int] = {}
+        pages = self._files.get(file)
+        if pages is None:
+            return found
+        for first_page, last_page in ranges:
+            for raw, count in pages.count(first_page, last_page).items():
+                held = self._table.held(raw)
+                found[held] = found.get(held, 0) + count * self._page_bytes
+        return found
 
     def files(self) -> list[int]:
         """Files that have resident pages, ascending. O(files log files)."""

@@ -13,7 +13,7 @@ Every operation is a `Step` applied to a range (`apply`); `pages_by_class` moves
 its classes, never its pages.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from sys import getsizeof
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK, Cells, Chunk
-from sharedfs.model.ranges import PageRange
+from sharedfs.model.ranges import LAST_PAGE, PageRange
 from sharedfs.model.sharing_table import ABSENT
 from sharedfs.model.steps import Step
 
@@ -127,12 +127,33 @@ class PageMap:
         """The resident pages of an inclusive range as ascending ranges, which may adjoin. O(pages with a cell)."""
         for index, chunk, start, stop in self._parts(first_page, last_page):
             base = index << _SHIFT
-            if chunk.cells is None or (resident := self._cells.mixed_ids(chunk)[start:stop] != ABSENT).all():
+            if chunk.cells is None:
                 yield base + start, base + stop - 1
             else:
-                edges = np.flatnonzero(np.diff(resident, prepend=False, append=False)) + (base + start)
-                for begin, end in edges.reshape(-1, 2).tolist():
-                    yield begin, end - 1
+                yield from _matching(self._cells.mixed_ids(chunk)[start:stop] != ABSENT, base + start)
+
+    def runs_of(self, raw_ids: Collection[int]) -> Iterator[PageRange]:
+        """The pages that have one of `raw_ids` as ascending ranges, which may adjoin. O(pages with a cell)."""
+        wanted = np.fromiter(raw_ids, np.uint32)
+        for index, chunk, start, stop in self._parts(0, LAST_PAGE):
+            base = index << _SHIFT
+            if chunk.cells is not None:
+                yield from _matching(np.isin(self._cells.mixed_ids(chunk)[start:stop], wanted), base + start)
+            elif chunk.raw in raw_ids:
+                yield base + start, base + stop - 1
+
+    def count(self, first_page: int, last_page: int) -> dict[int, int]:
+        """The resident pages of an inclusive range by raw id. O(pages in the range that have a cell)."""
+        found: dict[int, int] = {}
+        for _, chunk, start, stop in self._parts(first_page, last_page):
+            if chunk.cells is None:
+                found[chunk.raw] = found.get(chunk.raw, 0) + stop - start
+                continue
+            counts = np.bincount(self._cells.mixed_ids(chunk)[start:stop])
+            for raw in counts.nonzero()[0].tolist():
+                found[raw] = found.get(raw, 0) + int(counts[raw])
+        found.pop(ABSENT, None)
+        return found
 
     def unite(self, first_page: int, last_page: int, one_for: Callable[[list[int]], dict[int, int]]) -> Sequence[Move]:
         """Give each unit of accounting that reaches into a range the classes that `one_for` makes of those in it.
@@ -199,15 +220,11 @@ class PageMap:
 
     def check(self) -> None:
         """Count again from the pages up; raise BrokenInvariant when that differs from the books. O(pages)."""
-        recount: dict[int, int] = {}
         for index, chunk in self._chunks.items():
             ids = self._cells.ids(chunk)
             if not 0 < len(ids) <= PAGES_PER_CHUNK or ids[-1] == ABSENT:
                 raise BrokenInvariant(f"I1: chunk {index} is not cut after its last resident page: {ids}")
-            counts = np.bincount(ids)
-            for raw in counts.nonzero()[0].tolist():
-                recount[raw] = recount.get(raw, 0) + int(counts[raw])
-        recount.pop(ABSENT, None)
+        recount = self.count(0, LAST_PAGE)
         if recount != self.pages_by_class:
             raise BrokenInvariant(f"I1: pages by class are {recount}, the books say {self.pages_by_class}")
 
@@ -303,3 +320,10 @@ def _alike(chunk: Chunk, start: int, stop: int) -> int | None:
     if cells[stop - 1] == raw and cells[start:stop].tobytes() == cells[start : start + 1].tobytes() * (stop - start):
         return raw
     return None
+
+
+def _matching(matches: NDArray[np.bool_], base: int) -> Iterator[PageRange]:
+    """Where `matches` is true, as ranges of pages from `base` on."""
+    edges = np.flatnonzero(np.diff(matches, prepend=False, append=False)) + base
+    for begin, end in edges.reshape(-1, 2).tolist():
+        yield begin, end - 1

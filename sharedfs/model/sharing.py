@@ -9,7 +9,8 @@ The rules below are pure, and return an equal class when they change nothing. Th
 
 - A rule for tenant U looks at U alone, and adds or removes U alone. So it commutes with `without(T)` for every other T,
   and what was memoised about U stays true when T exits (`steps` relies on it).
-- No rule changes `foreign`, nor, but for `without`, the owner: pages move between classes, charges do not move.
+- No rule of a tenant changes `foreign`, nor, but for `without`, the owner: pages move between classes, charges do not
+  move. `recharged` is the pool's own: it says that a charge has moved.
 """
 
 from dataclasses import dataclass, replace
@@ -70,6 +71,10 @@ class SharingClass:
         if tenant not in self.mapped:
             return self
         return replace(self, mapped=self.mapped - {tenant}).touched_by(tenant)
+
+    def recharged(self) -> "SharingClass":
+        """The kernel charges the pages to the pool from now on (I2). Who owns and who uses them stays."""
+        return replace(self, foreign=False) if self.foreign else self
 
     def without(self, tenant: TenantId) -> "SharingClass":
         """`tenant` has exited. O(users)."""

@@ -110,6 +110,10 @@ class SharingTable:
             if held is not None and pages:
                 yield held, pages
 
+    def classes(self) -> Iterator[tuple[int, SharingClass]]:
+        """Classes by canonical id, those without pages too. O(ids)."""
+        return ((raw, held) for raw, held in enumerate(self._classes) if held is not None)
+
     def ids_used_by(self, tenant: TenantId) -> set[int]:
         """Canonical ids of the classes whose users include `tenant`. O(its classes)."""
         return {raw for raw in self._ids_of.get(tenant, ()) if (held := self._classes[raw]) and tenant in held.users}

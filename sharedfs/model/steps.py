@@ -87,6 +87,7 @@ class StepMemo:
         self._table = table
         self._of: dict[TenantId, TenantSteps] = {}
         self.uncharge = Step(table, _to_absent)
+        self.recharge = Step(table, _recharged)
 
     def of(self, tenant: TenantId) -> TenantSteps:
         """The operations of `tenant`; not to be kept across `forget` and `clear`. O(1)."""
@@ -103,6 +104,7 @@ class StepMemo:
         """Classes have aged, or ids have been reclaimed. O(memos)."""
         self._of.clear()
         self.uncharge = Step(self._table, _to_absent)
+        self.recharge = Step(self._table, _recharged)
 
     @property
     def memory_bytes(self) -> int:
@@ -116,9 +118,14 @@ class StepMemo:
 
     def _all(self) -> Iterator[Step]:
         yield self.uncharge
+        yield self.recharge
         for steps in self._of.values():
             yield from steps
 
 
 def _to_absent(_: State) -> State:
     return None
+
+
+def _recharged(held: State) -> State:
+    return held and held.recharged()

@@ -103,6 +103,10 @@ class Oracle:
     def drop(self, file: int) -> int:
         return self.uncharge(file, 0)
 
+    def recharge(self, file: int, first_page: int, last_page: int) -> None:
+        for page in self._resident(file, first_page, last_page):
+            self.pages[file, page].foreign = False
+
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
         told = (list(ranges), self.births[file])
         if tenant == NOBODY or file not in self.files() or (ranges and self.told.get((file, tenant)) == told):

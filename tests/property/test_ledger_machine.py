@@ -9,6 +9,7 @@ some thousands.
 """
 
 import os
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from tempfile import TemporaryDirectory
@@ -21,6 +22,7 @@ from sharedfs.books_state import BooksState, FileLog
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import Record
 from sharedfs.model.tenant import NOBODY, TenantId
 from tests.property.ledger_oracle import Oracle
@@ -146,6 +148,32 @@ class LedgerMachine(RuleBasedStateMachine):
         for _ in range(times):  # the second time nothing changes, by a shorter way
             self.both("set_mapped", file, tenant, ranges)
         self.told[file, tenant] = ranges
+
+    @rule(file=files, pages=any_ranges)
+    def recharge(self, file: int, pages: tuple[int, int]) -> None:
+        self.both("recharge", file, *pages)
+
+    @rule(file=files, tenant=anybody, foreign=st.booleans())
+    def select(self, file: int, tenant: TenantId, foreign: bool) -> None:
+        """Pages by their class: the files that have such, where in a file, and how many bytes in all."""
+
+        def wanted(held: SharingClass) -> bool:
+            return held.foreign == foreign and (tenant in held.users or (tenant == NOBODY and not held.users))
+
+        state = {key for key, held in self.oracle.state().items() if wanted(held)}
+        assert self.ledger.files_where(wanted) == sorted({known for known, _ in state})
+        assert self.ledger.bytes_where(wanted) == len(state) * self.oracle.page_bytes
+        runs = self.ledger.runs_where(file, wanted)
+        assert [page for first, last in runs for page in range(first, last + 1)] == sorted(
+            page for known, page in state if known == file
+        )
+
+    @rule(file=files, pages=near_ranges)
+    def holdings_in(self, file: int, pages: tuple[int, int]) -> None:
+        state = self.oracle.state(file)
+        found = Counter(state[file, page] for page in range(pages[0], pages[1] + 1) if (file, page) in state)
+        expected = {held: count * self.oracle.page_bytes for held, count in found.items()}
+        assert self.ledger.holdings_in(file, [pages]) == expected
 
     @rule(file=files, tenant=tenants)
     def set_mapped_as_last_told(self, file: int, tenant: TenantId) -> None:
