@@ -14,8 +14,8 @@ from sharedfs.allowances import Allowances
 from sharedfs.books_state import BooksState
 from sharedfs.errors import BrokenInvariant
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.model.ledger import Ledger, Predicate
+from sharedfs.model.ranges import LAST_PAGE, PageRange
 from sharedfs.model.readers import Readers
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
@@ -177,6 +177,23 @@ class Books:
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
                 self.ledger.charge(inode, first, last, NOBODY, foreign=True)
+
+    def recharge(self, inode: int, start: int, end: int) -> None:
+        """The kernel charges the resident pages in bytes `start`..`end` (exclusive, not empty) to the pool now."""
+        with self.lock:
+            self.ledger.recharge(inode, start // self.page_bytes, (end - 1) // self.page_bytes)
+
+    def bytes_where(self, wanted: Predicate) -> int:
+        with self.lock:
+            return self.ledger.bytes_where(wanted)
+
+    def files_where(self, wanted: Predicate) -> list[int]:
+        with self.lock:
+            return self.ledger.files_where(wanted)
+
+    def runs_where(self, inode: int, wanted: Predicate) -> list[PageRange]:
+        with self.lock:
+            return self.ledger.runs_where(inode, wanted)
 
     def resident_bytes_of(self, inode: int) -> int:
         with self.lock:

@@ -44,6 +44,7 @@ from sharedfs.mount_options import check_changes, parse, setting_words, settings
 from sharedfs.namespace import Namespace
 from sharedfs.pool_cgroup import PoolCgroup
 from sharedfs.rare import RareRequests
+from sharedfs.recharge import Recharge
 from sharedfs.recovery import recover
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
@@ -143,6 +144,7 @@ class Pool:
             raise HostFault(f"{self.options.mountpoint} is not mounted any more")
         self.mappings = MappingScan(self.books, mount.device)
         self._device = mount.device
+        self.recharge = Recharge(self.store, self.books, self.data_path, self.namespace, mount.device)
         if start.resumes:
             self._resume(journal)
 
@@ -198,6 +200,8 @@ class Pool:
             size_bytes=self.options.size_bytes,
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
+            recharged_bytes=self.recharge.recharged_bytes,
+            recharge_refusal=self.recharge.refusal,
             tenants=tenants,
             files=statistics.files,
             data_path=f"{self.options.reads}+passthrough" if passthrough else "exact",
@@ -254,6 +258,7 @@ class Pool:
                 nursery.start_soon(self._keep_scanning, name="mappings")
                 nursery.start_soon(self._keep_tenants, name="tenants")
                 nursery.start_soon(self._keep_aging, name="aging")
+                nursery.start_soon(self._keep_recharging, name="recharge")
                 nursery.start_soon(self._keep_page_cache_empty, name="page cache")
                 await nursery.start(self._serve_feed, name="feed")
                 keeper.send(b"serving")
@@ -320,6 +325,13 @@ class Pool:
             await trio.sleep(self.options.idle_seconds / 2)
             with self.books.lock:
                 self.books.ledger.age()
+
+    async def _keep_recharging(self) -> None:
+        """Pages that a removed cgroup was charged for become the pool's own (I3)."""
+        while True:
+            await trio.sleep(self.options.scan_seconds)
+            if self.recharge.is_due:
+                await trio.to_thread.run_sync(self.recharge.round)
 
     async def _keep_page_cache_empty(self) -> None:
         """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""

@@ -7,8 +7,11 @@ apart by another one on the same file.
 """
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from errno import EINVAL, EIO
 
 from sharedfs.books import Books
@@ -38,6 +41,7 @@ _SLOW_ALLOCATION_BYTES = 16 << 20
 _COPY_BYTES = 8 << 20
 # So often the page cache of a file in use may stay: 10 seconds.
 _MOST_CALLS_PUT_OFF = 20
+_LOOK_AGAIN_SECONDS = 0.0001
 
 
 class DataPath:
@@ -49,6 +53,9 @@ class DataPath:
         self._events = events
         self._callers = Callers(books, events)
         self._fast: fastpath.FastPath | None = None
+        self._gate = threading.Lock()  # held over each change of content that is not the shortcut's, and by `quiet`
+        self._engine = threading.Lock()
+        self._distrusted = False
         self._files = Descriptors(store.mount_fd, os.O_RDWR, _DATA_DESCRIPTORS)
         self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
         self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="allocate")
@@ -105,9 +112,37 @@ class DataPath:
 
     def distrust_events(self) -> None:
         """Do without the task events from here on. From any thread."""
-        if self._fast is not None:
-            self._fast.enabled = 0
+        with self._engine:
+            self._distrusted = True
+            if self._fast is not None:
+                self._fast.enabled = 0
         self._callers.distrust_events()
+
+    @contextmanager
+    def quiet(self, seconds: float) -> Iterator[None]:
+        """Files are read, written and punched by nobody else who asks us; requests wait. Not for the pump.
+
+        Raises TimeoutError when that cannot be had within `seconds`.
+        """
+        deadline = time.monotonic() + seconds
+        fast = self._fast
+        try:
+            if fast is not None:
+                fast.enabled = 0
+            if not self._gate.acquire(timeout=max(seconds, 0)):
+                raise TimeoutError("requests were not answered in time")
+            try:
+                while fast is not None and fast.busy:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("a request was not answered in time")
+                    time.sleep(_LOOK_AGAIN_SECONDS)
+                yield
+            finally:
+                self._gate.release()
+        finally:
+            with self._engine:
+                if fast is not None and not self._distrusted:
+                    fast.enabled = 1
 
     def discard(self, inode: int) -> None:
         """Hold no descriptor of an inode that nobody has open. From any thread."""
@@ -150,7 +185,8 @@ class DataPath:
         fd = self._files.get(self._store.node(node))
         tenant = self._callers.tenant_of(thread_id)
         buffer = self._reply_buffer
-        length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
+        with self._gate:
+            length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
         if length:
             self._books.touch(node, offset, offset + length, tenant)
         self._channel.reply_in_place(unique, buffer, length)
@@ -166,7 +202,8 @@ class DataPath:
             known.set_id = False
         start = wire.WRITE_DATA_OFFSET
         with self._books.admitted(node, offset, offset + size, tenant):
-            length = os.pwrite(fd, request[start : start + size], offset)
+            with self._gate:
+                length = os.pwrite(fd, request[start : start + size], offset)
             if length:
                 self._books.charge(node, offset, offset + length, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
@@ -198,9 +235,11 @@ class DataPath:
         """Closes `fd`."""
         try:
             if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
-                syscalls.fallocate(fd, mode, offset, length)
+                with self._gate:
+                    syscalls.fallocate(fd, mode, offset, length)
                 self._books.uncharge(node, offset, offset + length)
                 return
+            # What only adds pages may take long, and disturbs nobody who moves one.
             with self._books.admitted(node, offset, offset + length, tenant):
                 syscalls.fallocate(fd, mode, offset, length)
                 self._books.charge_allocated(node, offset, offset + length, tenant)
@@ -220,7 +259,8 @@ class DataPath:
         tenant = self._callers.tenant_of(thread_id)
         length = max(0, min(length, _COPY_BYTES, os.fstat(source_fd).st_size - source_offset))
         with self._books.admitted(target, target_offset, target_offset + length, tenant):
-            copied = os.copy_file_range(source_fd, target_fd, length, source_offset, target_offset)
+            with self._gate:
+                copied = os.copy_file_range(source_fd, target_fd, length, source_offset, target_offset)
             if copied:
                 self._books.touch(node, source_offset, source_offset + copied, tenant)
                 self._books.charge(target, target_offset, target_offset + copied, tenant)

@@ -50,6 +50,7 @@ typedef struct {
     char *reply;
     unsigned long long reads, writes;
     int enabled;
+    int busy;
     int in_a_row;             /* requests that did not have to be waited for */
     int look;                 /* the last request came soon after the one before it */
     long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
@@ -264,9 +265,12 @@ static int serve(FastPath *self, const char *request, size_t length)
     if (node == NULL)
         return -1;
     answered = look_up_int(self->files, node, &fd);
-    if (answered == 1)
+    if (answered == 1) {
+        self->busy = 1; /* others see it when a long copy lets go of the GIL */
         answered = header->opcode == FUSE_READ ? serve_read(self, header, body, node, fd)
                                                : serve_write(self, header, body, node, fd);
+        self->busy = 0;
+    }
     Py_DECREF(node);
     return answered;
 }
@@ -410,6 +414,7 @@ static PyMemberDef members[] = {
     {"reads", T_ULONGLONG, offsetof(FastPath, reads), READONLY, "READ requests answered here"},
     {"writes", T_ULONGLONG, offsetof(FastPath, writes), READONLY, "WRITE requests answered here"},
     {"enabled", T_INT, offsetof(FastPath, enabled), 0, "0: leave everything to Python"},
+    {"busy", T_INT, offsetof(FastPath, busy), READONLY, "a read or write is under way"},
     {NULL},
 };
 

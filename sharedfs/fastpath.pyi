@@ -5,6 +5,7 @@ class FastPath:
     """Answers READ and WRITE of what is known, on the wire. For one thread. See fastpath.c."""
 
     enabled: int
+    busy: int
     reads: int
     writes: int
     def __init__(

@@ -81,9 +81,10 @@ class PoolStatus(_Frozen):
 
     `refused` counts what tenants were refused for want of an allowance (EDQUOT).
     `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
-    force: the kernel's and the pool's own. `requests` counts served requests, `mapping_scans` finished
-    scans, both since this daemon took over. `restarts` is how many daemons there were before it; `survives` says
-    whether there can be another one.
+    force: the kernel's and the pool's own. `recharged_bytes` were foreign, of a cgroup that is gone, and are the pool's
+    now; `recharge_refusal` says why some of them cannot be for now, "" for none. `requests` counts served requests,
+    `mapping_scans` finished scans, both since this daemon took over. `restarts` is how many daemons there were before
+    it; `survives` says whether there can be another one.
     """
 
     name: str
@@ -97,6 +98,8 @@ class PoolStatus(_Frozen):
     size_bytes: int
     resident_bytes: int
     foreign_bytes: int
+    recharged_bytes: int
+    recharge_refusal: str
     tenants: int
     files: int
     data_path: str

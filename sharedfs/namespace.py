@@ -10,7 +10,8 @@ import fcntl
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from sharedfs.books import Books
@@ -97,6 +98,7 @@ class Namespace:
         self._callers = callers
         self._fast_reads = fast_reads
         self._aftermath = NOTHING
+        self._watched: dict[int, int] = {}
 
     # -- look-up and attributes --------------------------------------------------------------------------------------
 
@@ -327,6 +329,17 @@ class Namespace:
             self._expire(inode)
         node.opens += 1
         self.store.changed(node)
+        if inode in self._watched:
+            self._watched[inode] += 1
+
+    @contextmanager
+    def watched(self, inode: int) -> Iterator[Callable[[], int]]:
+        """How often a file was opened since, asked with the lock held. One at a time watches a file."""
+        self._watched[inode] = 0
+        try:
+            yield lambda: self._watched[inode]
+        finally:
+            del self._watched[inode]
 
     def _register(self, node: Node, fd: int) -> None:
         backing = self._backing()

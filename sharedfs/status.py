@@ -56,3 +56,5 @@ def show(found: list[PoolStatus]) -> None:
             say(f"{pool.name}: {pool.mmap}")
         if pool.survives.startswith("nothing"):
             say(f"{pool.name}: outlives {pool.survives}")
+        if pool.recharge_refusal:
+            say(f"{pool.name}: pages stay charged to removed cgroups for now: {pool.recharge_refusal}")

@@ -91,6 +91,11 @@ class PrivateTmpfs:
         pool = os.fstatvfs(self.mount_fd)
         return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
 
+    def grow(self, more_bytes: int) -> None:
+        """Have room for so much more than before."""
+        pool = os.fstatvfs(self.mount_fd)
+        syscalls.reconfigure_tmpfs(self.mount_fd, {"size": str(pool.f_blocks * pool.f_frsize + more_bytes)})
+
     def reconfigure(self, size_bytes: int, inodes: int | None, atime_attributes: int) -> None:
         """Change the bounds and who moves access times. EINVAL when more is in use than would be allowed."""
         syscalls.reconfigure_tmpfs(self.mount_fd, _bounds(size_bytes, inodes))

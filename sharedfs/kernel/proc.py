@@ -7,7 +7,8 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EACCES, ENAMETOOLONG, EPERM, ESRCH
+from errno import EACCES, EINVAL, ENAMETOOLONG, EPERM, ESRCH
+from pathlib import Path
 
 _GONE = (FileNotFoundError, ProcessLookupError)
 _CGROUP_TEXT_BYTES = 16384  # one line a hierarchy, as a rule far shorter than PATH_MAX
@@ -89,3 +90,21 @@ def parse_mappings(text: bytes, device: tuple[int, int]) -> list[Mapping]:
         Mapping(int(start, 16), int(end, 16), int(offset, 16), int(inode))
         for start, end, offset, inode in pattern.findall(text)
     ]
+
+
+def mount_id(fdinfo: bytes) -> int:
+    """Of an open file, as /proc/PID/fdinfo/FD has it; -1 when it does not say."""
+    found = re.search(rb"^mnt_id:\t(\d+)$", fdinfo, re.MULTILINE)
+    return -1 if found is None else int(found[1])
+
+
+def mount_device(process_id: int, mount: int) -> tuple[int, int] | None:
+    """The device (major, minor) of a mount in a process's mount namespace, None when it is not there."""
+    try:
+        text = Path(f"/proc/{process_id}/mountinfo").read_bytes()
+    except OSError as error:
+        if isinstance(error, _GONE) or error.errno in (ESRCH, EACCES, EPERM, EINVAL):
+            return None
+        raise
+    found = re.search(rb"^%d \d+ (\d+):(\d+) " % mount, text, re.MULTILINE)
+    return None if found is None else (int(found[1]), int(found[2]))

@@ -261,7 +261,7 @@ class Ledger:
     def files_where(self, wanted: Predicate) -> list[int]:
         """Files with pages in a class that is `wanted`, ascending. O(ids + files x their classes)."""
         alias = self._table.alias
-        ids = {raw for raw, held in self._table.classes() if wanted(held)}
+        ids = {raw for raw, held in self._table.by_id() if wanted(held)}
         return sorted(
             file for file, pages in self._files.all() if any(alias[raw] in ids for raw in pages.pages_by_class)
         )

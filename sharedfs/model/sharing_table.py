@@ -110,7 +110,7 @@ class SharingTable:
             if held is not None and pages:
                 yield held, pages
 
-    def classes(self) -> Iterator[tuple[int, SharingClass]]:
+    def by_id(self) -> Iterator[tuple[int, SharingClass]]:
         """Classes by canonical id, those without pages too. O(ids)."""
         return ((raw, held) for raw, held in enumerate(self._classes) if held is not None)
 

@@ -164,19 +164,19 @@ class Tenants:
     def __init__(self, hierarchy: MemoryHierarchy, path: str) -> None:
         self.hierarchy = hierarchy
         self.path = path
-        self._made: list[Tenant] = []
+        self.made: list[Tenant] = []
 
     def make(self, name: str, limit_bytes: int | None = None) -> Tenant:
         tenant = Tenant(self.hierarchy, f"{self.path}/{name}")
-        self._made.append(tenant)
+        self.made.append(tenant)
         if limit_bytes is not None:
             tenant.set_limit(limit_bytes)
         return tenant
 
     def remove_all(self) -> None:
-        for tenant in self._made:  # all processes first: two tenants can have had one name
+        for tenant in self.made:  # all processes first: two tenants can have had one name
             tenant.end_processes()
-        for tenant in reversed(self._made):  # those inside another were made after it
+        for tenant in reversed(self.made):  # those inside another were made after it
             tenant.exit()
 
 
