@@ -16,6 +16,8 @@ from controller.api_types import (
     PlannedWrite,
     SurvivorBill,
     TenantBill,
+    Unclaimed,
+    UnclaimedLine,
     WritePlan,
 )
 from controller.billing.ancestors import chain
@@ -28,7 +30,7 @@ from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
 from controller.limits.base import KernelLimits, Order
 from sharedfs.errors import BrokenInvariant
-from sharedfs.feed_types import FilesOfTenant, UsersOfFile
+from sharedfs.feed_types import FilesOfTenant, UnclaimedFiles, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -227,6 +229,20 @@ def _explain_file(
         mapped_bytes=0 if opened else mapped_bytes,
         touched_bytes=used.total() - mapped_bytes,
         share_bytes=share_bytes,
+    )
+
+
+def tell_unclaimed(answers: Iterable[tuple[str, UnclaimedFiles]]) -> Unclaimed:
+    """What nobody uses, of all pools, the longest unclaimed first."""
+    files = [
+        UnclaimedLine(pool=pool, **file.model_dump(exclude={"inode"}))
+        for pool, answer in answers
+        for file in answer.files
+    ]
+    return Unclaimed(
+        unclaimed_bytes=sum(file.unclaimed_bytes for file in files if not file.spilled),
+        spilled_bytes=sum(file.unclaimed_bytes for file in files if file.spilled),
+        files=tuple(sorted(files, key=lambda file: (-file.age_seconds, file.pool, file.path))),
     )
 
 

@@ -16,6 +16,7 @@ from controller.api_types import (
     Explanation,
     FileUsers,
     Health,
+    Unclaimed,
     UsageHistory,
     WritePlan,
 )
@@ -59,6 +60,11 @@ def make_api(controller: Controller) -> FastAPI:
     ) -> UsageHistory:
         """Byte-seconds by tenant and pool, of the last `since_seconds` or of all that is kept."""
         return await controller.history(tenant, since_seconds)
+
+    @api.get("/v1/unclaimed")
+    async def unclaimed() -> Unclaimed:
+        """The files with pages that no live tenant uses."""
+        return await controller.unclaimed()
 
     @api.get("/v1/what-if/exit")
     async def what_if_exit(tenant: Tenant) -> ExitForecast:

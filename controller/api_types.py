@@ -193,3 +193,24 @@ class Health(_Frozen):
     dry_run: bool
     limit_writes: int
     orders_put_off: int
+
+
+class UnclaimedLine(_Frozen):
+    """A file with pages that no live tenant uses; `spilled`: they are on disk. See the feed's type."""
+
+    pool: str
+    path: str
+    size_bytes: int
+    unclaimed_bytes: int
+    used_bytes: int
+    last_owner: str | None
+    age_seconds: float
+    spilled: bool
+
+
+class Unclaimed(_Frozen):
+    """`unclaimed_bytes` of all files in memory; `spilled_bytes` are no memory."""
+
+    unclaimed_bytes: int
+    spilled_bytes: int
+    files: tuple[UnclaimedLine, ...]

@@ -149,6 +149,16 @@ def history(tenant: str | None, since: str | None, as_json: bool) -> None:
     _answer("history", as_json, "/v1/history", **query)
 
 
+@cli.command()
+@as_json
+def unclaimed(as_json: bool) -> None:
+    """The files with memory that no live cgroup uses: who made them, since when nobody uses them, and where they are.
+
+    Example: sharedctl unclaimed --json
+    """
+    _answer("unclaimed", as_json, "/v1/unclaimed")
+
+
 @cli.group("what-if", no_args_is_help=False)
 def what_if() -> None:
     """What would be, without doing it.

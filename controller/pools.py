@@ -13,7 +13,15 @@ from pydantic import BaseModel, ValidationError
 
 from controller.billing.books import Books, cgroup_of, read_holdings
 from controller.mistakes import UnknownName
-from sharedfs.feed_types import Allowance, AllowanceOrder, FilesOfTenant, Holdings, PoolRecord, UsersOfFile
+from sharedfs.feed_types import (
+    Allowance,
+    AllowanceOrder,
+    FilesOfTenant,
+    Holdings,
+    PoolRecord,
+    UnclaimedFiles,
+    UsersOfFile,
+)
 from sharedfs.kernel.cgroups import CgroupRef
 
 log = logging.getLogger(__name__)
@@ -85,6 +93,10 @@ class Feed:
             raise PoolGone(str(error)) from error
         except httpx.HTTPError as error:
             raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+
+    async def unclaimed(self) -> UnclaimedFiles | None:
+        """The files that nobody uses. None from a pool that does not know the question."""
+        return await self._get(UnclaimedFiles, "/v1/unclaimed")
 
     def mountpoint(self) -> Path | None:
         """Where the pool is mounted, None when its record does not say."""

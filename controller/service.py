@@ -8,7 +8,7 @@ import logging
 import posixpath
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from controller.api_types import (
     FileUsers,
     Health,
     HistoryEntry,
+    Unclaimed,
     UsageHistory,
     WritePlan,
 )
@@ -44,12 +45,11 @@ from controller.limits.base import KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.names import Names
-from controller.pools import Feed, PoolBooks, PoolGone, Pools, PoolSilent
+from controller.pools import Answer, Feed, PoolBooks, PoolGone, Pools, PoolSilent
 from controller.settler import Readings, Settler
 from controller.state import Budget, State
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, HostFault
-from sharedfs.feed_types import FilesOfTenant
 from sharedfs.kernel.cgroups import CgroupRef, raw_path, readable
 
 log = logging.getLogger(__name__)
@@ -223,12 +223,21 @@ class Controller:
 
     async def explain(self, name: str) -> Explanation:
         snapshot, tenant = await self._find(name)
-        told: list[tuple[str, FilesOfTenant]] = []
+        told = await self._ask_all(lambda feed: feed.files_of(tenant.path))
+        return answers.explain(tenant, told, snapshot.gone, self._policy)
+
+    async def unclaimed(self) -> Unclaimed:
+        await self.fresh()
+        return answers.tell_unclaimed(await self._ask_all(lambda feed: feed.unclaimed()))
+
+    async def _ask_all(self, question: Callable[[Feed], Awaitable[Answer | None]]) -> list[tuple[str, Answer]]:
+        """What each pool that has an answer says, by its name. Raises HostFault when one says nothing at all."""
+        told: list[tuple[str, Answer]] = []
         faults: list[str] = []
 
         async def ask(feed: Feed) -> None:
             try:
-                answer = await feed.files_of(tenant.path)
+                answer = await question(feed)
             except PoolGone:
                 return  # it takes its bytes with it
             except PoolSilent as silent:
@@ -242,7 +251,7 @@ class Controller:
                 nursery.start_soon(ask, feed, name=f"ask pool {feed.name}")
         if faults:
             raise HostFault("; ".join(faults))
-        return answers.explain(tenant, told, snapshot.gone, self._policy)
+        return told
 
     async def users(self, path: Path) -> FileUsers:
         snapshot = await self.fresh()

@@ -114,6 +114,23 @@ def users(answer: Answer) -> None:
     print_table(("TENANT", "USED", "SHARE"), rows, texts=1)
 
 
+def unclaimed(answer: Answer) -> None:
+    say(f"unclaimed {_size(answer['unclaimed_bytes'])} in memory, {_size(answer['spilled_bytes'])} spilled to disk")
+    rows = [
+        (
+            file["pool"],
+            file["path"],
+            file["last_owner"] or "-",
+            "disk" if file["spilled"] else "memory, partly in use" if file["used_bytes"] else "memory",
+            _size(file["unclaimed_bytes"]),
+            _size(file["size_bytes"]),
+            f"{file['age_seconds']:.0f} s",
+        )
+        for file in answer["files"]
+    ]
+    print_table(("POOL", "FILE", "LAST OWNER", "WHERE", "UNCLAIMED", "SIZE", "FOR"), rows, texts=4)
+
+
 def what_if_exit(answer: Answer) -> None:
     say(f"if {answer['tenant']} exited now, {_size(answer['freed_bytes'])} would be nobody's")
     rows = [

@@ -17,6 +17,7 @@ from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger, Predicate
 from sharedfs.model.ranges import LAST_PAGE, PageRange
 from sharedfs.model.readers import Readers
+from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 from sharedfs.model.tenant_rules import TenantRules
@@ -56,6 +57,8 @@ class Books:
         self.settled_at = -1
         self._uses_without_change = 0
         self._blind = False
+        self._makers: dict[int, TenantId] = {}
+        self._gone: dict[TenantId, str] = {}
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
         # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
@@ -110,7 +113,8 @@ class Books:
                 self._readers.forget(tenant)
                 self.ledger.exit(tenant)
                 self.allowances.forget(tenant)
-                self.tenants.remove(tenant)  # last: a tenant that is known here is asked after again
+                # last: a tenant that is known here is asked after again
+                self._gone[tenant] = self.tenants.remove(tenant).path
                 self.exits += 1
             self._tidy_log()
 
@@ -140,6 +144,8 @@ class Books:
             for first, last in self.ledger.absent(inode, pages):
                 self.ledger.charge(inode, first, last, self._if_live(tenant))
                 self.allowances.spend(tenant, (last - first + 1) * self.page_bytes)
+            if tenant != NOBODY:
+                self._makers.setdefault(inode, tenant)
 
     @contextmanager
     def admitted(self, inode: int, start: int, end: int, tenant: TenantId) -> Iterator[None]:
@@ -195,6 +201,10 @@ class Books:
         with self.lock:
             return self.ledger.runs_where(inode, wanted)
 
+    def file_holdings(self, inode: int) -> list[tuple[SharingClass, int]]:
+        with self.lock:
+            return self.ledger.file_holdings(inode)
+
     def resident_bytes_of(self, inode: int) -> int:
         with self.lock:
             return self.ledger.resident_pages_of(inode) * self.page_bytes
@@ -211,6 +221,7 @@ class Books:
         sequence = self.ledger.sequence
         if sequence != before:
             self._uses_without_change = 0
+            self._makers.setdefault(inode, tenant)
             return
         self._uses_without_change += 1
         if self._uses_without_change < _USES_TO_SETTLE:
@@ -238,7 +249,23 @@ class Books:
         """The file is gone with all its pages."""
         with self.lock:
             self._shrunk.add(inode)
+            self._makers.pop(inode, None)
             self.ledger.drop(inode)
+
+    # -- who made a file: for people, who look for the origin of what nobody uses any more -----------------------------
+
+    def maker_of(self, inode: int) -> str | None:
+        """The cgroup that first had pages of a file, also when it is gone; None when we do not know."""
+        with self.lock:
+            maker = self._makers.get(inode, NOBODY)
+            live = self.tenants.get(maker)
+            return self._gone.get(maker) if live is None else live.path
+
+    def forget_makers(self) -> None:
+        """Of the tenants that are gone, remember those only that made a file that is there. O(files + tenants)."""
+        with self.lock:
+            makers = set(self._makers.values())
+            self._gone = {tenant: path for tenant, path in self._gone.items() if tenant in makers}
 
     # -- mappings ----------------------------------------------------------------------------------------------------
 
@@ -265,6 +292,7 @@ class Books:
             if pages and inode not in self._shrunk:
                 for first, last in self.ledger.absent(inode, pages):
                     self.ledger.charge(inode, first, last, tenant, foreign=True)
+                    self._makers.setdefault(inode, tenant)
             if (inode, tenant) not in self._readers:
                 self.ledger.set_mapped(inode, tenant, pages)
 

@@ -49,9 +49,9 @@ def cli() -> None:
     "words",
     multiple=True,
     metavar="OPTION,...",
-    help="Mount options as mount(8) takes them: size=, reserve=, idle=, cgroup_parent=, tenant=, reads=, "
-    "no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, noexec, noatime, suid, dev; `remount` "
-    "changes a mounted pool.",
+    help="Mount options as mount(8) takes them: size=, reserve=, idle=, unclaimed=, grace=, spill_dir=, "
+    "cgroup_parent=, tenant=, reads=, no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, noexec, "
+    "noatime, suid, dev; `remount` changes a mounted pool.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 @click.option(
@@ -84,6 +84,24 @@ def cli() -> None:
     help="Who is one tenant: container, job (Slurm's), pod (Kubernetes' or podman's), unit (systemd's), or what a "
     "pattern such as /batch/* matches of a cgroup's path. The first rule that knows a path decides; else, or with "
     "leaf, the tenant is the process's own cgroup.  [default: container:job]",
+)
+@click.option(
+    "--unclaimed",
+    type=SettingType("unclaimed", "keep|delete|spill"),
+    help="What becomes of files that no live cgroup uses and nobody has open: they are kept, or after the grace "
+    "removed, or moved to --spill-dir and back when they are opened.  [default: keep]",
+)
+@click.option(
+    "--grace",
+    "grace_seconds",
+    type=SettingType("grace", "seconds"),
+    help="Seconds that an unclaimed file stays before --unclaimed acts.  [default: 3600]",
+)
+@click.option(
+    "--spill-dir",
+    "spill_directory",
+    type=SettingType("spill_dir", "directory"),
+    help="Where --unclaimed spill puts files: a directory on a disk, in which one for this pool is made.",
 )
 @click.option(
     "--no-passthrough",

@@ -5,6 +5,7 @@ descriptors from the keeper ─▶ books, store ─▶ what another daemon left 
 
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EINVAL
+from pathlib import Path
 
 import psutil
 import pyfuse3
@@ -40,15 +42,26 @@ from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.mount_options import check_changes, parse, setting_words, settings_of, shown_flags, written
+from sharedfs.mount_options import (
+    PoolOptions,
+    check_changes,
+    check_unclaimed,
+    parse,
+    setting_words,
+    settings_of,
+    shown_flags,
+    written,
+)
 from sharedfs.namespace import Namespace
 from sharedfs.pool_cgroup import PoolCgroup
 from sharedfs.rare import RareRequests
 from sharedfs.recharge import Recharge
 from sharedfs.recovery import recover
+from sharedfs.spill import Spill
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs
+from sharedfs.unclaimed import Rule, UnclaimedFiles
 from sharedfs.units import format_size
 from sharedfs.unix_http import serve_on_socket
 
@@ -60,6 +73,7 @@ _INIT_FILE, _OPTIONS_FILE = "init", "options"
 # A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
 _SCAN_SHARE = 0.05
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
+_LONGEST_SWEEP_PAUSE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +124,8 @@ class Pool:
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
         self._callers = Callers(self.books, self.events)
+        self.spill = Spill(_open_spill_directory(self.options), self.store, self.books)
+        resources.callback(self._end_spill)
         self.namespace = Namespace(
             self.store,
             self.books,
@@ -118,6 +134,7 @@ class Pool:
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
             self.options.reserve_bytes,
             self._callers,
+            self.spill,
             fast_reads=self.options.reads == "fast",
             incarnation=start.restarts,
         )
@@ -144,6 +161,14 @@ class Pool:
             raise HostFault(f"{self.options.mountpoint} is not mounted any more")
         self.mappings = MappingScan(self.books, mount.device)
         self._device = mount.device
+        self.unclaimed = UnclaimedFiles(
+            self.store,
+            self.books,
+            self.namespace,
+            self.spill,
+            self.channel.forget_name,
+            self.channel.expire_attributes,
+        )
         self.recharge = Recharge(self.store, self.books, self.data_path, self.namespace, mount.device)
         if start.resumes:
             self._resume(journal)
@@ -175,6 +200,15 @@ class Pool:
         with self.namespace.lock:
             self.namespace.make_room()
 
+    def _end_spill(self) -> None:
+        """The copies of spilled files go with the pool; while it is mounted another daemon is to find them."""
+        if mount_at(self.options.mountpoint) is None:
+            self.spill.discard()
+            if self.options.spill_directory:
+                with suppress(OSError):
+                    (Path(self.options.spill_directory) / self.options.name).rmdir()
+        self.spill.close()
+
     def _on_channel_end(self, error: BaseException | None) -> None:
         """A pump ended (in its thread): so does the service."""
         self.ended_by = self.ended_by or error
@@ -188,6 +222,7 @@ class Pool:
             tenants = len(self.books.tenants)
         passthrough = self.channel.passthrough
         mount = self._mount()
+        spilled = self.spill.files()
         return PoolStatus(
             name=self.options.name,
             mountpoint=self.options.mountpoint,
@@ -202,6 +237,11 @@ class Pool:
             foreign_bytes=statistics.foreign_bytes,
             recharged_bytes=self.recharge.recharged_bytes,
             recharge_refusal=self.recharge.refusal,
+            deleted_files=self.unclaimed.deleted_files,
+            deleted_bytes=self.unclaimed.deleted_bytes,
+            spilled_files=len(spilled),
+            spilled_bytes=sum(spilled.values()),
+            brought_back_files=self.spill.brought_back,
             tenants=tenants,
             files=statistics.files,
             data_path=f"{self.options.reads}+passthrough" if passthrough else "exact",
@@ -223,6 +263,7 @@ class Pool:
         asked = parse(words, psutil.virtual_memory().total)
         check_changes(self.options, asked)
         changed = replace(self.options, **asked.settings, flags=asked.flags_on(self.options.flags))
+        check_unclaimed(changed)
         used_bytes = self.store.tmpfs.used_bytes()
         if changed.size_bytes < used_bytes:
             raise CallerMistake(
@@ -258,7 +299,7 @@ class Pool:
                 nursery.start_soon(self._keep_scanning, name="mappings")
                 nursery.start_soon(self._keep_tenants, name="tenants")
                 nursery.start_soon(self._keep_aging, name="aging")
-                nursery.start_soon(self._keep_recharging, name="recharge")
+                nursery.start_soon(self._keep_pages, name="pages")
                 nursery.start_soon(self._keep_page_cache_empty, name="page cache")
                 await nursery.start(self._serve_feed, name="feed")
                 keeper.send(b"serving")
@@ -326,12 +367,18 @@ class Pool:
             with self.books.lock:
                 self.books.ledger.age()
 
-    async def _keep_recharging(self) -> None:
-        """Pages that a removed cgroup was charged for become the pool's own (I3)."""
+    async def _keep_pages(self) -> None:
+        """Pages that a removed cgroup was charged for become the pool's own (I3); unclaimed files go by the rule."""
+        swept_at = -math.inf
         while True:
             await trio.sleep(self.options.scan_seconds)
             if self.recharge.is_due:
                 await trio.to_thread.run_sync(self.recharge.round)
+            pause = min(_LONGEST_SWEEP_PAUSE_SECONDS, self.options.grace_seconds / 4)
+            if trio.current_time() - swept_at >= pause:
+                rule = Rule(self.options.unclaimed, self.options.grace_seconds)
+                await trio.to_thread.run_sync(self.unclaimed.sweep, rule)
+                swept_at = trio.current_time()
 
     async def _keep_page_cache_empty(self) -> None:
         """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""
@@ -340,8 +387,19 @@ class Pool:
             await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
 
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
-        app = make_feed(self.options.name, self.store, self.books, self.status, self.reconfigure)
+        app = make_feed(
+            self.options.name, self.store, self.books, self.status, self.reconfigure, self.unclaimed.listing
+        )
         await serve_on_socket(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status)
+
+
+def _open_spill_directory(options: PoolOptions) -> int | None:
+    """The pool's own directory for spilled files, made where needed."""
+    if not options.spill_directory:
+        return None
+    path = Path(options.spill_directory) / options.name
+    path.mkdir(mode=0o700, exist_ok=True)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _task_events() -> TaskEvents | None:

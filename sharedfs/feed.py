@@ -22,6 +22,8 @@ from sharedfs.feed_types import (
     PoolStatus,
     Remount,
     TenantRef,
+    UnclaimedFile,
+    UnclaimedFiles,
     UsersOfFile,
 )
 from sharedfs.model.sharing import SharingClass
@@ -35,8 +37,12 @@ def make_feed(
     books: Books,
     status: Callable[[], PoolStatus],
     reconfigure: Callable[[str], None],
+    unclaimed: Callable[[], list[UnclaimedFile]],
 ) -> FastAPI:
-    """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options."""
+    """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options.
+
+    `unclaimed` lists files that nobody uses; it may take its time, and is called in a thread.
+    """
     app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
 
     def file_holdings(inode: int) -> FileHoldings:
@@ -122,7 +128,15 @@ def make_feed(
             live = books.tenants.live()
         return UsersOfFile(tenants=_tenants(live), file=file_holdings(node.inode))
 
+    _add_unclaimed(app, unclaimed)
     return app
+
+
+def _add_unclaimed(app: FastAPI, unclaimed: Callable[[], list[UnclaimedFile]]) -> None:
+    @app.get("/v1/unclaimed")
+    def get_unclaimed() -> UnclaimedFiles:
+        """The files with pages that nobody uses, and those that were spilled for that."""
+        return UnclaimedFiles(files=tuple(unclaimed()))
 
 
 def _tenants(live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None) -> tuple[TenantRef, ...]:

@@ -71,6 +71,27 @@ class FilesOfTenant(_Frozen):
     files: tuple[FileHoldings, ...]
 
 
+class UnclaimedFile(_Frozen):
+    """A file with pages that no live tenant uses, or one that was spilled to disk for that.
+
+    `last_owner` is the cgroup that made it, None when that is not known any more. `unclaimed_bytes` of a spilled file
+    are on disk. `age_seconds` is since when nobody uses it, as far as we have looked.
+    """
+
+    path: str
+    inode: int
+    size_bytes: int
+    unclaimed_bytes: int
+    used_bytes: int
+    last_owner: str | None
+    age_seconds: float
+    spilled: bool
+
+
+class UnclaimedFiles(_Frozen):
+    files: tuple[UnclaimedFile, ...]
+
+
 class UsersOfFile(_Frozen):
     tenants: tuple[TenantRef, ...]
     file: FileHoldings
@@ -82,8 +103,9 @@ class PoolStatus(_Frozen):
     `refused` counts what tenants were refused for want of an allowance (EDQUOT).
     `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
     force: the kernel's and the pool's own. `recharged_bytes` were foreign, of a cgroup that is gone, and are the pool's
-    now; `recharge_refusal` says why some of them cannot be for now, "" for none. `requests` counts served requests,
-    `mapping_scans` finished scans, both since this daemon took over. `restarts` is how many daemons there were before
+    now; `recharge_refusal` says why some of them cannot be for now, "" for none. `deleted_*` and `brought_back_files`
+    count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests` counts served requests,
+    `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many daemons there were before
     it; `survives` says whether there can be another one.
     """
 
@@ -100,6 +122,11 @@ class PoolStatus(_Frozen):
     foreign_bytes: int
     recharged_bytes: int
     recharge_refusal: str
+    deleted_files: int
+    deleted_bytes: int
+    spilled_files: int
+    spilled_bytes: int
+    brought_back_files: int
     tenants: int
     files: int
     data_path: str

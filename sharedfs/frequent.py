@@ -10,10 +10,11 @@ free again.
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from errno import EINVAL, EIO, ENOTTY, ERANGE
 from queue import SimpleQueue
 from struct import Struct
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Node
@@ -24,7 +25,7 @@ from sharedfs.kernel import name_wire as names
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, Found, Namespace
+from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, ContentOnDisk, Found, Namespace
 
 _BODY = names.BODY
 # A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
@@ -54,6 +55,7 @@ class FrequentRequests:
             self._lane_slots.put(slot)
         self._slow_lane = ThreadPoolExecutor(self._lane_slots.qsize(), thread_name_prefix="reserve")
         self._channel: Channel
+        self._open_at_once = self._handler(Opcode.OPEN, self._open)
         self.answered = 0
 
     @property
@@ -71,7 +73,6 @@ class FrequentRequests:
             Opcode.RENAME: self._rename,
             Opcode.RENAME2: self._rename2,
             Opcode.LINK: self._link,
-            Opcode.OPEN: self._open,
             Opcode.CREATE: self._create,
             Opcode.TMPFILE: self._tmpfile,
             Opcode.RELEASE: self._release,
@@ -86,6 +87,7 @@ class FrequentRequests:
         }
         handlers: dict[int, RequestHandler] = {opcode: self._handler(opcode, act) for opcode, act in acts.items()}
         return handlers | {
+            Opcode.OPEN: self._open_or_bring_back,
             Opcode.SETATTR: self._setattr,
             Opcode.FORGET: self._forget,
             Opcode.BATCH_FORGET: self._forget,
@@ -181,13 +183,26 @@ class FrequentRequests:
             slowly = self._namespace.reserved_by(inode, changes) > _SLOW_RESERVATION_BYTES
         if slowly:
             self._slow_lane.submit(self._change_slowly, unique, inode, changes, thread_id)
-        else:
+            return
+        try:
             self._change(self._slot, unique, inode, changes, thread_id)
+        except ContentOnDisk:
+            self._slow_lane.submit(self._change_slowly, unique, inode, changes, thread_id)
 
-    def _change_slowly(self, *request: Any) -> None:
+    def _change_slowly(self, unique: int, inode: int, changes: Changes, thread_id: int) -> None:
+        self._in_slow_lane(lambda slot: self._change(slot, unique, inode, changes, thread_id), unique, inode)
+
+    def _in_slow_lane(self, answer: Callable[[Slot], None], unique: int, inode: int) -> None:
+        """Answer a request beside the pump. A file that was spilled to disk is brought back first."""
         slot = self._lane_slots.get()
         try:
-            self._change(slot, *request)
+            while True:
+                with suppress(ContentOnDisk):  # spilled again before we came to use it
+                    self._namespace.bring_back(inode)
+                    answer(slot)
+                    return
+        except OSError as error:  # it cannot come back
+            self._channel.reply(unique, error.errno or EIO)
         except BaseException as error:
             self._channel.fail(error)
         finally:
@@ -258,6 +273,31 @@ class FrequentRequests:
         return b""
 
     # -- open files --------------------------------------------------------------------------------------------------
+
+    def _open_or_bring_back(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
+        try:
+            self._open_at_once(unique, inode, thread_id, request)
+        except ContentOnDisk:
+            kept = memoryview(bytes(request))
+            self._slow_lane.submit(
+                self._in_slow_lane, lambda slot: self._open_slowly(slot, unique, inode, thread_id, kept), unique, inode
+            )
+
+    def _open_slowly(self, slot: Slot, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
+        namespace, error, body = self._namespace, 0, b""
+        with namespace.lock:
+            slot.take(unique, Opcode.OPEN)
+            try:
+                body = self._open(inode, thread_id, request)
+            except OSError as failure:
+                error = failure.errno or EIO
+            aftermath = namespace.take_aftermath()
+            # Not with the answer: another request may have changed these words before this one is cleared.
+            namespace.store.save(namespace.store.take_changes())
+            slot.commit(error, body, (), aftermath)
+            namespace.committed(slot.request, (), aftermath)
+        self._channel.reply(unique, error, body)
+        slot.clear()
 
     def _open(self, inode: int, thread_id: int, request: memoryview) -> bytes:
         flags, _ = names.OPEN_IN.unpack_from(request, _BODY)

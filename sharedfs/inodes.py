@@ -194,8 +194,12 @@ class Inodes:
         """
         if node.removed_name is not None:
             return f"{_printable(node.removed_name)} (deleted)"
+        return _printable(self.path_of(node))
+
+    def path_of(self, node: Node) -> bytes:
+        """Where an inode that has a name is in the tree, relative to its root."""
         path = os.readlink(os.fsencode(self.descriptor_path(node)))
-        return _printable(path.removeprefix(b"/" + TREE).removeprefix(b"/"))
+        return path.removeprefix(b"/" + TREE).removeprefix(b"/")
 
     def forget(self, inode: int, lookups: int) -> bool:
         """The kernel has only so many references left; True when the inode is gone from the store by that.

@@ -79,6 +79,7 @@ _FOR_OTHERS_WITH_VALUE = frozenset(("user", "comment", "helper"))
 _OF_A_LIVE_MOUNT = frozenset(("fd", "rootmode", "user_id", "group_id", "max_read", "blksize"))
 
 READS = ("exact", "fast")
+UNCLAIMED = ("keep", "delete", "spill")
 
 _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 
@@ -86,6 +87,9 @@ _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     """What a pool is mounted with. Sizes are bytes, times seconds, `flags` MS_ bits.
+
+    `unclaimed` is the rule for files that nobody uses any more: they are kept, or after `grace_seconds` deleted, or
+    spilled to `spill_directory`.
 
     `reads` is how read(2) of a file opened for reading only is attributed: "exact", page by page, or "fast", by the
     open handle. `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `root_mode`, `root_uid` and `root_gid`
@@ -103,6 +107,9 @@ class PoolOptions:
     passthrough: bool = True
     reads: str = "exact"
     tenant_rules: str = DEFAULT_TENANT_RULES
+    unclaimed: str = "keep"
+    grace_seconds: float = 3600.0
+    spill_directory: str = ""
     root_mode: int = 0o1777
     root_uid: int = 0
     root_gid: int = 0
@@ -133,6 +140,28 @@ def _reads(text: str) -> str:
     return text
 
 
+def _unclaimed(text: str) -> str:
+    if text not in UNCLAIMED:
+        raise ValueError(
+            f"{text!r} is no rule for unclaimed files: write {', '.join(UNCLAIMED[:-1])} or {UNCLAIMED[-1]}"
+        )
+    return text
+
+
+def _directory(text: str) -> str:
+    if not text.startswith("/") or '"' in text or ".." in text.split("/"):
+        raise ValueError(f'{text!r} must be an absolute path without .. and ": give a directory on a disk')
+    return text
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "," in text else text
+
+
+def _plain_seconds(seconds: float) -> str:
+    return f"{seconds:f}".rstrip("0").rstrip(".")
+
+
 def _mode(text: str) -> int:
     if not re.fullmatch("[0-7]{1,5}", text) or int(text, 8) > 0o7777:
         raise ValueError(f"{text!r} is not a mode: write it in octal, such as 1777")
@@ -157,17 +186,16 @@ def _cgroup(text: str) -> str:
     return text
 
 
-def _quoted(text: str) -> str:
-    return f'"{text}"' if "," in text else text
-
-
 SETTINGS: Mapping[str, Setting] = {
     "size": Setting("size_bytes", parse_size, str, changes=True),
     "reserve": Setting("reserve_bytes", parse_size, str),
-    "idle": Setting("idle_seconds", _seconds, lambda seconds: f"{seconds:f}".rstrip("0").rstrip("."), changes=True),
+    "idle": Setting("idle_seconds", _seconds, _plain_seconds, changes=True),
     "cgroup_parent": Setting("cgroup_parent", _cgroup, _quoted),
     "tenant": Setting("tenant_rules", _tenant_rules, _quoted),
     "reads": Setting("reads", _reads, str),
+    "unclaimed": Setting("unclaimed", _unclaimed, str, changes=True),
+    "grace": Setting("grace_seconds", _seconds, _plain_seconds, changes=True),
+    "spill_dir": Setting("spill_directory", _directory, _quoted),
     "mode": Setting("root_mode", _mode, lambda mode: f"{mode:o}"),
     "uid": Setting("root_uid", _id, str),
     "gid": Setting("root_gid", _id, str),
@@ -282,6 +310,7 @@ def setting_words(values: Mapping[str, Any]) -> list[str]:
         for name, setting in SETTINGS.items()
         if values.get(setting.field) is not None
     ]
+    words = [word for word in words if word != "spill_dir="]  # none
     return words + [word for word, value in _SWITCHES.items() if values.get("passthrough") is value]
 
 
@@ -304,6 +333,12 @@ def check_changes(options: PoolOptions, asked: Asked) -> None:
     for name, own_field in fixed.items():
         if asked.settings.get(own_field, now[own_field]) != now[own_field]:
             raise CallerMistake(f"{name} cannot change while the pool is mounted: unmount it, and mount it anew")
+
+
+def check_unclaimed(options: PoolOptions) -> None:
+    """Raises CallerMistake where the rule for unclaimed files lacks a place to spill to."""
+    if options.unclaimed == "spill" and not options.spill_directory:
+        raise CallerMistake("unclaimed=spill needs a directory on a disk: give spill_dir=DIR too, when mounting")
 
 
 def _words(text: str) -> list[str]:

@@ -21,7 +21,16 @@ from sharedfs.feed_types import PoolStatus, Remount
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.mount_flags import MS_REMOUNT
 from sharedfs.kernel.mounts import Mount, mount_at
-from sharedfs.mount_options import FILESYSTEM_TYPE, Asked, PoolOptions, flag_words, flags_of, setting_words, written
+from sharedfs.mount_options import (
+    FILESYSTEM_TYPE,
+    Asked,
+    PoolOptions,
+    check_unclaimed,
+    flag_words,
+    flags_of,
+    setting_words,
+    written,
+)
 from sharedfs.units import format_size
 
 _END_SECONDS = 20.0
@@ -63,6 +72,9 @@ def check(options: PoolOptions, *, handed_down: bool = False) -> None:
     if handed_down:
         return
     _check_mountpoint(options.mountpoint)
+    check_unclaimed(options)
+    if options.spill_directory:
+        _check_spill_directory(options)
     record = pools.read_record(options.name)
     if record is not None and pools.is_served(record):
         raise CallerMistake(
@@ -77,6 +89,16 @@ def _check_size(size_bytes: int) -> None:
             f"a size of {format_size(size_bytes)} must be more than 0 and at most this host's memory, "
             f"{format_size(memory)}"
         )
+
+
+def _check_spill_directory(options: PoolOptions) -> None:
+    try:
+        if not stat.S_ISDIR(os.stat(options.spill_directory).st_mode):
+            raise CallerMistake(f"spill_dir={options.spill_directory} is not a directory: give one on a disk")
+    except OSError as error:
+        raise CallerMistake(f"spill_dir={options.spill_directory}: {error.strerror}: make it first") from None
+    if Path(os.path.realpath(options.spill_directory)).is_relative_to(os.path.realpath(options.mountpoint)):
+        raise CallerMistake(f"spill_dir={options.spill_directory} is on the pool itself: give a directory on a disk")
 
 
 def _check_mountpoint(mountpoint: str) -> None:

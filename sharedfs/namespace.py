@@ -25,6 +25,7 @@ from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.spill import Spill
 from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
@@ -68,6 +69,14 @@ class Reservation:
     taken_bytes: int = 0
 
 
+class ContentOnDisk(Exception):
+    """The file `inode` was spilled: `Namespace.bring_back` first, then ask again."""
+
+    def __init__(self, inode: int) -> None:
+        super().__init__(inode)
+        self.inode = inode
+
+
 class Namespace:
     """Call with `lock` held, except `reserve`. `backing` is None where the kernel has no passthrough.
 
@@ -83,6 +92,7 @@ class Namespace:
         expire: Callable[[int], None],
         reserve_bytes: int,
         callers: Callers,
+        spill: Spill,
         *,
         fast_reads: bool,
         incarnation: int = 0,
@@ -98,7 +108,9 @@ class Namespace:
         self._callers = callers
         self._fast_reads = fast_reads
         self._aftermath = NOTHING
+        self._spill = spill
         self._watched: dict[int, int] = {}
+        self._opened: set[int] = set()
 
     # -- look-up and attributes --------------------------------------------------------------------------------------
 
@@ -169,8 +181,13 @@ class Namespace:
         return self._bytes_to_reserve(self.store.stat(self.store.node(inode)).st_size, changes.size)
 
     def change(self, inode: int, changes: Changes, thread_id: int, slot: Slot) -> Reservation | None:
-        """Change attributes; the reservation that is to be made before the change is answered, if any."""
+        """Change attributes; the reservation that is to be made before the change is answered, if any.
+
+        Raises ContentOnDisk when it is to be brought back first; nothing has changed then.
+        """
         node = self.store.node(inode)
+        if changes.size is not None:
+            self._want_content(inode)
         reservation = None
         if changes.uid != -1 or changes.gid != -1:
             os.chown(self.store.descriptor_path(node), changes.uid, changes.gid)
@@ -184,6 +201,7 @@ class Namespace:
         return reservation
 
     def _resize(self, node: Node, size: int, thread_id: int, slot: Slot) -> Reservation | None:
+        self._used(node.inode)
         path = self.store.descriptor_path(node)
         old_size = self.store.stat(node).st_size
         if size <= old_size:
@@ -273,6 +291,13 @@ class Namespace:
         if gone is not None:
             self.gone(gone)
 
+    def unlink_unasked(self, parent: int, name: bytes) -> None:
+        """As `unlink`, on our own account: nobody is answered, so no journal is kept."""
+        gone = self.store.unlink(self.store.node(parent), name, journalled=False)
+        if gone is not None:
+            self.gone(gone)
+        self.store.save(self.store.take_changes())
+
     def remove_directory(self, parent: int, name: bytes) -> None:
         self.store.remove_directory(self.store.node(parent), name)
 
@@ -292,7 +317,10 @@ class Namespace:
             if flags & os.O_EXCL:
                 raise
             node, found = self.store.lookup(directory, name)
-            self.open(node.inode, flags)
+            try:
+                self.open(node.inode, flags)
+            except ContentOnDisk:  # the kernel then looks it up again and opens what it finds
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
             self.store.refer(node)
             return node, found
         return self._created(node, found, fd)
@@ -310,7 +338,9 @@ class Namespace:
         return node, found
 
     def open(self, inode: int, flags: int) -> None:
+        """Raises ContentOnDisk when it is to be brought back first; nothing has changed then."""
         node = self.store.node(inode)
+        self._want_content(inode)
         needs_backing = node.backing_id == 0 and self._backing() is not None
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
         if for_writing or needs_backing:
@@ -329,17 +359,36 @@ class Namespace:
             self._expire(inode)
         node.opens += 1
         self.store.changed(node)
-        if inode in self._watched:
-            self._watched[inode] += 1
+        self._opened.add(inode)
+        self._used(inode)
+
+    def take_opened(self) -> set[int]:
+        """The files that were opened since the last call."""
+        with self.lock:
+            opened, self._opened = self._opened, set()
+        return opened
 
     @contextmanager
     def watched(self, inode: int) -> Iterator[Callable[[], int]]:
-        """How often a file was opened since, asked with the lock held. One at a time watches a file."""
+        """How often a file was opened or truncated since, asked with the lock held. One at a time watches a file."""
         self._watched[inode] = 0
         try:
             yield lambda: self._watched[inode]
         finally:
             del self._watched[inode]
+
+    def _used(self, inode: int) -> None:
+        if inode in self._watched:
+            self._watched[inode] += 1
+
+    def _want_content(self, inode: int) -> None:
+        """Raises ContentOnDisk when the file was spilled."""
+        if inode in self._spill:
+            raise ContentOnDisk(inode)
+
+    def bring_back(self, inode: int) -> None:
+        """Without the lock: takes as long as the disk does."""
+        self._spill.bring_back(inode)
 
     def _register(self, node: Node, fd: int) -> None:
         backing = self._backing()
@@ -435,6 +484,7 @@ class Namespace:
     def gone(self, inode: int) -> None:
         """An inode left the store: nothing of ours may hold its pages, and the books close its account."""
         self._data_path.discard(inode)
+        self._spill.forget(inode)
         self._books.drop(inode)
 
 

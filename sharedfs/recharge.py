@@ -23,9 +23,9 @@ from errno import ENOSPC
 
 from sharedfs.books import Books
 from sharedfs.datapath import DataPath
-from sharedfs.holders import does_asynchronous_io, holders_of
 from sharedfs.inodes import Node
 from sharedfs.kernel import proc, syscalls
+from sharedfs.kernel.holders import does_asynchronous_io, holders_of
 from sharedfs.kernel.stopping import CannotStop, Stopper
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY
@@ -88,9 +88,12 @@ class Recharge:
             refusal = self._refused.get(inode)
             if refusal is not None and time.monotonic() < refusal.until:
                 continue
-            node = self._store.nodes.get(inode)
-            if node is not None:
-                self._try(node)
+            try:
+                with self._store.lock:
+                    node = self._store.find(inode)
+            except OSError:
+                continue  # gone meanwhile
+            self._try(node)
             if time.monotonic() - started > STANDSTILL_SECONDS:
                 return
 

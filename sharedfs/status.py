@@ -56,5 +56,14 @@ def show(found: list[PoolStatus]) -> None:
             say(f"{pool.name}: {pool.mmap}")
         if pool.survives.startswith("nothing"):
             say(f"{pool.name}: outlives {pool.survives}")
+        if pool.deleted_files:
+            say(f"{pool.name}: deleted {_files(pool.deleted_files, pool.deleted_bytes)} that nobody used any more")
+        if pool.spilled_files or pool.brought_back_files:
+            on_disk = _files(pool.spilled_files, pool.spilled_bytes)
+            say(f"{pool.name}: spilled to disk {on_disk} that nobody uses; {pool.brought_back_files} came back")
         if pool.recharge_refusal:
             say(f"{pool.name}: pages stay charged to removed cgroups for now: {pool.recharge_refusal}")
+
+
+def _files(count: int, size_bytes: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'} ({format_size(size_bytes)})"

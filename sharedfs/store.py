@@ -118,7 +118,7 @@ class Store(Inodes):
             syscalls.rename(self.tmpfs.removed_fd, entry, directory, name, syscalls.RENAME_NOREPLACE)
             node.removed_name = None
 
-    def unlink(self, parent: Node, name: bytes) -> int | None:
+    def unlink(self, parent: Node, name: bytes, *, journalled: bool = True) -> int | None:
         """Remove a name that is no directory; the inode's number when the inode is gone by that, else None.
 
         A file without a name lives on in removed/ while the kernel has a reference: it may be open or mapped (a mapping
@@ -126,7 +126,8 @@ class Store(Inodes):
         """
         directory = self._directory(parent, name)
         node, found = self.lookup(parent, name)
-        self.slot.intend(Kind.REMOVE, node.inode, parent.inode, name)
+        if journalled:
+            self.slot.intend(Kind.REMOVE, node.inode, parent.inode, name)
         if found.st_nlink > 1:
             os.unlink(name, dir_fd=directory)
             return None

@@ -168,6 +168,11 @@ class Channel:
         """
         self._invalidate(node, 0)
 
+    def forget_name(self, parent: int, node: int, name: bytes) -> None:
+        """A name is gone that the kernel may remember. Waits for requests in that directory: not for the pump."""
+        body = wire.DELETE_OUT.pack(parent, node, len(name), 0) + name + b"\0"
+        self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), wire.NOTIFY_DELETE, 0), body])
+
     def _invalidate(self, node: int, offset: int) -> None:
         """Attributes, and the data from `offset` on if that is not negative."""
         body = wire.INVAL_INODE_OUT.pack(node, offset, 0)

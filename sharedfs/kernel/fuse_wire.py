@@ -100,6 +100,9 @@ NOTIFY_INVAL_INODE = 2
 NOTIFY_RESEND = 7
 INVAL_INODE_OUT = Struct("<Qqq")  # fuse_notify_inval_inode_out: ino, off (negative: attributes only), len
 
+NOTIFY_DELETE = 6
+DELETE_OUT = Struct("<QQII")  # fuse_notify_delete_out: parent, child, namelen, padding; the name and a zero follow
+
 FOPEN_DIRECT_IO = 1 << 0
 FOPEN_PASSTHROUGH = 1 << 7
 

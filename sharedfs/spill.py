@@ -1,0 +1,238 @@
+"""Spilled files: content that nobody pays for, on disk instead of in memory, until somebody opens the file again.
+
+The file stays in the tree with its size, times and names; its pages are gone. Nothing is lost whenever we or the host
+are killed: the copy is written and synced first, then the file is marked (an extended attribute), then its pages are
+freed; and on the way back the pages first, then the mark, then the copy. A file that is marked is as its copy says,
+and has not been open since; a copy without a mark is waste.
+
+A copy is named by its file's handle, which is never another file's. It starts with a line of JSON that says which pages
+the file had (inclusive runs), and continues with their content up to the file's size.
+
+Only an OPEN or a truncation can want the content, so these wait for it (`bring_back`); reads, writes and mappings come
+after an OPEN.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from errno import EIO, ENOMEM, ENOSPC
+from typing import BinaryIO
+
+from sharedfs.books import Books
+from sharedfs.inodes import Node
+from sharedfs.kernel import syscalls
+from sharedfs.model.ranges import PageRange
+from sharedfs.model.tenant import NOBODY
+from sharedfs.store import Store
+
+log = logging.getLogger("sharedfs")
+
+_MARK = b"trusted.sharedfs.spilled"
+_UNFINISHED = ".new"
+_CHUNK_BYTES = 1 << 20
+_ALL_BYTES = 1 << 62
+_PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    name: str
+    spilled_bytes: int
+
+
+class Spill:
+    """The copies in a directory of the pool's own, `directory_fd`, which is ours to close; None: there are none.
+
+    `write` and `bring_back` come from threads that may wait for a disk; all else is quick.
+    """
+
+    def __init__(self, directory_fd: int | None, store: Store, books: Books) -> None:
+        self._directory_fd = directory_fd
+        self._store = store
+        self._books = books
+        self._copies: dict[int, _Copy] = {}
+        self._busy = threading.Lock()  # over the freeing and the filling of a file's pages
+        self.brought_back = 0
+        if directory_fd is not None:
+            self._find_copies(directory_fd)
+
+    def __contains__(self, inode: int) -> bool:
+        return inode in self._copies
+
+    def files(self) -> dict[int, int]:
+        """The bytes that each spilled file had in memory, by inode."""
+        return {inode: copy.spilled_bytes for inode, copy in self._copies.copy().items()}
+
+    def _find_copies(self, directory_fd: int) -> None:
+        """Take over the copies of marked files; what else there is was left over."""
+        for name in os.listdir(directory_fd):
+            node = None if name.endswith(_UNFINISHED) else self._marked(name)
+            if node is None:
+                os.unlink(name, dir_fd=directory_fd)
+            else:
+                with self._opened_copy(name) as copy:
+                    self._copies[node.inode] = _Copy(name, self._bytes_of(_runs(copy)))
+
+    def _marked(self, name: str) -> Node | None:
+        try:
+            handle = bytes.fromhex(name)
+            fd = syscalls.open_by_handle(self._store.mount_fd, handle, os.O_RDONLY)
+        except (ValueError, OSError):
+            return None
+        try:
+            os.getxattr(fd, _MARK)
+            return Node(os.fstat(fd).st_ino, handle)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    # -- out ---------------------------------------------------------------------------------------------------------
+
+    def write(self, node: Node, is_unchanged: Callable[[], bool]) -> int:
+        """Spill a file that nobody has open or mapped; the bytes freed, 0 if that changed while it was copied.
+
+        `is_unchanged` is asked with the store's lock held. Raises OSError when the disk or the file does not let us;
+        nothing has changed then.
+        """
+        assert self._directory_fd is not None
+        name = node.handle.hex()
+        with self._busy:
+            runs = self._books.runs_where(node.inode, lambda _: True)
+            fd = self._store.open(node, os.O_RDWR)
+            try:
+                self._copy_out(fd, name, runs)
+                found = os.fstat(fd)
+            finally:
+                os.close(fd)
+            spilled_bytes = self._bytes_of(runs)
+            with self._store.lock:
+                if not is_unchanged():
+                    os.unlink(name, dir_fd=self._directory_fd)
+                    return 0
+                os.setxattr(self._store.descriptor_path(node), _MARK, name.encode())
+                self._copies[node.inode] = _Copy(name, spilled_bytes)
+            self._free(node, found)
+        return spilled_bytes
+
+    def _copy_out(self, fd: int, name: str, runs: list[PageRange]) -> None:
+        directory, size = self._directory_fd, os.fstat(fd).st_size
+        copy_fd = os.open(
+            name + _UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory
+        )
+        try:
+            with open(copy_fd, "wb", closefd=False) as copy:
+                copy.write(json.dumps({"runs": runs}).encode() + b"\n")
+                for start, end in self._chunks(runs, size):
+                    copy.write(os.pread(fd, end - start, start))
+            os.fsync(copy_fd)
+            os.rename(name + _UNFINISHED, name, src_dir_fd=directory, dst_dir_fd=directory)
+            os.fsync(directory)  # type: ignore[arg-type]
+            os.posix_fadvise(copy_fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            for left in (name + _UNFINISHED, name):
+                with suppress(FileNotFoundError):
+                    os.unlink(left, dir_fd=directory)
+            raise
+        finally:
+            os.close(copy_fd)
+
+    def _free(self, node: Node, found: os.stat_result) -> None:
+        fd = self._store.open(node, os.O_RDWR)
+        try:
+            syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
+            self._books.uncharge(node.inode, 0)
+            _set_times(fd, found)
+        finally:
+            os.close(fd)
+
+    # -- back --------------------------------------------------------------------------------------------------------
+
+    def bring_back(self, inode: int) -> None:
+        """The file has its pages again, and they are nobody's until somebody uses them. No-op when it is not spilled.
+
+        Raises OSError, ENOSPC of a full pool for one; the file is spilled as before then.
+        """
+        with self._busy:
+            copy = self._copies.get(inode)
+            if copy is None:
+                return
+            node = self._store.node(inode)
+            fd = self._store.open(node, os.O_RDWR)
+            try:
+                found = os.fstat(fd)
+                self._copy_in(node, fd, copy.name, found.st_size)
+                _set_times(fd, found)
+                os.removexattr(fd, _MARK)
+            finally:
+                os.close(fd)
+            self.forget(inode)
+            self.brought_back += 1
+
+    def _copy_in(self, node: Node, fd: int, name: str, size: int) -> None:
+        page_bytes = self._books.page_bytes
+        try:
+            with self._opened_copy(name) as copy:
+                runs = _runs(copy)
+                for first, last in runs:
+                    start, end = first * page_bytes, (last + 1) * page_bytes
+                    syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
+                    self._books.charge_allocated(node.inode, start, end, NOBODY)
+                for start, end in self._chunks(runs, size):
+                    os.pwrite(fd, _read_exactly(copy, end - start), start)
+        except (OSError, ValueError) as error:
+            log.warning("inode %d cannot come back from its copy %s: %s", node.inode, name, error)
+            syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
+            self._books.uncharge(node.inode, 0)
+            full = isinstance(error, OSError) and error.errno in (ENOSPC, ENOMEM)
+            raise OSError(error.errno if full else EIO, str(error)) from error  # type: ignore[union-attr]
+
+    def forget(self, inode: int) -> None:
+        """The file has its content, or is gone: its copy goes."""
+        copy = self._copies.pop(inode, None)
+        if copy is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(copy.name, dir_fd=self._directory_fd)
+
+    def discard(self) -> None:
+        """The pool ends, and with it its files: so do their copies."""
+        for inode in list(self._copies):
+            self.forget(inode)
+
+    def close(self) -> None:
+        if self._directory_fd is not None:
+            os.close(self._directory_fd)
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _chunks(self, runs: list[PageRange], size: int) -> Iterator[tuple[int, int]]:
+        """The bytes of page runs within a file's size, in parts."""
+        for first, last in runs:
+            end = min((last + 1) * self._books.page_bytes, size)
+            for start in range(first * self._books.page_bytes, end, _CHUNK_BYTES):
+                yield start, min(start + _CHUNK_BYTES, end)
+
+    def _bytes_of(self, runs: list[PageRange]) -> int:
+        return sum(last - first + 1 for first, last in runs) * self._books.page_bytes
+
+    def _opened_copy(self, name: str) -> BinaryIO:
+        return open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory_fd), "rb")
+
+
+def _runs(copy: BinaryIO) -> list[PageRange]:
+    return [(first, last) for first, last in json.loads(copy.readline())["runs"]]
+
+
+def _read_exactly(copy: BinaryIO, length: int) -> bytes:
+    content = copy.read(length)
+    if len(content) != length:
+        raise ValueError("it is cut short")
+    return content
+
+
+def _set_times(fd: int, found: os.stat_result) -> None:
+    syscalls.set_times(fd, divmod(found.st_atime_ns, 1_000_000_000), divmod(found.st_mtime_ns, 1_000_000_000))

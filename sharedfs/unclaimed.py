@@ -1,0 +1,165 @@
+"""Unclaimed files: files with pages that no live tenant uses, and what the operator's rule does about them.
+
+    keep     they stay until somebody removes them (the default: nothing is lost that somebody may come back for)
+    delete   after a grace the file is removed
+    spill    after a grace its content goes to disk, and comes back when it is opened (`spill.py`)
+
+A rule acts on regular files only of which no page has a user, and which nobody has open or mapped. A file with several
+names is not deleted: removing one of them would free nothing. Directories stay.
+
+The grace begins when we first find a file unclaimed, and anew with each opening: an opening is a use.
+"""
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sharedfs.books import Books
+from sharedfs.feed_types import UnclaimedFile
+from sharedfs.inodes import Node
+from sharedfs.model.sharing import SharingClass
+from sharedfs.namespace import Namespace
+from sharedfs.spill import Spill
+from sharedfs.store import Store
+
+log = logging.getLogger("sharedfs")
+
+_KEEP, _DELETE = "keep", "delete"
+_PAUSE_AFTER_FAILURE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    name: str
+    grace_seconds: float
+
+
+class UnclaimedFiles:
+    """For one pool; `sweep` is for one thread, which is not the request pump.
+
+    `forget_name(parent, inode, name)` tells the kernel that a name is gone, `expire(inode)` that attributes changed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        books: Books,
+        namespace: Namespace,
+        spill: Spill,
+        forget_name: Callable[[int, int, bytes], None],
+        expire: Callable[[int], None],
+    ) -> None:
+        self._store = store
+        self._books = books
+        self._namespace = namespace
+        self._spill = spill
+        self._forget_name = forget_name
+        self._expire = expire
+        self._since: dict[int, float] = {}
+        self._retry_at = 0.0
+        self.deleted_files = 0
+        self.deleted_bytes = 0
+
+    # -- what there is -----------------------------------------------------------------------------------------------
+
+    def listing(self) -> list[UnclaimedFile]:
+        """The files with unclaimed pages, and the spilled ones. From any thread. O(files)."""
+        now, spilled = time.monotonic(), self._spill.files()
+        unclaimed = {inode: self._unclaimed_bytes(inode) for inode in self._books.files_where(_has_no_user)}
+        listed = []
+        for inode, held_bytes in sorted((unclaimed | spilled).items()):
+            with self._store.lock:
+                node = self._find(inode)
+                if node is None:
+                    continue  # gone meanwhile
+                path, size_bytes = self._store.display_path(node), self._store.stat(node).st_size
+            listed.append(
+                UnclaimedFile(
+                    path=path,
+                    inode=inode,
+                    size_bytes=size_bytes,
+                    unclaimed_bytes=held_bytes,
+                    used_bytes=0 if inode in spilled else self._books.resident_bytes_of(inode) - held_bytes,
+                    last_owner=self._books.maker_of(inode),
+                    age_seconds=now - self._since.get(inode, now),
+                    spilled=inode in spilled,
+                )
+            )
+        return listed
+
+    def _unclaimed_bytes(self, inode: int) -> int:
+        return sum(held_bytes for held, held_bytes in self._books.file_holdings(inode) if _has_no_user(held))
+
+    # -- what becomes of it ------------------------------------------------------------------------------------------
+
+    def sweep(self, rule: Rule) -> None:
+        """Look which files are unclaimed, and do what `rule` says about those that have been for the grace."""
+        now = time.monotonic()
+        opened = self._namespace.take_opened()
+        inodes = self._books.files_where(_has_no_user)
+        spilled = self._spill.files().keys()
+        self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
+        self._books.forget_makers()
+        if rule.name == _KEEP or now < self._retry_at:
+            return
+        for inode in inodes:
+            if now - self._since[inode] >= rule.grace_seconds:
+                try:
+                    self._delete(inode) if rule.name == _DELETE else self._move_to_disk(inode)
+                except OSError as error:
+                    log.warning("%s of unclaimed files fails, and is tried again in a minute: %s", rule.name, error)
+                    self._retry_at = now + _PAUSE_AFTER_FAILURE_SECONDS
+                    return
+
+    def _find(self, inode: int) -> Node | None:
+        try:
+            return self._store.find(inode)
+        except OSError:
+            return None
+
+    def _is_unclaimed(self, node: Node, found: os.stat_result) -> bool:
+        """Whether nobody can be using the file now. Call with the store's lock held."""
+        return (
+            stat.S_ISREG(found.st_mode)
+            and node.removed_name is None
+            and node.opens == 0
+            and all(_has_no_user(held) for held, _ in self._books.file_holdings(node.inode))
+            and not self._store.is_open_elsewhere(node)
+        )
+
+    def _delete(self, inode: int) -> None:
+        with self._store.lock:
+            node = self._find(inode)
+            if node is None:
+                return
+            found = self._store.stat(node)
+            if found.st_nlink != 1 or not self._is_unclaimed(node, found):
+                return
+            path = self._store.path_of(node)
+            held_bytes = self._books.resident_bytes_of(inode)
+            above, _, name = path.rpartition(b"/")
+            parent = self._store.walk(os.fsdecode(above)).inode
+            self._namespace.unlink_unasked(parent, name)
+        # Without the lock: the kernel may wait for a request in that directory, which waits for us.
+        self._forget_name(parent, inode, name)
+        self._expire(parent)
+        self.deleted_files += 1
+        self.deleted_bytes += held_bytes
+        log.info("deleted %s: unclaimed", os.fsdecode(path))
+
+    def _move_to_disk(self, inode: int) -> None:
+        with self._namespace.watched(inode) as used:
+            with self._store.lock:
+                node = self._find(inode)
+                if node is None or not self._is_unclaimed(node, self._store.stat(node)):
+                    return
+            if self._spill.write(node, lambda: not used() and self._is_unclaimed(node, self._store.stat(node))):
+                self._expire(inode)
+                log.info("spilled %s: unclaimed", self._store.display_path(node))
+
+
+def _has_no_user(held: SharingClass) -> bool:
+    return not held.users

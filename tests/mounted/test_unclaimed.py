@@ -1,0 +1,194 @@
+"""Files that no live tenant uses: listed, kept, deleted or spilled to disk and back."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from sharedfs.feed_types import UnclaimedFiles
+from tests.support.controller import bills, run_sharedctl, running_controller, sharedctl
+from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.tenants import AgentError, Tenants, wait_until
+
+PAGE = 4096
+MIB = 1 << 20
+PATIENCE = 30.0
+GRACE = "0.4"
+
+Mount = Callable[..., AbstractContextManager[MountedPool]]
+
+
+@pytest.fixture
+def mount(run_dir: Path, unique_name: str, tenants: Tenants) -> Mount:
+    @contextmanager
+    def mounted(*options: str) -> Iterator[MountedPool]:
+        common = ("--size", "64M", "--cgroup-parent", f"{unique_name}-pools", "--grace", GRACE)
+        with mounted_pool(run_dir / "mnt", unique_name, *common, *options) as pool:
+            try:
+                yield pool
+            finally:  # who has a file open keeps the daemon from ending
+                for tenant in tenants.made:
+                    tenant.end_processes()
+
+    return mounted
+
+
+@pytest.fixture
+def disk(run_dir: Path) -> Path:
+    """A directory for spilled files."""
+    place = run_dir / "disk, with a comma"
+    place.mkdir()
+    return place
+
+
+def unclaimed(pool: MountedPool) -> UnclaimedFiles:
+    return UnclaimedFiles.model_validate_json(pool.get("/v1/unclaimed").raise_for_status().content)
+
+
+def pattern(pages: int) -> bytes:
+    return b"".join(bytes([1 + page % 251]) * PAGE for page in range(pages))
+
+
+def leave_files(tenants: Tenants, paths: list[Path], pages: int = 8, name: str = "leaver") -> None:
+    """A tenant writes files and exits."""
+    leaver = tenants.make(name)
+    leaver.do(
+        f"content = b''.join(bytes([1 + page % 251]) * {PAGE} for page in range({pages}))\n"
+        f"for path in {[str(path) for path in paths]}:\n"
+        "    with open(path, 'wb') as file: file.write(content)"
+    )
+    leaver.exit()
+
+
+def test_by_default_they_are_kept_and_listed_with_their_last_owner(pool: MountedPool, tenants: Tenants) -> None:
+    pool.path.joinpath("dir").mkdir()
+    leave_files(tenants, [pool.path / "dir/f"])
+    user = tenants.make("user")
+    user.do(f"fd = os.open('{pool.path}/used', os.O_RDWR | os.O_CREAT); os.write(fd, b'x')")
+    (listed,) = wait_until(lambda: unclaimed(pool).files, "the file is nobody's", PATIENCE)
+    assert (listed.path, listed.unclaimed_bytes, listed.used_bytes) == ("dir/f", 8 * PAGE, 0)
+    assert listed.last_owner == f"{tenants.path}/leaver"
+    user.do(f"with open('{pool.path}/dir/f', 'rb') as file: file.read({PAGE})")
+    (listed,) = unclaimed(pool).files
+    assert (listed.unclaimed_bytes, listed.used_bytes) == (7 * PAGE, PAGE)
+    with running_controller():
+        table = run_sharedctl("unclaimed").stdout
+        assert "dir/f" in table
+        assert "partly in use" in table
+        assert sharedctl("unclaimed")["unclaimed_bytes"] == bills()["unclaimed_bytes"] == 7 * PAGE
+
+
+def test_unclaimed_files_are_deleted_after_the_grace_and_no_others(mount: Mount, tenants: Tenants) -> None:
+    with mount() as pool:
+        user = tenants.make("user")
+        directory = pool.path / "dir"
+        directory.mkdir()
+        user.do(f"open('{pool.path}/used', 'wb').write(b'x')")
+        leave_files(tenants, [directory / name for name in ("open", "mapped", "linked", "gone")])
+        os.link(directory / "linked", directory / "second")
+        with (directory / "open").open("rb"):
+            user.do(
+                f"fd = os.open('{directory}/mapped', os.O_RDONLY); m = mmap.mmap(fd, 0, prot=mmap.PROT_READ)\n"
+                "os.close(fd)"
+            )
+            sharedfs("mount", str(pool.path), "-o", "remount,unclaimed=delete")
+            wait_until(lambda: not os.path.lexists(directory / "gone"), "the file is deleted", PATIENCE)
+            assert sorted(os.listdir(directory)) == ["linked", "mapped", "open", "second"]
+            wait_until(lambda: pool.status().deleted_bytes == 8 * PAGE, "it is counted", PATIENCE)
+        wait_until(lambda: not os.path.lexists(directory / "open"), "the closed file is deleted", PATIENCE)
+        assert sorted(os.listdir(directory)) == ["linked", "mapped", "second"]
+        user.do("m.close()")
+        wait_until(lambda: not os.path.lexists(directory / "mapped"), "so is the one that was mapped", PATIENCE)
+        assert sorted(os.listdir(pool.path)) == ["dir", "used"]
+        assert pool.status().deleted_files == 3
+        assert "deleted 3 files" in sharedfs("status").stdout
+        wait_until(lambda: len(unclaimed(pool).files) == 1, "one is left", PATIENCE)
+        assert unclaimed(pool).files[0].path in ("dir/linked", "dir/second"), "a file with two names stays"
+        pool.check_conservation()
+
+
+def copies(disk: Path) -> list[Path]:
+    return [found for found in disk.rglob("*") if found.is_file()]
+
+
+WAYS = {
+    "read": f"fd = os.open(path, os.O_RDONLY); head = os.pread(fd, {PAGE}, {7 * PAGE})",
+    "map": "fd = os.open(path, os.O_RDWR); m = mmap.mmap(fd, 0); os.close(fd)",
+    "append": "with open(path, 'ab') as file: file.write(b'more')",
+    "truncate": f"os.truncate(path, {5 * PAGE + 10})",
+    "create": "os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC))",
+}
+PAGES = 300
+CONTENT = pattern(PAGES)
+CONTENT_AFTER = {"append": CONTENT + b"more", "truncate": CONTENT[: 5 * PAGE + 10], "create": b""}
+
+
+def test_a_spilled_file_comes_back_whoever_touches_it_and_how(mount: Mount, disk: Path, tenants: Tenants) -> None:
+    with mount("--unclaimed", "spill", "--spill-dir", str(disk)) as pool:
+        user, paths = tenants.make("user"), {way: pool.path / way for way in WAYS}
+        leave_files(tenants, list(paths.values()), PAGES)
+        before = {way: os.stat(path) for way, path in paths.items()}
+        wait_until(lambda: pool.holdings().resident_bytes == 0, "the files are on disk", PATIENCE)
+        for listed in unclaimed(pool).files:
+            assert (listed.spilled, listed.unclaimed_bytes) == (True, PAGES * PAGE)
+            assert listed.last_owner == f"{tenants.path}/leaver"
+        assert all(copy.stat().st_size > PAGES * PAGE for copy in copies(disk))
+        assert "spilled to disk 5 files" in sharedfs("status").stdout
+        for way, path in paths.items():
+            wait_until(lambda path=path: os.stat(path).st_blocks == 0, "stat sees no memory of it", PATIENCE)
+            after = os.stat(path)
+            assert (after.st_size, after.st_mtime_ns) == (before[way].st_size, before[way].st_mtime_ns)
+        for number, (way, path) in enumerate(paths.items(), 1):
+            user.do(f"path = '{path}'\n{WAYS[way]}")
+            if way == "read":
+                assert user.do("result = head.decode('latin1')") == CONTENT[7 * PAGE : 8 * PAGE].decode("latin1")
+                assert pool.used(user) == PAGE, "who read a page uses a page"
+            if way == "map":
+                assert user.do("result = m[:].decode('latin1')") == CONTENT.decode("latin1")
+                assert user.statistic("shmem") == 0, "the pool pays the kernel"
+            assert path.read_bytes() == CONTENT_AFTER.get(way, CONTENT)
+            assert pool.status().brought_back_files >= number
+        assert pool.check_conservation().foreign_bytes == 0
+    assert not list(disk.iterdir()), "nothing is left on disk when the pool is unmounted"
+
+
+def test_what_cannot_come_back_stays_on_disk(mount: Mount, disk: Path, tenants: Tenants) -> None:
+    with mount("--unclaimed", "spill", "--spill-dir", str(disk)) as pool:
+        path = pool.path / "f"
+        leave_files(tenants, [path], 32 * MIB // PAGE)
+        wait_until(lambda: pool.holdings().resident_bytes == 0, "the file is on disk", PATIENCE)
+        user = tenants.make("user")
+        user.do(f"with open('{pool.path}/full', 'wb') as file: file.write(bytes({48 * MIB}))")
+        with pytest.raises(AgentError) as refused:
+            user.do(f"os.open('{path}', os.O_RDONLY)")
+        assert os.strerror(refused.value.errno or 0) == "No space left on device"
+        assert pool.check_conservation().resident_bytes == 48 * MIB
+        user.do(f"os.unlink('{pool.path}/full')")
+        wait_until(lambda: pool.holdings().resident_bytes == 0, "there is room", PATIENCE)
+        assert path.read_bytes() == pattern(32 * MIB // PAGE)
+        leave_files(tenants, [pool.path / "g"], name="second")
+        wait_until(lambda: pool.status().spilled_files >= 1, "the next one is on disk", PATIENCE)
+        os.unlink(pool.path / "g")
+        os.unlink(path)
+        wait_until(
+            lambda: not [found for found in disk.rglob("*") if found.is_file()], "copies go with files", PATIENCE
+        )
+
+
+def test_spilling_needs_a_place(mount: Mount, disk: Path, run_dir: Path) -> None:
+    for options, said in (
+        (("--unclaimed", "spill"), "spill_dir"),
+        (("--unclaimed", "burn"), "keep, delete or spill"),
+        (("--unclaimed", "spill", "--spill-dir", str(disk / "nowhere")), "make it first"),
+        (("--unclaimed", "spill", "--spill-dir", str(run_dir / "mnt")), "on the pool itself"),
+    ):
+        (run_dir / "mnt").mkdir(exist_ok=True)
+        refused = sharedfs("mount", str(run_dir / "mnt"), *options, check=False)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    with mount() as pool:
+        refused = sharedfs("mount", str(pool.path), "-o", "remount,unclaimed=spill", check=False)
+        assert (refused.returncode, "spill_dir" in refused.stderr) == (2, True)
