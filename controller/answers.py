@@ -68,6 +68,7 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRe
         pool_resident_bytes=bill.pool_resident_bytes,
         unclaimed_bytes=bill.unclaimed_bytes,
         foreign_bytes=bill.foreign_bytes,
+        swapped_bytes=bill.swapped_bytes,
         debt_bytes=sum(position.debt_bytes(position.account.limits) for position in snapshot.positions.values()),
         borne_bytes=sum(snapshot.planned.borne.values()),
         groups=tuple(
@@ -97,6 +98,7 @@ def _line(
         name=name,
         state="live" if live else "empty",
         share_bytes=share.share_bytes,
+        swapped_bytes=share.swapped_bytes,
         used_bytes=share.used_bytes,
         budget_bytes=min((budget for bound in bounds if (budget := bound.budget_bytes) is not None), default=None),
         limit_bytes=None if bound_by is None else limits[bound_by],
@@ -207,6 +209,7 @@ def explain(
                 owner=None if held.owner is None else held.owner.path,
                 mapped=paths(held.mapped),
                 foreign=held.foreign,
+                swapped=held.swapped,
                 bytes=sum(parts.values()),
                 share_bytes=shares[held],
             )

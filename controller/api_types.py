@@ -16,12 +16,14 @@ class TenantBill(_Frozen):
     whose limit that is. `over_bytes` is what the tenant uses and pays for beyond its own budget. A debt has an age;
     `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone. `name` is
     what the container is called by its runtime, where that is known.
+    `swapped_bytes` are the part of the share that is in swap: it comes off no memory limit.
     """
 
     tenant: str
     name: str | None = None
     state: Literal["live", "empty"]
     share_bytes: int
+    swapped_bytes: int
     used_bytes: int
     budget_bytes: int | None
     limit_bytes: int | None
@@ -57,6 +59,7 @@ class Bills(_Frozen):
     foreign_bytes: int
     debt_bytes: int
     borne_bytes: int
+    swapped_bytes: int
     tenants: tuple[TenantBill, ...]
     groups: tuple[GroupBill, ...]
 
@@ -81,6 +84,7 @@ class ExplainedClass(_Frozen):
     owner: str | None
     mapped: tuple[str, ...]
     foreign: bool
+    swapped: bool
     bytes: int
     share_bytes: int
 

@@ -36,7 +36,7 @@ def bills(answer: Answer) -> None:
         print_table(("ABOVE TENANTS", "DUE", "BUDGET", "LIMIT", "KERNEL USAGE", "DEBT"), groups, texts=1)
     say(
         f"resident {_size(answer['pool_resident_bytes'])}, of this unclaimed {_size(answer['unclaimed_bytes'])},"
-        f" foreign {_size(answer['foreign_bytes'])}"
+        f" foreign {_size(answer['foreign_bytes'])}, in swap {_size(answer['swapped_bytes'])}"
         + (f"; debts {_size(answer['debt_bytes'])}" if answer["debt_bytes"] else "")
         + (f", of these borne by others {_size(answer['borne_bytes'])}" if answer["borne_bytes"] else "")
     )
@@ -96,7 +96,9 @@ def explain(answer: Answer) -> None:
         (
             held["pool"],
             "\n".join(user + (" (mapped)" if user in held["mapped"] else "") for user in held["users"]),
-            (held["owner"] or "-") + (" (foreign)" if held["foreign"] else ""),
+            (held["owner"] or "-")
+            + (" (foreign)" if held["foreign"] else "")
+            + (" (in swap)" if held["swapped"] else ""),
             _size(held["bytes"]),
             _size(held["share_bytes"]),
         )

@@ -57,6 +57,9 @@ class Books:
         self.settled_at = -1
         self._uses_without_change = 0
         self._blind = False
+        self._swapped: dict[int, list[PageRange]] = {}
+        self.swap_looks = 0
+        """Rises when other pages are in swap than at the look before."""
         self._makers: dict[int, TenantId] = {}
         self._gone: dict[TenantId, str] = {}
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
@@ -250,6 +253,7 @@ class Books:
         with self.lock:
             self._shrunk.add(inode)
             self._makers.pop(inode, None)
+            self._swapped.pop(inode, None)
             self.ledger.drop(inode)
 
     # -- who made a file: for people, who look for the origin of what nobody uses any more -----------------------------
@@ -266,6 +270,24 @@ class Books:
         with self.lock:
             makers = set(self._makers.values())
             self._gone = {tenant: path for tenant, path in self._gone.items() if tenant in makers}
+
+    # -- swap --------------------------------------------------------------------------------------------------------
+
+    def set_swapped(self, swapped: dict[int, list[PageRange]]) -> None:
+        """Which pages (inclusive ranges, apart) of which files are in swap, as the last look found it."""
+        with self.lock:
+            if self._swapped != swapped:
+                self._swapped = swapped
+                self.swap_looks += 1
+
+    def swapped(self, inode: int | None = None) -> dict[SharingClass, int]:
+        """The bytes in swap of each class, of one file or all. Call with the lock held. O(pages in swap)."""
+        found: dict[SharingClass, int] = {}
+        for known, runs in self._swapped.items():
+            if inode in (None, known):
+                for held, held_bytes in self.ledger.holdings_in(known, runs).items():
+                    found[held] = found.get(held, 0) + held_bytes
+        return found
 
     # -- mappings ----------------------------------------------------------------------------------------------------
 

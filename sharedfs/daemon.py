@@ -60,6 +60,7 @@ from sharedfs.recovery import recover
 from sharedfs.spill import Spill
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
+from sharedfs.swap import SwapScan
 from sharedfs.tmpfs import PrivateTmpfs
 from sharedfs.unclaimed import Rule, UnclaimedFiles
 from sharedfs.units import format_size
@@ -124,6 +125,7 @@ class Pool:
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
         self._callers = Callers(self.books, self.events)
+        self.swap = SwapScan(self.store, self.books)
         self.spill = Spill(_open_spill_directory(self.options), self.store, self.books)
         resources.callback(self._end_spill)
         self.namespace = Namespace(
@@ -220,6 +222,7 @@ class Pool:
         with self.books.lock:
             statistics = self.books.ledger.statistics()
             tenants = len(self.books.tenants)
+            swapped_bytes = sum(self.books.swapped().values())
         passthrough = self.channel.passthrough
         mount = self._mount()
         spilled = self.spill.files()
@@ -235,6 +238,7 @@ class Pool:
             size_bytes=self.options.size_bytes,
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
+            swapped_bytes=swapped_bytes,
             recharged_bytes=self.recharge.recharged_bytes,
             recharge_refusal=self.recharge.refusal,
             deleted_files=self.unclaimed.deleted_files,
@@ -300,6 +304,7 @@ class Pool:
                 nursery.start_soon(self._keep_tenants, name="tenants")
                 nursery.start_soon(self._keep_aging, name="aging")
                 nursery.start_soon(self._keep_pages, name="pages")
+                nursery.start_soon(self._keep_looking_for_swap, name="swap")
                 nursery.start_soon(self._keep_page_cache_empty, name="page cache")
                 await nursery.start(self._serve_feed, name="feed")
                 keeper.send(b"serving")
@@ -366,6 +371,13 @@ class Pool:
             await trio.sleep(self.options.idle_seconds / 2)
             with self.books.lock:
                 self.books.ledger.age()
+
+    async def _keep_looking_for_swap(self) -> None:
+        while True:
+            started = time.monotonic()
+            await trio.to_thread.run_sync(self.swap.look)
+            took = time.monotonic() - started
+            await trio.sleep(max(self.options.scan_seconds, took / _SCAN_SHARE))
 
     async def _keep_pages(self) -> None:
         """Pages that a removed cgroup was charged for become the pool's own (I3); unclaimed files go by the rule."""

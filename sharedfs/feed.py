@@ -48,6 +48,7 @@ def make_feed(
     def file_holdings(inode: int) -> FileHoldings:
         with books.lock:
             classes = books.ledger.file_holdings(inode)
+            swapped = books.swapped(inode)
             opened = books.readers_of(inode)
         path, size_bytes = "", 0
         with store.lock, suppress(OSError):  # gone since the books were read
@@ -58,7 +59,7 @@ def make_feed(
             inode=inode,
             size_bytes=size_bytes,
             resident_bytes=sum(size_bytes for _, size_bytes in classes),
-            classes=_classes(classes),
+            classes=_classes(classes, swapped),
             opened=opened,
         )
 
@@ -77,15 +78,16 @@ def make_feed(
     @app.get("/v1/holdings")
     async def get_holdings() -> Holdings:
         with books.lock:
-            ledger = books.ledger
+            ledger, swapped = books.ledger, books.swapped()
             held = ledger.holdings()
             return Holdings(
                 pool=name,
-                sequence=ledger.sequence,
+                sequence=ledger.sequence + books.swap_looks,
                 resident_bytes=ledger.resident_bytes,
                 foreign_bytes=ledger.foreign_bytes,
+                swapped_bytes=sum(swapped.values()),
                 tenants=_tenants(books.tenants.live(), even_shares(held)),
-                classes=_classes(held),
+                classes=_classes(held, swapped),
             )
 
     @app.put("/v1/allowances", status_code=204)
@@ -147,14 +149,22 @@ def _tenants(live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None)
     )
 
 
-def _classes(holdings: Iterable[tuple[SharingClass, int]]) -> tuple[ClassHolding, ...]:
-    return tuple(
-        ClassHolding(
-            owner=sharing.owner,
-            users=tuple(sorted(sharing.users)),
-            mapped=tuple(sorted(sharing.mapped)),
-            foreign=sharing.foreign,
-            bytes=size_bytes,
+def _classes(
+    holdings: Iterable[tuple[SharingClass, int]], swapped: Mapping[SharingClass, int]
+) -> tuple[ClassHolding, ...]:
+    rows: list[ClassHolding] = []
+    for sharing, size_bytes in holdings:
+        swapped_bytes = swapped.get(sharing, 0)
+        rows += (
+            ClassHolding(
+                owner=sharing.owner,
+                users=tuple(sorted(sharing.users)),
+                mapped=tuple(sorted(sharing.mapped)),
+                foreign=sharing.foreign,
+                bytes=part_bytes,
+                swapped=in_swap,
+            )
+            for in_swap, part_bytes in ((False, size_bytes - swapped_bytes), (True, swapped_bytes))
+            if part_bytes
         )
-        for sharing, size_bytes in holdings
-    )
+    return tuple(rows)

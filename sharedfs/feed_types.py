@@ -29,7 +29,8 @@ class ClassHolding(_Frozen):
     """One sharing class and the bytes in it.
 
     `owner` allocated the pages. `users` pay: they touched the pages lately (`users` includes `mapped`).
-    `foreign` bytes were charged by the kernel to their owner instead of the pool.
+    `foreign` bytes were charged by the kernel to their owner instead of the pool. `swapped` bytes are in swap and take
+    no memory: a class that has both is two of these.
     """
 
     owner: int
@@ -37,15 +38,17 @@ class ClassHolding(_Frozen):
     mapped: tuple[int, ...]
     foreign: bool
     bytes: int
+    swapped: bool = False
 
 
 class Holdings(_Frozen):
-    """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1)."""
+    """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1), `swapped_bytes` among them."""
 
     pool: str
     sequence: int
     resident_bytes: int
     foreign_bytes: int
+    swapped_bytes: int = 0
     tenants: tuple[TenantRef, ...]
     classes: tuple[ClassHolding, ...]
 
@@ -120,6 +123,7 @@ class PoolStatus(_Frozen):
     size_bytes: int
     resident_bytes: int
     foreign_bytes: int
+    swapped_bytes: int
     recharged_bytes: int
     recharge_refusal: str
     deleted_files: int

@@ -15,12 +15,15 @@ class TenantShare:
     """One tenant's line over all pools.
 
     `used_bytes` is its share if it were alone with the pages it uses; `foreign_bytes` the pool's pages that the kernel
-    charges to it (I2), whoever uses them.
+    charges to it (I2), whoever uses them. `swapped_bytes` are the part of `share_bytes`, `foreign_swapped_bytes` the
+    part of `foreign_bytes`, that is in swap and takes no memory.
     """
 
     share_bytes: int = 0
     used_bytes: int = 0
     foreign_bytes: int = 0
+    swapped_bytes: int = 0
+    foreign_swapped_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Bill:
     pool_resident_bytes: int
     unclaimed_bytes: int
     foreign_bytes: int
+    swapped_bytes: int
     tenants: Mapping[CgroupRef, TenantShare]
 
     def check(self) -> None:
@@ -36,8 +40,9 @@ class Bill:
         if shares_bytes + self.unclaimed_bytes != self.pool_resident_bytes:
             raise BrokenInvariant(f"I1: shares {shares_bytes} + unclaimed do not make what is resident: {self}")
         for tenant, line in self.tenants.items():
-            if min(line.share_bytes, line.used_bytes, line.foreign_bytes) < 0:
-                raise BrokenInvariant(f"I1: {tenant} has a negative line: {line}")
+            parts = (line.swapped_bytes, line.share_bytes), (line.foreign_swapped_bytes, line.foreign_bytes)
+            if line.used_bytes < 0 or any(not 0 <= part <= whole for part, whole in parts):
+                raise BrokenInvariant(f"I1: {tenant} has a line that no books give: {line}")
 
 
 def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Policy) -> Bill:
@@ -48,21 +53,30 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
     share: Counter[CgroupRef] = Counter()
     used: Counter[CgroupRef] = Counter()
     charged: Counter[CgroupRef] = Counter()
-    resident_bytes = unclaimed_bytes = foreign_bytes = 0
+    swapped: Counter[CgroupRef] = Counter()
+    charged_swap: Counter[CgroupRef] = Counter()
+    resident_bytes = unclaimed_bytes = foreign_bytes = swapped_bytes = 0
     for pool in books:
         for held, held_bytes in pool.items():
             parts = policy.charge(held, held_bytes)
             share.update(parts)
             used.update(dict.fromkeys(held.users, held_bytes))
             resident_bytes += held_bytes
+            if held.swapped:
+                swapped.update(parts)
+                swapped_bytes += held_bytes
             if not parts:
                 unclaimed_bytes += held_bytes
             if held.foreign:
                 foreign_bytes += held_bytes
                 if held.owner is not None:
                     charged[held.owner] += held_bytes
+                    charged_swap[held.owner] += held_bytes if held.swapped else 0
     listed = {*tenants, *share, *used, *charged}
-    lines = {tenant: TenantShare(share[tenant], used[tenant], charged[tenant]) for tenant in listed}
-    bill = Bill(resident_bytes, unclaimed_bytes, foreign_bytes, lines)
+    lines = {
+        tenant: TenantShare(share[tenant], used[tenant], charged[tenant], swapped[tenant], charged_swap[tenant])
+        for tenant in listed
+    }
+    bill = Bill(resident_bytes, unclaimed_bytes, foreign_bytes, swapped_bytes, lines)
     bill.check()
     return bill

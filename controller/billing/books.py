@@ -5,7 +5,7 @@ Numbers are a pool's own and mean nothing outside one answer; a tenant is its cg
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import NOBODY, ClassHolding, Holdings, TenantRef
@@ -14,13 +14,17 @@ from sharedfs.kernel.cgroups import CgroupRef
 
 @dataclass(frozen=True, slots=True)
 class SharingClass:
-    """Pages of one pool with one owner and the same users. `owner` is None when it is gone."""
+    """Pages of one pool with one owner and the same users, either in memory or in swap.
+
+    `owner` is None when it is gone.
+    """
 
     pool: str
     owner: CgroupRef | None
     users: frozenset[CgroupRef]
     mapped: frozenset[CgroupRef]
     foreign: bool
+    swapped: bool = False
 
 
 Books = Mapping[SharingClass, int]
@@ -47,6 +51,7 @@ def read_classes(pool: str, tenants: Iterable[TenantRef], rows: Iterable[ClassHo
                     frozenset(known[user] for user in row.users),
                     frozenset(known[user] for user in row.mapped),
                     row.foreign,
+                    row.swapped,
                 )
             ] += row.bytes
         except KeyError as missing:
@@ -73,5 +78,5 @@ def without(books: Books, gone: Set[CgroupRef]) -> Books:
     left: Counter[SharingClass] = Counter()
     for held, held_bytes in books.items():
         owner = None if held.owner in gone else held.owner
-        left[SharingClass(held.pool, owner, held.users - gone, held.mapped - gone, held.foreign)] += held_bytes
+        left[replace(held, owner=owner, users=held.users - gone, mapped=held.mapped - gone)] += held_bytes
     return left

@@ -29,9 +29,16 @@ class Exit:
 
 
 def due_bytes(bill: Bill, tenant: CgroupRef) -> int:
-    """What is to come off the tenant's limit: its share, less the pool's pages the kernel charges it for anyway."""
+    """What is to come off the tenant's memory limit: its share of what is in memory, less what the kernel charges to it
+    anyway."""
     line = bill.tenants[tenant]
-    return line.share_bytes - line.foreign_bytes
+    return line.share_bytes - line.foreign_bytes - swap_due_bytes(bill, tenant)
+
+
+def swap_due_bytes(bill: Bill, tenant: CgroupRef) -> int:
+    """What is to come off the tenant's swap limit: its share of what is in swap, less what the kernel charges to it."""
+    line = bill.tenants[tenant]
+    return line.swapped_bytes - line.foreign_swapped_bytes
 
 
 def what_if_exit(

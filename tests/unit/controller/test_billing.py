@@ -11,6 +11,7 @@ from controller.billing.books import Books, SharingClass, read_classes, read_hol
 from controller.billing.policies import Policy
 from controller.billing.policies.proportional import Proportional
 from controller.billing.split import apportion, split
+from controller.billing.whatif import due_bytes, swap_due_bytes
 from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import ClassHolding, Holdings, TenantRef
 from sharedfs.kernel.cgroups import CgroupRef
@@ -26,6 +27,7 @@ classes = st.builds(
     st.none() | cgroups,
     users,
     st.just(frozenset[CgroupRef]()),
+    st.booleans(),
     st.booleans(),
 )
 books = st.dictionaries(classes, st.integers(0, 1 << 50), max_size=12)
@@ -102,18 +104,27 @@ def test_two_share_one_is_alone_and_nobody_claims_the_rest() -> None:
         SharingClass("p", A, frozenset({A, B}), nobody, False): 10 * PAGE,
         SharingClass("p", B, frozenset({B}), nobody, True): 3 * PAGE,
         SharingClass("p", None, nobody, nobody, False): PAGE,
+        SharingClass("p", A, frozenset({A, B}), nobody, False, swapped=True): 6 * PAGE,
+        SharingClass("p", B, frozenset({B}), nobody, True, swapped=True): PAGE,
+        SharingClass("p", None, nobody, nobody, False, swapped=True): 2 * PAGE,
     }
     bill = make_bill([pool], {C}, Proportional())
     assert bill == Bill(
-        14 * PAGE,
-        PAGE,
+        23 * PAGE,
         3 * PAGE,
+        4 * PAGE,
+        9 * PAGE,
         {
-            A: TenantShare(5 * PAGE, 10 * PAGE, 0),
-            B: TenantShare(8 * PAGE, 13 * PAGE, 3 * PAGE),
+            A: TenantShare(8 * PAGE, 16 * PAGE, 0, 3 * PAGE),
+            B: TenantShare(12 * PAGE, 20 * PAGE, 4 * PAGE, 4 * PAGE, PAGE),
             C: TenantShare(),
         },
     )
+    assert [(due_bytes(bill, tenant), swap_due_bytes(bill, tenant)) for tenant in (A, B, C)] == [
+        (5 * PAGE, 3 * PAGE),
+        (5 * PAGE, 3 * PAGE),
+        (0, 0),
+    ]
 
 
 @dataclass
@@ -133,8 +144,8 @@ def test_a_policy_that_does_not_conserve_is_caught() -> None:
 
 
 def test_a_negative_line_is_caught() -> None:
-    with pytest.raises(BrokenInvariant, match="negative"):
-        Bill(0, 1, 0, {A: TenantShare(-1)}).check()
+    with pytest.raises(BrokenInvariant, match="no books give"):
+        Bill(0, 1, 0, 0, {A: TenantShare(-1)}).check()
 
 
 def row(size_bytes: int, *shared_by: int, owner: int = 0) -> ClassHolding:

@@ -1,0 +1,108 @@
+"""Pages that the kernel swapped out are known, shared out, and never read in to be freed. Needs a host that swaps."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
+from sharedfs.swap import host_uses_swap
+from tests.support.controller import bill_of, bills, running_controller
+from tests.support.mount import MountedPool, mounted_pool
+from tests.support.tenants import Tenants, wait_until
+
+PAGE = 4096
+MIB = 1 << 20
+PATIENCE = 60.0
+
+
+def swap_is_there() -> bool:
+    return len(Path("/proc/swaps").read_text().splitlines()) > 1
+
+
+pytestmark = [
+    pytest.mark.skipif(not swap_is_there(), reason="this host has no swap"),
+    pytest.mark.skipif(
+        os.geteuid() == 0 and find_memory_hierarchy().version is CgroupVersion.V1,
+        reason="only cgroup v2 has memory.reclaim",
+    ),
+]
+
+
+def swapped_in() -> int:
+    """Pages that the host has read back from swap, ever."""
+    lines = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines())
+    return int(lines["pswpin"])
+
+
+def push_out(pool: MountedPool, tenants: Tenants, size_bytes: int) -> None:
+    """Have the kernel swap out pages of the pool, until so many bytes are in swap."""
+    directory = tenants.hierarchy.directory(pool.status().pool_cgroup)
+    swapped = directory / "memory.swap.current"
+    deadline = time.monotonic() + PATIENCE
+    while int(swapped.read_text()) < size_bytes:
+        assert time.monotonic() < deadline, "the kernel does not swap"
+        try:
+            (directory / "memory.reclaim").write_text(str(size_bytes + MIB))
+        except BlockingIOError:  # less than asked for
+            continue
+
+
+def test_pages_in_swap_are_known_and_shared_out(pool: MountedPool, tenants: Tenants) -> None:
+    a, b = tenants.make("a", 256 * MIB), tenants.make("b", 256 * MIB)
+    a.do(f"content = os.urandom({16 * MIB}); fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT, 0o666)")
+    a.do("os.pwrite(fd, content, 0)")
+    b.do(f"fd = os.open('{pool.path}/f', os.O_RDONLY); os.pread(fd, {8 * MIB}, {8 * MIB})")
+    push_out(pool, tenants, 12 * MIB)
+    before = swapped_in()
+
+    def in_swap() -> int:
+        return pool.holdings().swapped_bytes
+
+    wait_until(lambda: in_swap() >= 8 * MIB, "the books know", PATIENCE)
+    holdings = pool.check_conservation()
+    assert holdings.resident_bytes == 16 * MIB, "pages in swap are the pool's as before"
+    assert sum(held.bytes for held in holdings.classes if held.swapped) == holdings.swapped_bytes
+    assert swapped_in() == before, "to look reads nothing in"
+    with running_controller():
+        told = bills()
+        assert told["pool_resident_bytes"] == 16 * MIB
+        swapped = [bill_of(tenant.path, told)["swapped_bytes"] for tenant in (a, b)]
+        assert sum(swapped) == told["swapped_bytes"] > 8 * MIB
+        assert 0 < swapped[1] <= swapped[0]
+        share = bill_of(b.path, told)["share_bytes"]
+        assert share == 4 * MIB
+
+        def limit_is_right() -> bool:
+            bill = bill_of(b.path, bills())
+            in_memory = bill["share_bytes"] - bill["swapped_bytes"]
+            return bool(256 * MIB - bill["limit_bytes"] == in_memory // PAGE * PAGE + in_memory % PAGE)
+
+        wait_until(limit_is_right, "what is in swap comes off no memory limit", PATIENCE)
+    assert a.do(f"result = os.pread(fd, {16 * MIB}, 0) == content")
+    wait_until(lambda: in_swap() < 4 * MIB, "what was read is in memory", PATIENCE)
+
+
+def test_nothing_is_read_in_to_be_freed(run_dir: Path, unique_name: str, tenants: Tenants) -> None:
+    tenant = tenants.make("a")
+    options = ("--size", "64M", "--cgroup-parent", f"{unique_name}-pools")
+    with mounted_pool(run_dir / "mnt", unique_name, *options) as pool:
+        for name in "fgh":
+            tenant.do(f"open('{pool.path}/{name}', 'wb').write(os.urandom({8 * MIB}))")
+        push_out(pool, tenants, 20 * MIB)
+        wait_until(lambda: pool.holdings().swapped_bytes >= 16 * MIB, "the books know", PATIENCE)
+        before = swapped_in()
+        os.unlink(pool.path / "f")
+        os.truncate(pool.path / "g", 0)
+        wait_until(lambda: pool.holdings().resident_bytes == 8 * MIB, "two are freed", PATIENCE)
+        tenant.exit()
+        assert swapped_in() - before < 8 * MIB // PAGE // 8, "the daemon's own pages, and no file's"
+        before = swapped_in()
+    assert swapped_in() - before < 4 * MIB // PAGE, "the daemon's own pages, and not the pool's"
+    wait_until(lambda: not host_uses_swap() or swap_used() < 16 * MIB, "the swap is free", PATIENCE)
+
+
+def swap_used() -> int:
+    used_kib = sum(int(line.split()[3]) for line in Path("/proc/swaps").read_text().splitlines()[1:])
+    return used_kib << 10
