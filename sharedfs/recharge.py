@@ -136,23 +136,27 @@ class Recharge:
                 self._rewrite(node, deadline)
 
     def _rewrite(self, node: Node, deadline: float) -> None:
-        """Move pages until `deadline`. Nobody else can reach the file."""
-        page_bytes = self._books.page_bytes
+        """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
         fd = self._store.open(node, os.O_RDWR)
         try:
             found = os.fstat(fd)
-            for first, last in self._books.runs_where(node.inode, _is_stray):
-                end = min((last + 1) * page_bytes, found.st_size)
-                for start in range(first * page_bytes, end, _CHUNK_BYTES):
-                    if time.monotonic() > deadline:
-                        return
-                    length = min(_CHUNK_BYTES, end - start)
-                    self._rewrite_chunk(fd, start, length)
-                    self._books.recharge(node.inode, start, start + length)
-                    self.recharged_bytes += -(-length // page_bytes) * page_bytes
+            for start, end in self._stray_chunks(node.inode, found.st_size):
+                if time.monotonic() > deadline:
+                    break
+                self._rewrite_chunk(fd, start, end - start)
+                self._books.recharge(node.inode, start, end)
+                self.recharged_bytes += -(-(end - start) // self._books.page_bytes) * self._books.page_bytes
             syscalls.set_times(fd, divmod(found.st_atime_ns, 1_000_000_000), divmod(found.st_mtime_ns, 1_000_000_000))
         finally:
             os.close(fd)
+
+    def _stray_chunks(self, inode: int, size: int) -> Iterator[tuple[int, int]]:
+        """The bytes to move of a file of `size`, in parts."""
+        page_bytes = self._books.page_bytes
+        for first, last in self._books.runs_where(inode, _is_stray):
+            end = min((last + 1) * page_bytes, size)
+            for start in range(first * page_bytes, end, _CHUNK_BYTES):
+                yield start, min(start + _CHUNK_BYTES, end)
 
     def _rewrite_chunk(self, fd: int, start: int, length: int) -> None:
         pool = os.fstatvfs(fd)

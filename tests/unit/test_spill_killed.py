@@ -19,6 +19,8 @@ from sharedfs.spill import Spill
 from sharedfs.store import Store
 from sharedfs.tmpfs import TREE, PrivateTmpfs
 
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a private tmpfs takes root")
+
 PAGE = os.sysconf("SC_PAGE_SIZE")
 HOLE, SIZE = 5 * PAGE, 9 * PAGE + 17
 CONTENT = b"a" * HOLE + bytes(2 * PAGE) + b"b" * (SIZE - HOLE - 2 * PAGE)
