@@ -346,7 +346,9 @@ class Pool:
         while True:
             started = time.monotonic()
             with _put_off_when_scarce("looking for mappings"):
-                seen = await trio.to_thread.run_sync(self.mappings.scan)
+                # Not waited for at the end: it waits for a process that executes a program, which closes a file of ours
+                # first, which waits for us.
+                seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
                 self.mappings.apply(seen)
             took = time.monotonic() - started
             await trio.sleep(max(self.options.scan_seconds, min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS)))
@@ -375,7 +377,7 @@ class Pool:
     async def _keep_looking_for_swap(self) -> None:
         while True:
             started = time.monotonic()
-            await trio.to_thread.run_sync(self.swap.look)
+            await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)
             took = time.monotonic() - started
             await trio.sleep(max(self.options.scan_seconds, took / _SCAN_SHARE))
 
@@ -385,11 +387,11 @@ class Pool:
         while True:
             await trio.sleep(self.options.scan_seconds)
             if self.recharge.is_due:
-                await trio.to_thread.run_sync(self.recharge.round)
+                await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
             pause = min(_LONGEST_SWEEP_PAUSE_SECONDS, self.options.grace_seconds / 4)
             if trio.current_time() - swept_at >= pause:
                 rule = Rule(self.options.unclaimed, self.options.grace_seconds)
-                await trio.to_thread.run_sync(self.unclaimed.sweep, rule)
+                await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
                 swept_at = trio.current_time()
 
     async def _keep_page_cache_empty(self) -> None:

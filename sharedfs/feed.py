@@ -67,14 +67,6 @@ def make_feed(
     async def get_status() -> PoolStatus:
         return status()
 
-    @app.post("/v1/remount", status_code=204)
-    async def post_remount(remount: Remount) -> None:
-        """Change size and other options; the mount's flags are the caller's to change."""
-        try:
-            reconfigure(remount.options)
-        except CallerMistake as mistake:
-            raise HTTPException(409, str(mistake)) from mistake
-
     @app.get("/v1/holdings")
     async def get_holdings() -> Holdings:
         with books.lock:
@@ -130,8 +122,19 @@ def make_feed(
             live = books.tenants.live()
         return UsersOfFile(tenants=_tenants(live), file=file_holdings(node.inode))
 
+    _add_remount(app, reconfigure)
     _add_unclaimed(app, unclaimed)
     return app
+
+
+def _add_remount(app: FastAPI, reconfigure: Callable[[str], None]) -> None:
+    @app.post("/v1/remount", status_code=204)
+    async def post_remount(remount: Remount) -> None:
+        """Change size and other options; the mount's flags are the caller's to change."""
+        try:
+            reconfigure(remount.options)
+        except CallerMistake as mistake:
+            raise HTTPException(409, str(mistake)) from mistake
 
 
 def _add_unclaimed(app: FastAPI, unclaimed: Callable[[], list[UnclaimedFile]]) -> None:
