@@ -20,7 +20,7 @@ _numbers = count()
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    with_mounts = {here / "mounted", here / "programs", here / "hostile", here / "containers"}
+    with_mounts = {here / "mounted", here / "programs", here / "hostile", here / "containers", here / "chaos"}
     reason = None
     if os.geteuid() != 0:
         reason = "mounting needs root"

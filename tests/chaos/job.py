@@ -1,0 +1,222 @@
+"""The chaos job: tenants that come, work, check what they see and go, while daemon and controller are killed.
+
+A seed gives the operations of each tenant and the moments of the kills. At the end all is compared: contents with the
+models, the books with the tmpfs to the byte (I1), limits with what they were, and the host with what it was.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sharedfs import pools
+from tests.chaos.worker import SLICE_BYTES, XATTR
+from tests.support.mount import MountedPool
+from tests.support.tenants import JOIN_AND_EXEC, Tenant, Tenants, wait_until
+
+_WORKER = Path(__file__).with_name("worker.py")
+_LIMIT_BYTES = 128 << 20
+# A daemon that dies younger than a second is a failure to the keeper, which starts the next one later and later.
+_PAUSE_SECONDS = (0.7, 2.5)
+_PATIENCE_SECONDS = 60.0
+
+
+@dataclass
+class Figures:
+    """What the job prints."""
+
+    seed: int
+    seconds: float = 0.0
+    kills: int = 0
+    reloads: int = 0
+    controller_kills: int = 0
+    tenants: int = 0
+    operations: int = 0
+    longest_stall_seconds: float = 0.0
+    longest_stall_in: str = ""
+    errors: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self), indent=2)
+
+
+@dataclass
+class _Running:
+    tenant: Tenant
+    directory: Path
+    process: subprocess.Popen[str]
+
+
+class Chaos:
+    """`run` returns the figures; errors are among them."""
+
+    def __init__(self, pool: MountedPool, tenants: Tenants, seed: int, workers: int) -> None:
+        self._pool = pool
+        self._tenants = tenants
+        self._random = random.Random(seed)
+        self._workers = workers
+        self._running: list[_Running | None] = [None] * workers
+        self._over = threading.Event()
+        self._controller: subprocess.Popen[bytes] | None = None
+        self.figures = Figures(seed)
+
+    def run(self, seconds: float, progress: Callable[[Figures], None] = lambda figures: None) -> Figures:
+        started = time.monotonic()
+        shared = self._pool.path / "shared"
+        shared.write_bytes(bytes(self._workers * SLICE_BYTES))
+        keeper_descriptors = self._keeper_descriptors()
+        self._start_controller()
+        killer = threading.Thread(target=self._kill, args=(random.Random(self._random.random()),))
+        killer.start()
+        try:
+            while time.monotonic() - started < seconds and not self.figures.errors:
+                for place in range(self._workers):
+                    self._look_after(place)
+                progress(self.figures)
+                time.sleep(0.05)
+        finally:
+            self._over.set()
+            killer.join()
+            for place in range(self._workers):
+                self._end(place)
+            self._stop_controller()
+        if not self.figures.errors:
+            shared.unlink()
+            self._compare(keeper_descriptors)
+        self.figures.seconds = round(time.monotonic() - started, 1)
+        return self.figures
+
+    # -- tenants -----------------------------------------------------------------------------------------------------
+
+    def _look_after(self, place: int) -> None:
+        running = self._running[place]
+        if running is None:
+            self._start(place)
+        elif running.process.poll() is not None:
+            self._end(place)
+
+    def _start(self, place: int) -> None:
+        self.figures.tenants += 1
+        tenant = self._tenants.make(f"t{self.figures.tenants}", _LIMIT_BYTES)
+        directory = self._pool.path / f"t{self.figures.tenants}"
+        directory.mkdir()
+        seed, operations = self._random.getrandbits(32), self._random.choice((50, 500, 3000))
+        arguments = map(str, (_WORKER, directory, self._pool.path / "shared", place, seed, operations))
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", JOIN_AND_EXEC, str(tenant.directory), sys.executable, "-S", "-E", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._running[place] = _Running(tenant, directory, process)
+        with (self._pool.path / "shared").open("r+b") as shared:  # who was there before left its bytes
+            shared.seek(place * SLICE_BYTES)
+            shared.write(bytes(SLICE_BYTES))
+
+    def _end(self, place: int) -> None:
+        """The tenant's process ends; what it left is compared with what it says, and removed with its cgroup."""
+        running, self._running[place] = self._running[place], None
+        if running is None:
+            return
+        said, complaint = running.process.communicate(timeout=_PATIENCE_SECONDS)
+        if running.process.returncode != 0:
+            self.figures.errors.append(complaint[-2000:])
+            return
+        report = json.loads(said)
+        self.figures.operations += report["operations"]
+        if report["longest_stall"] > self.figures.longest_stall_seconds:
+            self.figures.longest_stall_seconds = round(report["longest_stall"], 3)
+            self.figures.longest_stall_in = report["stalled_in"]
+        found = {entry.name: _fingerprint(Path(entry.path)) for entry in os.scandir(running.directory)}
+        if found != report["files"]:
+            self.figures.errors.append(f"{running.directory} holds {found} and should hold {report['files']}")
+        shutil.rmtree(running.directory)
+        try:  # page faults in holes were charged to it: with the files that goes, and nothing pins its cgroup
+            wait_until(lambda: running.tenant.statistic("shmem") == 0, "no charge is left", _PATIENCE_SECONDS)
+        except AssertionError as failure:
+            self.figures.errors.append(f"{running.tenant.path}: {failure}")
+        running.tenant.exit()
+
+    # -- the killer --------------------------------------------------------------------------------------------------
+
+    def _kill(self, chance: random.Random) -> None:
+        while not self._over.wait(chance.uniform(*_PAUSE_SECONDS)):
+            kind = chance.random()
+            if kind < 0.85:
+                status = self._pool.status_or_none()
+                if status is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(status.daemon_pid, signal.SIGKILL)
+                    self.figures.kills += 1
+            elif kind < 0.92:
+                record = pools.record_at(str(self._pool.path))
+                if record is not None:
+                    os.kill(record.keeper_pid, signal.SIGHUP)
+                    self.figures.reloads += 1
+            elif self._controller is not None:
+                self._controller.kill()
+                self._controller.wait()
+                self.figures.controller_kills += 1
+                self._start_controller()
+
+    def _start_controller(self) -> None:
+        self._controller = subprocess.Popen(
+            [sys.executable, "-m", "controller.cli", "run"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def _stop_controller(self) -> None:
+        if self._controller is not None:
+            self._controller.terminate()
+            self._controller.wait(_PATIENCE_SECONDS)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _compare(self, keeper_descriptors: int) -> None:
+        """All is removed and nobody is there: nothing may be left, of memory, of names, or of descriptors."""
+        errors = self.figures.errors
+        try:
+            self._pool.check_conservation()
+            wait_until(lambda: self._pool.resident_by_statfs() == 0, "all memory is back", _PATIENCE_SECONDS)
+            wait_until(lambda: os.listdir(self._store() / "removed") == [], "removed/ is empty", _PATIENCE_SECONDS)
+            wait_until(
+                lambda: self._keeper_descriptors() == keeper_descriptors,
+                "the keeper holds what it did",
+                _PATIENCE_SECONDS,
+            )
+        except AssertionError as failure:
+            errors.append(str(failure))
+        log = (Path(os.environ["SHAREDFS_RUN_DIR"]) / "pools" / self._pool.name / "daemon.log").read_text()
+        errors += [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line]
+        left = [tenant.path for tenant in self._tenants.left() if tenant.limit() != _LIMIT_BYTES]
+        if left:
+            errors.append(f"limits that were not put back: {left}")
+
+    def _keeper_descriptors(self) -> int:
+        return len(os.listdir(self._keeper() / "fd"))
+
+    def _store(self) -> Path:
+        return next(place for place in (self._keeper() / "fd").iterdir() if (place / "removed").exists())
+
+    def _keeper(self) -> Path:
+        record = pools.record_at(str(self._pool.path))
+        assert record is not None
+        return Path(f"/proc/{record.keeper_pid}")
+
+
+def _fingerprint(path: Path) -> list[object]:
+    """As a worker tells it."""
+    attribute = b""
+    with suppress(OSError):
+        attribute = os.getxattr(path, XATTR)
+    return [hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_nlink, attribute.hex()]
