@@ -1,19 +1,112 @@
-"""Who pays for a class: one small interface, a file each, so that rules can be compared on the same books.
+"""Who pays for a page: one interface, a file for each answer, so that answers can be compared on the same pages.
 
-A policy answers for one class at a time, so a bill costs time in classes, never in pages.
+A policy is a set of pure rules about one page, and there are two ways to apply it:
+
+- *On live books* it is asked `charge` for each sharing class: who pays what of these bytes. Nothing else is needed
+  for a policy whose answer follows from who owns a page and who uses it. Those with `needs_history` have no such
+  answer.
+- *On a trace* (the lab) it also says what becomes of a page at each event, and `charge` is asked for each sort of page.
+
+Either way a bill costs time in sorts of pages, and is rounded once for each. The rules know nothing of files, clocks or
+arrays: `controller/lab/machine.py` applies them to millions of pages at once.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Protocol
 
-from controller.billing.books import SharingClass
+from controller.billing.page import Kind, Page, Place
 from sharedfs.kernel.cgroups import CgroupRef
 
+Parts = Mapping[CgroupRef, int]
+"""What each cgroup pays, in bytes. What nobody pays is not in it."""
 
-class Policy(Protocol):
+
+class Held(Protocol):
+    """Pages that are alike: a sharing class of the live books, or a `Page`."""
+
     @property
-    def name(self) -> str:
-        """How the configuration names it."""
+    def owner(self) -> CgroupRef | None: ...
+    @property
+    def users(self) -> frozenset[CgroupRef]: ...
+    @property
+    def mapped(self) -> frozenset[CgroupRef]: ...
 
-    def charge(self, held: SharingClass, held_bytes: int) -> Mapping[CgroupRef, int]:
-        """What each tenant pays of `held_bytes`; what nobody pays is unclaimed."""
+
+class NeedsHistory(Exception):
+    """The live books do not say what this policy would have to know: it can be replayed only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What policies that weigh accesses look at: how often each tenant accessed each file, and its budget in bytes.
+
+    `accesses` fade; `latest` are those since the last bill.
+    """
+
+    accesses: Mapping[int, Mapping[CgroupRef, int]] = field(default_factory=dict)
+    latest: Mapping[int, Mapping[CgroupRef, int]] = field(default_factory=dict)
+    budgets: Mapping[CgroupRef, int] = field(default_factory=dict)
+
+
+class Policy(ABC):
+    """`conserves`: the parts of a resident page's bytes are never more than these bytes, so that a bill adds up (I1).
+
+    `weighs_accesses`: the bill changes with how often files are used. `ages`: touches are forgotten after a while.
+    """
+
+    name: ClassVar[str]
+    conserves: ClassVar[bool] = True
+    needs_history: ClassVar[bool] = False
+    weighs_accesses: ClassVar[bool] = False
+    ages: ClassVar[bool] = False
+
+    # -- who pays
+
+    @abstractmethod
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        """What each tenant pays of `held_bytes`; what nobody pays is unclaimed. Raises NeedsHistory."""
+
+    def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
+        """The bill of everything that is resident, where files matter. Only for policies that weigh accesses."""
+        raise NotImplementedError
+
+    # -- what becomes of a page; each returns an equal page when nothing changes
+
+    @abstractmethod
+    def allocate(self, page: Page, tenant: CgroupRef) -> Page:
+        """`tenant` wrote to a page, which made it resident if it was not."""
+
+    @abstractmethod
+    def touch(self, page: Page, tenant: CgroupRef) -> Page:
+        """`tenant` read or wrote a page that is there."""
+
+    def map(self, page: Page, tenant: CgroupRef) -> Page:
+        """`tenant` has the page in a page table from now on."""
+        return self.touch(page, tenant)
+
+    def unmap(self, page: Page, tenant: CgroupRef) -> Page:
+        return page
+
+    def swap(self, page: Page) -> Page:
+        """Memory was short, and the kernel wrote the page to swap."""
+        if page.place is not Place.RESIDENT or page.kind is not Kind.SHMEM:
+            return page
+        return replace(page, place=Place.SWAPPED)
+
+    def free(self, page: Page) -> Page:
+        """Truncated, punched or deleted: nobody is charged for it any more."""
+        return page.absent()
+
+    @abstractmethod
+    def exit(self, page: Page, tenant: CgroupRef) -> Page:
+        """`tenant` was removed. Asked for pages only that name it (`Page.tenants`)."""
+
+    def visits(self, page: Page, tenant: CgroupRef) -> bool:
+        """Whether `exit` has to look at each such page, and not at the sort of page once."""
+        return False
+
+    def age(self, page: Page) -> Page:
+        """A generation has passed."""
+        return page

@@ -1,16 +1,17 @@
-"""Those who use a class pay for it in equal parts, whoever touched it first."""
+"""Those who use a page pay for it in equal parts, whoever touched it first: the controller that Li outlined.
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+A controller of its own owns what is shared and tracks each use; no charge moves over time, and there are no zombies.
+What it gives up: uses have to be seen, and forgetting them takes time, so a bill is late by as much (`--idle`); and
+equal parts do not tell who uses a page a thousand times from who used it once.
+"""
 
-from controller.billing.books import SharingClass
+from controller.billing.policies import Held, Parts
+from controller.billing.policies.kinds import ByUse
 from controller.billing.split import split
-from sharedfs.kernel.cgroups import CgroupRef
 
 
-@dataclass(frozen=True, slots=True)
-class Proportional:
-    name: str = "proportional"
+class Proportional(ByUse):
+    name = "proportional"
 
-    def charge(self, held: SharingClass, held_bytes: int) -> Mapping[CgroupRef, int]:
+    def charge(self, held: Held, held_bytes: int) -> Parts:
         return split(held_bytes, held.users)

@@ -1,0 +1,105 @@
+"""What a policy knows about a page, for those that have a memory: the lab's counterpart of a sharing class.
+
+A `Page` is immutable and says nothing about which page it is. So there are few different ones, and a rule that makes
+one page of another is worked out once for all pages that are alike (`controller/lab/machine.py`). A policy fills in
+what it looks at and leaves the rest as it is: the fewer fields differ, the fewer pages there are.
+
+Whoever uses a page is known as the ledger knows it (docs/design.md, "The ledger"), in two generations of touches.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from sharedfs.kernel.cgroups import CgroupRef
+
+Tenants = frozenset[CgroupRef]
+NO_TENANTS: Tenants = frozenset()
+ROOT = CgroupRef("/", 0)
+
+
+class Kind(Enum):
+    """What stands behind a page, which decides how it can be got rid of."""
+
+    SHMEM = 0
+    """tmpfs, memfd, SysV: nothing but swap."""
+    CACHE = 1
+    """A file on a disk: it can be dropped, and is read again."""
+    PINNED = 2
+    """Locked, or in use by a device: it stays where it is."""
+
+
+class Place(Enum):
+    ABSENT = 0
+    RESIDENT = 1
+    SWAPPED = 2
+    EVICTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """`owner` is the cgroup that is charged. `orphan`: it was removed, and the charge holds on to what is left of it.
+
+    `parked`: whoever touches the page next is to be charged for it. `recent` and `older` touched it in this generation
+    and in the one before, `mapped` have it in a page table. `file` tells files apart for policies that do.
+    """
+
+    kind: Kind
+    place: Place = Place.ABSENT
+    owner: CgroupRef | None = None
+    orphan: bool = False
+    parked: bool = False
+    recent: Tenants = NO_TENANTS
+    older: Tenants = NO_TENANTS
+    mapped: Tenants = NO_TENANTS
+    file: int | None = None
+
+    @property
+    def users(self) -> Tenants:
+        return self.recent | self.older | self.mapped
+
+    @property
+    def tenants(self) -> Tenants:
+        """Everybody whose exit may change this page."""
+        return self.users if self.owner is None else self.users | {self.owner}
+
+    def absent(self) -> "Page":
+        return Page(self.kind, file=self.file)
+
+    def charged_to(self, owner: CgroupRef) -> "Page":
+        """Resident, and `owner` pays from now on."""
+        return replace(self, place=Place.RESIDENT, owner=owner, orphan=False, parked=False)
+
+    # -- who uses it: the ledger's rules
+
+    def touched_by(self, tenant: CgroupRef) -> "Page":
+        if tenant in self.recent:
+            return self
+        return replace(self, recent=self.recent | {tenant}, older=self.older - {tenant})
+
+    def mapped_by(self, tenant: CgroupRef) -> "Page":
+        return self if tenant in self.mapped else replace(self, mapped=self.mapped | {tenant})
+
+    def unmapped_by(self, tenant: CgroupRef) -> "Page":
+        """Which counts as a touch: it could use the page until now."""
+        if tenant not in self.mapped:
+            return self
+        return replace(self, mapped=self.mapped - {tenant}).touched_by(tenant)
+
+    def without(self, tenant: CgroupRef) -> "Page":
+        """`tenant` is a user no more. The charge is another matter."""
+        users = tenant in self.recent or tenant in self.older or tenant in self.mapped
+        if not users:
+            return self
+        return replace(self, recent=self.recent - {tenant}, older=self.older - {tenant}, mapped=self.mapped - {tenant})
+
+    def aged(self) -> "Page":
+        """A generation has passed. The last users stay."""
+        if not self.recent and not self.mapped:
+            return self
+        return replace(self, recent=NO_TENANTS, older=self.recent)
+
+
+def parent_of(cgroup: CgroupRef) -> CgroupRef:
+    """The group above, as an account: inode 0, for a trace tells tenants apart and not their parents."""
+    above = cgroup.path.rstrip("/").rpartition("/")[0]
+    return CgroupRef(above or "/", 0)

@@ -1,0 +1,43 @@
+"""The users of a file pay for it in proportion to how often they access it. Outside the article, from research on
+caches.
+
+Who uses a page once a day beside one who uses it all the time pays next to nothing. What it gives up: accesses
+through mappings are not counted by anybody, each access that is must be, and who keeps something in memory
+for others' accesses to pay for gains by accessing it less.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from controller.billing.page import Page
+from controller.billing.policies import Demand, Held, NeedsHistory, Parts
+from controller.billing.policies.kinds import ByUse
+from controller.billing.split import apportion, by_path
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+class AccessWeighted(ByUse):
+    """A user whose accesses nobody counted, such as one that maps the file, weighs as much as one access."""
+
+    name = "access_weighted"
+    needs_history = True
+    weighs_accesses = True
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        raise NeedsHistory("how often each tenant accessed a file")
+
+    def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
+        bill: Counter[CgroupRef] = Counter()
+        for page, held_bytes in holdings.items():
+            counted = demand.accesses.get(-1 if page.file is None else page.file, {})
+            bill.update(by_weight(held_bytes, {user: counted.get(user, 0) or 1 for user in page.users}))
+        return bill
+
+
+def by_weight(total_bytes: int, weights: Mapping[CgroupRef, int]) -> Parts:
+    """`apportion`, for cgroups; nothing for nobody."""
+    if not weights:
+        return {}
+    named = {by_path(cgroup): cgroup for cgroup in weights}
+    parts = apportion(total_bytes, {key: weights[cgroup] for key, cgroup in named.items()})
+    return {named[key]: part for key, part in parts.items()}

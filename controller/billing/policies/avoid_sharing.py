@@ -1,0 +1,24 @@
+"""Nobody shares: each tenant has a copy of what it uses. Hocko's question whether sharing could be just avoided.
+
+Every byte has one user, who pays for it and takes it along. What it gives up is memory: as many copies as there are
+users, and the answer in the room was that users share in order to save memory. What a bill adds up to is more than
+what is resident, and the difference is the price.
+"""
+
+from controller.billing.page import Page
+from controller.billing.policies import Held, Parts
+from controller.billing.policies.kinds import ByUse
+
+
+class AvoidSharing(ByUse):
+    """A copy is there until its owner exits, whether it is looked at or not: nothing ages."""
+
+    name = "avoid_sharing"
+    conserves = False
+    ages = False
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        return dict.fromkeys(held.users, held_bytes)
+
+    def age(self, page: Page) -> Page:
+        return page

@@ -1,0 +1,73 @@
+"""Shared files are paid for by those who want them most, and others are made to wait: after FairRide (NSDI 2016).
+
+Every tenant has a budget of memory and spends it on the files that it accesses most for each byte; a file's cost is
+split evenly among those who spend on it. Who accesses a file on which others spend is blocked with probability
+1/(n + 1), n being how many pay: just so often that it gains nothing by leaving the bill to them. Being blocked is a
+delay as long as a read from disk. What it gives up: some of the sharing, on purpose, and a simple bill.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+from controller.billing.page import Page
+from controller.billing.policies import Demand, Held, NeedsHistory, Parts
+from controller.billing.policies.kinds import ByUse
+from controller.billing.split import by_path, split
+from sharedfs.kernel.cgroups import CgroupRef
+
+Payers = Mapping[int, frozenset[CgroupRef]]
+
+
+class FairRide(ByUse):
+    name = "fairride"
+    needs_history = True
+    weighs_accesses = True
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        raise NeedsHistory("how often each tenant accessed a file")
+
+    def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
+        """Each page is split among those of its users who pay for its file. With none of them it is nobody's."""
+        payers = self.payers(holdings, demand)
+        bill: Counter[CgroupRef] = Counter()
+        for page, held_bytes in holdings.items():
+            bill.update(split(held_bytes, page.users & payers.get(_file(page), frozenset())))
+        return bill
+
+    def payers(self, holdings: Mapping[Page, int], demand: Demand) -> Payers:
+        """Who spends on which file. A tenant without a budget spends on everything that it uses."""
+        wanted: defaultdict[CgroupRef, Counter[int]] = defaultdict(Counter)
+        users: defaultdict[int, set[CgroupRef]] = defaultdict(set)
+        for page, held_bytes in holdings.items():
+            for user in page.users:
+                wanted[user][_file(page)] += held_bytes
+                users[_file(page)].add(user)
+        paying: defaultdict[int, set[CgroupRef]] = defaultdict(set)
+        for tenant in sorted(wanted, key=by_path):
+            left = demand.budgets.get(tenant)
+            worth = {
+                file: demand.accesses.get(file, {}).get(tenant, 0) / held_bytes
+                for file, held_bytes in wanted[tenant].items()
+            }
+            for file in sorted(worth, key=lambda file: (-worth[file], file)):
+                # As if all its users were to pay: what each of them can be sure of.
+                cost_bytes = -(-wanted[tenant][file] // len(users[file]))
+                if left is None or cost_bytes <= left:
+                    paying[file].add(tenant)
+                    left = None if left is None else left - cost_bytes
+        return {file: frozenset(paying[file]) for file in users}
+
+    def delayed(self, holdings: Mapping[Page, int], demand: Demand) -> Mapping[CgroupRef, float]:
+        """How many of the latest accesses are expected to be blocked, by tenant."""
+        delayed: defaultdict[CgroupRef, float] = defaultdict(float)
+        paying = self.payers(holdings, demand)
+        for file, by_tenant in demand.latest.items():
+            payers = paying.get(file, frozenset())
+            for tenant, count in by_tenant.items():
+                if payers and tenant not in payers:
+                    delayed[tenant] += count / (len(payers) + 1)
+        return delayed
+
+
+def _file(page: Page) -> int:
+    return -1 if page.file is None else page.file

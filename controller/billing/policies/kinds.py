@@ -1,0 +1,72 @@
+"""The two families that policies belong to: one cgroup is charged for a page, or its users are known and share.
+
+What every policy of a family does alike is here, and nothing that tells one from another.
+"""
+
+from dataclasses import replace
+
+from controller.billing.page import Page, Place
+from controller.billing.policies import Held, Parts, Policy
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+class OneOwner(Policy):
+    """As the kernel has it: a page is charged to the cgroup that first touched it, and to no other.
+
+    What a family member adds is what happens when that cgroup is removed: `release`.
+    """
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        return {} if held.owner is None else {held.owner: held_bytes}
+
+    def allocate(self, page: Page, tenant: CgroupRef) -> Page:
+        return page.charged_to(tenant) if page.place is Place.ABSENT else self.touch(page, tenant)
+
+    def touch(self, page: Page, tenant: CgroupRef) -> Page:
+        """From swap a page comes back on the books that it left, unless their cgroup was removed meanwhile."""
+        if page.place is Place.EVICTED:
+            return page.charged_to(tenant)
+        if page.place is Place.SWAPPED:
+            return page.charged_to(tenant if page.orphan or page.owner is None else page.owner)
+        return page
+
+    def exit(self, page: Page, tenant: CgroupRef) -> Page:
+        rest = page.without(tenant)
+        return self.release(rest, tenant) if page.owner == tenant else rest
+
+    def release(self, page: Page, tenant: CgroupRef) -> Page:
+        """`tenant`, which is charged for the page, was removed. Here: it becomes a zombie that holds on to the page."""
+        return orphaned(page)
+
+
+class ByUse(Policy):
+    """The users of a page are known, as the ledger knows them, and no charge moves when one of them exits."""
+
+    ages = True
+
+    def allocate(self, page: Page, tenant: CgroupRef) -> Page:
+        return replace(page, place=Place.RESIDENT).touched_by(tenant)
+
+    def touch(self, page: Page, tenant: CgroupRef) -> Page:
+        return back(page).touched_by(tenant) if page.place is not Place.ABSENT else page
+
+    def map(self, page: Page, tenant: CgroupRef) -> Page:
+        return back(page).mapped_by(tenant) if page.place is not Place.ABSENT else page
+
+    def unmap(self, page: Page, tenant: CgroupRef) -> Page:
+        return page.unmapped_by(tenant)
+
+    def exit(self, page: Page, tenant: CgroupRef) -> Page:
+        return page.without(tenant)
+
+    def age(self, page: Page) -> Page:
+        return page.aged()
+
+
+def orphaned(page: Page) -> Page:
+    return page if page.orphan else replace(page, orphan=True)
+
+
+def back(page: Page) -> Page:
+    """In memory again, if it was in swap."""
+    return replace(page, place=Place.RESIDENT) if page.place is Place.SWAPPED else page

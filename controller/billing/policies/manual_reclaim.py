@@ -1,0 +1,34 @@
+"""Before a cgroup is removed its memory is reclaimed by force (`memory.reclaim`): the first of Mercier's non-fixes.
+
+Page cache goes, and is read again by who needs it. Shared memory cannot be dropped; what can be done is to swap it
+out, which makes things worse: others use it and have to bring it back, and the removed group is held by its swap
+entries until they do. What it gives up: the time of everybody who shares. Pinned pages stay in any case.
+"""
+
+from dataclasses import replace
+
+from controller.billing.page import Kind, Page, Place
+from controller.billing.policies import Held, NeedsHistory, Parts
+from controller.billing.policies.evict import evicted
+from controller.billing.policies.kinds import OneOwner, orphaned
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+class ManualReclaim(OneOwner):
+    name = "manual_reclaim"
+    needs_history = True
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        if held.owner is None:
+            raise NeedsHistory("what was swapped out when the owner went, and who brought it back")
+        return super().charge(held, held_bytes)
+
+    def release(self, page: Page, tenant: CgroupRef) -> Page:
+        if page.place is Place.RESIDENT and page.kind is Kind.CACHE:
+            return evicted(page)
+        if page.place is Place.RESIDENT and page.kind is Kind.SHMEM:
+            return replace(orphaned(page), place=Place.SWAPPED)
+        return orphaned(page)
+
+    def visits(self, page: Page, tenant: CgroupRef) -> bool:
+        return page.owner == tenant

@@ -1,0 +1,41 @@
+"""A removed group's pages are taken off its books and charged to whoever touches them next: Wilcox's, in two steps.
+
+Until then they are parked on the parent. The right group is found, for it is the one that uses the page. What it gives
+up: a simple access path, which has to look for parked pages and charge them; and pages that nobody touches stay on
+the parent for good. The one who comes first pays for all others, as before.
+"""
+
+from dataclasses import replace
+
+from controller.billing.page import Page, Place, parent_of
+from controller.billing.policies import Held, NeedsHistory, Parts
+from controller.billing.policies.kinds import OneOwner
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+class RechargeDeferred(OneOwner):
+    name = "recharge_deferred"
+    needs_history = True
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        if held.owner is None:
+            raise NeedsHistory("who touched a page first after its owner had gone")
+        return super().charge(held, held_bytes)
+
+    def touch(self, page: Page, tenant: CgroupRef) -> Page:
+        return claimed(page, tenant) if page.parked else super().touch(page, tenant)
+
+    def release(self, page: Page, tenant: CgroupRef) -> Page:
+        return parked(page, tenant)
+
+    def visits(self, page: Page, tenant: CgroupRef) -> bool:
+        return page.owner == tenant
+
+
+def parked(page: Page, tenant: CgroupRef) -> Page:
+    """Off the books of `tenant` and on its parent's, for whoever comes next."""
+    return replace(page, owner=parent_of(tenant), parked=True)
+
+
+def claimed(page: Page, tenant: CgroupRef) -> Page:
+    return page if page.place is Place.ABSENT else page.charged_to(tenant)

@@ -1,0 +1,54 @@
+"""A removed group's pages are charged to a group that has them mapped: the second of Ahmed's options.
+
+A mapping names a user without doubt. But it says nothing of when: the group may be charged for what it used hours ago,
+all at once and beyond its limit. Where several map a page one of them has to be chosen; here it is the first by path.
+Pages that nobody maps stay on the zombie. What it gives up: that a limit means something to those who keep to it.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from controller.billing.page import Page, Place
+from controller.billing.policies import Held, Parts
+from controller.billing.policies.kinds import OneOwner, orphaned
+from controller.billing.split import by_path
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+class RechargeMapped(OneOwner):
+    """On live books whom the kernel chose at the exit is not known: who would be chosen now is charged."""
+
+    name = "recharge_mapped"
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        if held.owner is None and held.mapped:
+            return {chosen(held.mapped): held_bytes}
+        return super().charge(held, held_bytes)
+
+    def map(self, page: Page, tenant: CgroupRef) -> Page:
+        return mapped(self, page, tenant)
+
+    def unmap(self, page: Page, tenant: CgroupRef) -> Page:
+        return unmapped(page, tenant)
+
+    def release(self, page: Page, tenant: CgroupRef) -> Page:
+        if page.place is Place.RESIDENT and page.mapped:
+            return page.charged_to(chosen(page.mapped))
+        return orphaned(page)
+
+    def visits(self, page: Page, tenant: CgroupRef) -> bool:
+        return page.owner == tenant
+
+
+def chosen(mapped: Collection[CgroupRef]) -> CgroupRef:
+    return min(mapped, key=by_path)
+
+
+def mapped(policy: OneOwner, page: Page, tenant: CgroupRef) -> Page:
+    """The page as `policy` has it after a touch, and in one more page table."""
+    return page if page.place is Place.ABSENT else policy.touch(page, tenant).mapped_by(tenant)
+
+
+def unmapped(page: Page, tenant: CgroupRef) -> Page:
+    """In one page table less. That it was used until now is of no interest to who looks at mappings only."""
+    return replace(page, mapped=page.mapped - {tenant}) if tenant in page.mapped else page

@@ -1,0 +1,55 @@
+"""All policies by name, in the order of docs/policies.md."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from controller.billing.policies import Policy
+from controller.billing.policies.access_weighted import AccessWeighted
+from controller.billing.policies.avoid_sharing import AvoidSharing
+from controller.billing.policies.designated import Designated
+from controller.billing.policies.evict import Evict
+from controller.billing.policies.fairride import FairRide
+from controller.billing.policies.first_touch import FirstTouch
+from controller.billing.policies.hybrid import Hybrid
+from controller.billing.policies.manual_reclaim import ManualReclaim
+from controller.billing.policies.proportional import Proportional
+from controller.billing.policies.recharge_deferred import RechargeDeferred
+from controller.billing.policies.recharge_mapped import RechargeMapped
+from controller.billing.policies.refuse_removal import RefuseRemoval
+from controller.billing.policies.reparent import Reparent
+from controller.billing.policies.shared_parent import SharedParent
+from sharedfs.errors import CallerMistake
+from sharedfs.kernel.cgroups import CgroupRef
+
+_ALL: tuple[Callable[[], Policy], ...] = (
+    FirstTouch,
+    ManualReclaim,
+    Reparent,
+    RechargeMapped,
+    RechargeDeferred,
+    Evict,
+    Hybrid,
+    RefuseRemoval,
+    AvoidSharing,
+    Designated,
+    SharedParent,
+    Proportional,
+    AccessWeighted,
+    FairRide,
+)
+POLICIES: Mapping[str, Callable[[], Policy]] = {make().name: make for make in _ALL}
+DEFAULT = "proportional"
+LIVE = tuple(name for name, make in POLICIES.items() if not make().needs_history)
+"""Those that live books are enough for."""
+
+
+def policy_named(name: str, payer: CgroupRef | None = None) -> Policy:
+    """A fresh policy. `payer` is for `designated`. Raises CallerMistake for an unknown name."""
+    if name not in POLICIES:
+        raise CallerMistake(f"there is no policy {name}: there are {', '.join(POLICIES)}")
+    return Designated(payer) if name == Designated.name else POLICIES[name]()
+
+
+def policies_named(names: Iterable[str], payer: CgroupRef | None = None) -> list[Policy]:
+    """One for each name; "all" stands for all of them. Raises CallerMistake for an unknown name."""
+    wanted = [known for name in names for known in (POLICIES if name == "all" else (name,))]
+    return [policy_named(name, payer) for name in dict.fromkeys(wanted)]

@@ -1,0 +1,26 @@
+"""The removed group's charges go to its parent: the second of Mercier's non-fixes, and what Linux 7.1 came to do.
+
+The zombie is gone, its memory is not: the parent, which never used it, is charged for it, and when that is removed the
+next one up, to the root where nothing is limited. What it gives up: that the charge says anything about use.
+"""
+
+from dataclasses import replace
+
+from controller.billing.page import Page, parent_of
+from controller.billing.policies.kinds import OneOwner
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+class Reparent(OneOwner):
+    name = "reparent"
+
+    def release(self, page: Page, tenant: CgroupRef) -> Page:
+        return to_parent(page, tenant)
+
+    def visits(self, page: Page, tenant: CgroupRef) -> bool:
+        return page.owner == tenant
+
+
+def to_parent(page: Page, tenant: CgroupRef) -> Page:
+    """In memory or in swap, wherever the page is."""
+    return page if tenant.path == "/" else replace(page, owner=parent_of(tenant))

@@ -1,0 +1,17 @@
+"""What is shared belongs to a parent for shared resources, which tracks all groups that use it: Hubbard's suggestion.
+
+No tenant's exit pins anything, and the parent knows whom it serves. What it gives up: that is not a bill. Whoever
+uses alone pays for itself; what several use is on the parent, and on nobody's own limit.
+"""
+
+from controller.billing.policies import Held, Parts
+from controller.billing.policies.kinds import ByUse
+
+
+class SharedParent(ByUse):
+    """What the parent holds is what nobody pays."""
+
+    name = "shared_parent"
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        return dict.fromkeys(held.users, held_bytes) if len(held.users) == 1 else {}

@@ -1,0 +1,218 @@
+"""The replay's slow, obvious twin: a record a page, an event at a time, bills from scratch.
+
+There are no groups, no states and no arrays. It says what a replay means; where the two differ, one of them is wrong.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from controller.billing.page import Kind, Page, Place
+from controller.billing.policies import Demand, Policy
+from controller.billing.policies.access_weighted import AccessWeighted
+from controller.billing.policies.fairride import FairRide
+from controller.billing.policies.proportional import Proportional
+from controller.lab.events import PAGE_BYTES, Event
+from controller.lab.replay import Clocks
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+@dataclass(frozen=True)
+class Row:
+    time_us: int
+    event: Event
+    tenant: int = 0
+    file: int = 0
+    first_page: int = 0
+    last_page: int = 0
+    value: int = 0
+    name: str | None = None
+
+
+@dataclass
+class Books:
+    """One policy's pages."""
+
+    policy: Policy
+    kinds: Sequence[Kind]
+    pages: dict[tuple[int, int], Page] = field(default_factory=dict)
+    moved_at_exit: int = 0
+    moved_on_access: int = 0
+    refaulted: int = 0
+    swapped_in: int = 0
+
+    def play(self, row: Row, tenant: CgroupRef | None) -> None:
+        for number in range(row.first_page, row.last_page + 1):
+            known = row.file if self.policy.weighs_accesses else None
+            before = self.pages.get((row.file, number), Page(self.kinds[row.file], file=known))
+            after = self._after(row.event, before, tenant)
+            self.pages[row.file, number] = after
+            if Place.ABSENT in (before.place, after.place):
+                continue
+            self.refaulted += before.place is Place.EVICTED and after.place is Place.RESIDENT
+            self.swapped_in += before.place is Place.SWAPPED and after.place is Place.RESIDENT
+            self.moved_on_access += before.place is after.place and before.owner != after.owner
+
+    def _after(self, event: Event, page: Page, tenant: CgroupRef | None) -> Page:
+        if event is Event.FREE:
+            return self.policy.free(page)
+        if event is Event.SWAP:
+            return self.policy.swap(page)
+        assert tenant is not None
+        act = {
+            Event.ALLOCATE: self.policy.allocate,
+            Event.TOUCH: self.policy.touch,
+            Event.MAP: self.policy.map,
+            Event.UNMAP: self.policy.unmap,
+        }
+        return act[event](page, tenant)
+
+    def exit(self, tenant: CgroupRef) -> int:
+        """How many pages had to be looked at."""
+        visited = 0
+        for key, page in self.pages.items():
+            if tenant in page.tenants:
+                visited += self.policy.visits(page, tenant)
+                after = self.policy.exit(page, tenant)
+                self.moved_at_exit += page.place is after.place and page.owner != after.owner
+                self.pages[key] = after
+        return visited
+
+    def age(self) -> None:
+        if self.policy.ages:
+            self.pages = {key: self.policy.age(page) for key, page in self.pages.items()}
+
+    def resident(self) -> dict[Page, int]:
+        sorts = Counter(page for page in self.pages.values() if page.place is Place.RESIDENT)
+        return {page: pages * PAGE_BYTES for page, pages in sorts.items()}
+
+    def bill(self, demand: Demand) -> dict[CgroupRef, int]:
+        if self.policy.weighs_accesses:
+            return {tenant: part for tenant, part in self.policy.bill(self.resident(), demand).items() if part}
+        bill: Counter[CgroupRef] = Counter()
+        for page, held_bytes in self.resident().items():
+            bill.update(self.policy.charge(page, held_bytes))
+        return {tenant: part for tenant, part in bill.items() if part}
+
+
+class SlowReplay:
+    """All of it for one policy."""
+
+    def __init__(self, rows: Sequence[Row], policy: Policy, kinds: Sequence[Kind], clocks: Clocks) -> None:
+        self.books = Books(policy, kinds)
+        self.even, self.by_access = Books(Proportional(), kinds), Books(AccessWeighted(), kinds)
+        self.all = (self.books, self.even, self.by_access)
+        self.bills: list[dict[CgroupRef, int]] = [{}, {}, {}]
+        self.paid: Counter[CgroupRef] = Counter()
+        self.error: defaultdict[CgroupRef, float] = defaultdict(float)
+        self.access_error: defaultdict[CgroupRef, float] = defaultdict(float)
+        self.delayed: defaultdict[CgroupRef, float] = defaultdict(float)
+        self.tenants: dict[int, CgroupRef] = {}
+        self.limits: dict[CgroupRef, int] = {}
+        self.alive: set[CgroupRef] = set()
+        self.victims: set[CgroupRef] = set()
+        self.visited: list[int] = []
+        self.totals: list[tuple[int, int]] = []
+        self.weights: Counter[tuple[int, CgroupRef]] = Counter()
+        self.lately: Counter[tuple[int, CgroupRef]] = Counter()
+        self.billed_us = rows[0].time_us
+        self._run(rows, clocks)
+
+    def _run(self, rows: Sequence[Row], clocks: Clocks) -> None:
+        start_us, end_us = rows[0].time_us, rows[-1].time_us
+        periods = (
+            max(1, (end_us - start_us) // clocks.bills),
+            max(1, round(clocks.window_seconds / 2 * 1e6)),
+            max(1, round(clocks.idle_seconds / 2 * 1e6)),
+        )
+        due = sorted(
+            (at_us, order)
+            for order, period_us in enumerate(periods)
+            for at_us in range(start_us + period_us, end_us + 1, period_us)
+        )
+        for row in rows:
+            while due and due[0][0] <= row.time_us:
+                self._ring(*due.pop(0))
+            self._take(row)
+        self._tick(end_us)
+
+    def _ring(self, at_us: int, order: int) -> None:
+        if order == 0:
+            self._tick(at_us)
+        elif order == 1:
+            self.even.age()
+            self.by_access.age()
+        else:
+            self.books.age()
+            for key in self.weights:
+                self.weights[key] //= 2
+
+    def _take(self, row: Row) -> None:
+        if row.event is Event.START:
+            assert row.name is not None
+            tenant = self.tenants[row.tenant] = CgroupRef(row.name, row.tenant + 1)
+            self.alive.add(tenant)
+            if row.value >= 0:
+                self.limits[tenant] = row.value
+        elif row.event is Event.EXIT:
+            self._exit(self.tenants[row.tenant], row.time_us)
+        elif row.event is not Event.FILE:
+            tenant_or_none = self.tenants.get(row.tenant)
+            for books in self.all:
+                books.play(row, tenant_or_none)
+            if row.event in (Event.ALLOCATE, Event.TOUCH):
+                self.lately[row.file, self.tenants[row.tenant]] += max(1, row.value)
+
+    def _exit(self, tenant: CgroupRef, now_us: int) -> None:
+        self._bill(now_us, None)
+        over = self._over()
+        self.alive.discard(tenant)
+        self.visited.append(self.books.exit(tenant))
+        self.even.exit(tenant)
+        self.by_access.exit(tenant)
+        for books in self.all:
+            books.exit(CgroupRef(tenant.path, 0))
+        self._bill(now_us, None)
+        self.victims |= self._over() - over
+        for counts in (self.weights, self.lately):
+            for key in [key for key in counts if key[1] == tenant]:
+                del counts[key]
+
+    def _over(self) -> set[CgroupRef]:
+        return {
+            tenant
+            for tenant, limit in self.limits.items()
+            if tenant in self.alive and self.bills[0].get(tenant, 0) > limit
+        }
+
+    def _tick(self, now_us: int) -> None:
+        self.weights.update(self.lately)
+        limits = {tenant: limit for tenant, limit in self.limits.items() if tenant in self.alive}
+        demand = Demand(_nested(self.weights), _nested(self.lately), limits)
+        self.lately.clear()
+        self._bill(now_us, demand)
+        if isinstance(self.books.policy, FairRide):
+            for tenant, count in self.books.policy.delayed(self.books.resident(), demand).items():
+                self.delayed[tenant] += count
+        self.totals.append((sum(self.books.resident().values()), sum(self.bills[0].values())))
+
+    def _bill(self, now_us: int, demand: Demand | None) -> None:
+        seconds = (now_us - self.billed_us) / 1e6
+        self.billed_us = now_us
+        mine, even, by_access = self.bills
+        for tenant, part in mine.items():
+            self.paid[tenant] += part * seconds  # type: ignore[assignment]
+        for tenant in self.alive:
+            self.error[tenant] += abs(mine.get(tenant, 0) - even.get(tenant, 0)) * seconds
+            self.access_error[tenant] += abs(mine.get(tenant, 0) - by_access.get(tenant, 0)) * seconds
+        for number, books in enumerate(self.all):
+            if demand is not None or not books.policy.weighs_accesses:
+                self.bills[number] = books.bill(demand or Demand())
+
+
+def _nested(counts: Counter[tuple[int, CgroupRef]]) -> dict[int, dict[CgroupRef, int]]:
+    nested: dict[int, dict[CgroupRef, int]] = {}
+    for (file, tenant), count in counts.items():
+        if count:
+            nested.setdefault(file, {})[tenant] = count
+    return nested
