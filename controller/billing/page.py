@@ -7,8 +7,8 @@ what it looks at and leaves the rest as it is: the fewer fields differ, the fewe
 Whoever uses a page is known as the ledger knows it (docs/design.md, "The ledger"), in two generations of touches.
 """
 
-from dataclasses import dataclass, replace
-from enum import Enum
+from enum import IntEnum
+from typing import NamedTuple
 
 from sharedfs.kernel.cgroups import CgroupRef
 
@@ -17,7 +17,7 @@ NO_TENANTS: Tenants = frozenset()
 ROOT = CgroupRef("/", 0)
 
 
-class Kind(Enum):
+class Kind(IntEnum):
     """What stands behind a page, which decides how it can be got rid of."""
 
     SHMEM = 0
@@ -28,15 +28,14 @@ class Kind(Enum):
     """Locked, or in use by a device: it stays where it is."""
 
 
-class Place(Enum):
+class Place(IntEnum):
     ABSENT = 0
     RESIDENT = 1
     SWAPPED = 2
     EVICTED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(NamedTuple):
     """`owner` is the cgroup that is charged. `orphan`: it was removed, and the charge holds on to what is left of it.
 
     `parked`: whoever touches the page next is to be charged for it. `recent` and `older` touched it in this generation
@@ -67,36 +66,36 @@ class Page:
 
     def charged_to(self, owner: CgroupRef) -> "Page":
         """Resident, and `owner` pays from now on."""
-        return replace(self, place=Place.RESIDENT, owner=owner, orphan=False, parked=False)
+        return self._replace(place=Place.RESIDENT, owner=owner, orphan=False, parked=False)
 
     # -- who uses it: the ledger's rules
 
     def touched_by(self, tenant: CgroupRef) -> "Page":
         if tenant in self.recent:
             return self
-        return replace(self, recent=self.recent | {tenant}, older=self.older - {tenant})
+        return self._replace(recent=self.recent | {tenant}, older=self.older - {tenant})
 
     def mapped_by(self, tenant: CgroupRef) -> "Page":
-        return self if tenant in self.mapped else replace(self, mapped=self.mapped | {tenant})
+        return self if tenant in self.mapped else self._replace(mapped=self.mapped | {tenant})
 
     def unmapped_by(self, tenant: CgroupRef) -> "Page":
         """Which counts as a touch: it could use the page until now."""
         if tenant not in self.mapped:
             return self
-        return replace(self, mapped=self.mapped - {tenant}).touched_by(tenant)
+        return self._replace(mapped=self.mapped - {tenant}).touched_by(tenant)
 
     def without(self, tenant: CgroupRef) -> "Page":
         """`tenant` is a user no more. The charge is another matter."""
         users = tenant in self.recent or tenant in self.older or tenant in self.mapped
         if not users:
             return self
-        return replace(self, recent=self.recent - {tenant}, older=self.older - {tenant}, mapped=self.mapped - {tenant})
+        return self._replace(recent=self.recent - {tenant}, older=self.older - {tenant}, mapped=self.mapped - {tenant})
 
     def aged(self) -> "Page":
         """A generation has passed. The last users stay."""
         if not self.recent and not self.mapped:
             return self
-        return replace(self, recent=NO_TENANTS, older=self.recent)
+        return self._replace(recent=NO_TENANTS, older=self.recent)
 
 
 def parent_of(cgroup: CgroupRef) -> CgroupRef:

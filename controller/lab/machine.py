@@ -12,7 +12,7 @@ An exit asks the rule once for each sort of page that names the tenant, and renu
 would cost a kernel is counted, not felt: `ExitCost`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ _UNKNOWN = -1
 # Rounds cost a look at all that is left of a batch: where few groups change again and again, one event after the other
 # is faster.
 _MOST_ROUNDS = 32
+_FEW_EVENTS = 16
 _SPARE_STATES = 1024
 
 
@@ -113,6 +114,8 @@ class Machine:
     def play(self, rows: NDArray[np.int32], groups: NDArray[np.int64]) -> None:
         """Operations (`rows_of`) on groups, in their order."""
         for _ in range(_MOST_ROUNDS):
+            if len(groups) <= _FEW_EVENTS:
+                break
             current = self._states[groups]
             targets = self._targets(rows, current)
             changes = np.flatnonzero(targets != current)
@@ -176,11 +179,11 @@ class Machine:
     def resident(self) -> dict[Page, int]:
         return {page: size for page, size in self.holdings().items() if page.place is Place.RESIDENT}
 
-    def changed(self) -> Iterator[tuple[Page, int]]:
+    def changes(self) -> list[tuple[Page, int]]:
         """The sorts of pages whose bytes are others than at the last call, with their bytes."""
-        for state in self._changed:
-            yield self._pages[state], self._held[state] * PAGE_BYTES
+        changed = [(self._pages[state], self._held[state] * PAGE_BYTES) for state in self._changed]
         self._changed.clear()
+        return changed
 
     @property
     def states(self) -> list[Page]:

@@ -5,13 +5,14 @@ exit, so that what an exit changes is not smeared over a tick.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Demand, Parts
+from controller.billing.policies import Demand, Parts, Policy
 from controller.billing.policies.fairride import FairRide
 from controller.lab.accounts import Accounts
 from controller.lab.machine import ExitCost, Machine
@@ -42,8 +43,9 @@ class Moment:
 
 @dataclass(slots=True)
 class Meter:
-    """The bill of one machine, and its integral."""
+    """The bill of one policy, on a machine that it may share with others, and the bill's integral."""
 
+    policy: Policy
     machine: Machine
     accounts: Accounts
     level: NDArray[np.int64] = field(init=False)
@@ -57,6 +59,7 @@ class Meter:
     delayed: Counter[CgroupRef] = field(default_factory=Counter)
     resident_bytes: int = 0
     swapped_bytes: int = 0
+    _levels: dict[CgroupRef, int] = field(default_factory=dict)
     _parts: dict[Page, tuple[int, Parts]] = field(default_factory=dict)
     _held_by_orphans: Counter[CgroupRef] = field(default_factory=Counter)
 
@@ -79,22 +82,23 @@ class Meter:
                 np.concatenate((column, np.zeros_like(column))) for column in (self.paid, self.error, self.access_error)
             )
 
-    def bill(self, demand: Demand | None) -> None:
+    def bill(self, changes: Iterable[tuple[Page, int]], demand: Demand | None) -> None:
         """A new bill, from what has changed since the last one. Raises BrokenInvariant when it does not conserve (I1).
 
         O(sorts of pages that changed); for a policy that weighs accesses, O(all sorts), and only given a `demand`.
         """
-        policy = self.machine.policy
-        for page, held_bytes in self.machine.changed():
+        policy = self.policy
+        for page, held_bytes in changes:
             self._rebill(page, held_bytes)
         if policy.weighs_accesses:
             if demand is None:
                 return
             resident = self.machine.resident()
-            self.level[:] = 0
+            self._levels = {}
             self._add(policy.bill(resident, demand), 1)
             if isinstance(policy, FairRide):
                 self.delayed.update(policy.delayed(resident, demand))
+        self._draw_up()
         billed_bytes = int(self.level.sum())
         if policy.conserves and billed_bytes > self.resident_bytes:
             raise BrokenInvariant(f"I1: {policy.name} bills {billed_bytes} bytes of {self.resident_bytes}")
@@ -141,17 +145,23 @@ class Meter:
             self._held_by_orphans[page.owner] += held_bytes - before_bytes
         if held_bytes and page.place is not Place.ABSENT:
             parts = {}
-            if page.place is Place.RESIDENT and not self.machine.policy.weighs_accesses:
-                parts = self.machine.policy.charge(page, held_bytes)
+            if page.place is Place.RESIDENT and not self.policy.weighs_accesses:
+                parts = self.policy.charge(page, held_bytes)
             self._parts[page] = held_bytes, parts
             self._add(parts, 1)
 
     def _add(self, parts: Parts, sign: int) -> None:
+        levels = self._levels
         for cgroup, part in parts.items():
-            number = self.accounts.number(cgroup)
-            if number >= len(self.level):
-                self.grow()
-            self.level[number] += sign * part
+            levels[cgroup] = levels.get(cgroup, 0) + sign * part
+
+    def _draw_up(self) -> None:
+        """The bill as a column."""
+        self._levels = {cgroup: level for cgroup, level in self._levels.items() if level}
+        numbers = [self.accounts.number(cgroup) for cgroup in self._levels]
+        self.grow()
+        self.level[:] = 0
+        self.level[numbers] = list(self._levels.values())
 
 
 def jain(values: Column) -> float:

@@ -65,8 +65,20 @@ class Replay:
         self._survey = survey
         self._clocks = clocks
         self._accounts = Accounts()
-        machines = [Machine(policy, survey.groups) for policy in (Proportional(), AccessWeighted(), *policies)]
-        self._even, self._by_access, *self._policies = [Meter(machine, self._accounts) for machine in machines]
+        # The yardsticks have clocks of their own, so they share no machine.
+        self._even, self._by_access = (
+            Meter(policy, Machine(policy, survey.groups), self._accounts)
+            for policy in (Proportional(), AccessWeighted())
+        )
+        self._meters_of: dict[Machine, list[Meter]] = {
+            meter.machine: [meter] for meter in (self._even, self._by_access)
+        }
+        self._policies: list[Meter] = []
+        by_rules: dict[str, Machine] = {}
+        for policy in policies:
+            machine = by_rules.setdefault(policy.rules or policy.name, Machine(policy, survey.groups))
+            self._policies.append(Meter(policy, machine, self._accounts))
+            self._meters_of.setdefault(machine, []).append(self._policies[-1])
         self._meters = [self._even, self._by_access, *self._policies]
         self._now_us = self._billed_us = survey.start_us
         self._tenants: dict[int, CgroupRef] = {}
@@ -105,7 +117,7 @@ class Replay:
             roles={
                 role: self._tenants[number] for role, number in self._trace.roles.items() if number in self._tenants
             },
-            state_bytes=sum(meter.machine.memory_bytes for meter in self._meters),
+            state_bytes=sum(machine.memory_bytes for machine in self._meters_of),
         )
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -137,11 +149,13 @@ class Replay:
         self._bill(demand)
         for meter in self._meters:
             meter.note_tick((self._now_us - self._survey.start_us) / MICROSECONDS)
-            meter.machine.compact()
+        for machine in self._meters_of:
+            machine.compact()
 
     def _age_policies(self) -> None:
-        for meter in self._policies:
-            meter.machine.age()
+        for machine in self._meters_of:
+            if machine not in (self._even.machine, self._by_access.machine):
+                machine.age()
         self._accesses.fade()
 
     def _age_yardsticks(self) -> None:
@@ -156,8 +170,10 @@ class Replay:
             meter.grow()
         for meter in self._meters:
             meter.advance(seconds, self._even, self._by_access)
-        for meter in self._meters:
-            meter.bill(demand)
+        for machine, meters in self._meters_of.items():
+            changes = machine.changes()
+            for meter in meters:
+                meter.bill(changes, demand)
         for meter in self._meters:
             meter.grow()
 
@@ -182,8 +198,8 @@ class Replay:
             rows = np.repeat(rows, lengths)
             starts = np.repeat(groups - np.cumsum(lengths) + lengths, lengths)
             groups = np.arange(len(starts), dtype=np.int64) + starts
-        for meter in self._meters:
-            meter.machine.play(rows, groups)
+        for machine in self._meters_of:
+            machine.play(rows, groups)
         counted = np.flatnonzero(events_of <= Event.TOUCH)
         self._accesses.count(events.file[begin:stop][counted], slots[counted], events.value[begin:stop][counted])
 
@@ -202,8 +218,8 @@ class Replay:
         self._tenants[number] = self._in_slot[slot] = tenant
         self._slot_of[number] = slot
         self._accounts.start(tenant, limit_bytes)
-        for meter in self._meters:
-            meter.machine.start(slot, tenant)
+        for machine in self._meters_of:
+            machine.start(slot, tenant)
 
     def _exit(self, number: int) -> None:
         """Billed just before and just after, to tell what the exit itself changed."""
@@ -214,13 +230,13 @@ class Replay:
         self._bill(None)
         over = [meter.over_limit() for meter in self._policies]
         self._accounts.exit(tenant)
-        costs = [meter.machine.exit(tenant) for meter in self._meters]
-        for meter in self._meters:
+        costs = {machine: machine.exit(tenant) for machine in self._meters_of}
+        for machine in self._meters_of:
             # What drifted to it from below, when it was a parent.
-            meter.machine.exit(CgroupRef(tenant.path, 0))
+            machine.exit(CgroupRef(tenant.path, 0))
         self._bill(None)
-        for meter, cost, before in zip(self._policies, costs[2:], over, strict=True):
-            meter.note_exit(cost, before)
+        for meter, before in zip(self._policies, over, strict=True):
+            meter.note_exit(costs[meter.machine], before)
         self._accesses.forget(slot)
         del self._in_slot[slot]
         self._slot_of[number] = _NO_SLOT

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from errno import ENODEV, ENOENT
 from pathlib import Path
+from typing import NamedTuple
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel.mounts import Mount, mounts
@@ -56,9 +57,11 @@ class CgroupVersion(IntEnum):
     V2 = 2
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupRef:
-    """One cgroup, for as long as it lives. `path` starts with "/", as /proc/PID/cgroup has it, made `readable`."""
+class CgroupRef(NamedTuple):
+    """One cgroup, for as long as it lives. `path` starts with "/", as /proc/PID/cgroup has it, made `readable`.
+
+    A tuple, because bills are sets and sums over millions of these: what it is hashed by is C.
+    """
 
     path: str
     inode: int

@@ -76,6 +76,7 @@ def test_the_replay_and_its_twin_agree(name: str, history: list[Row], cuts: list
     found = survey(trace, lambda rows: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine_module, "_MOST_ROUNDS", rounds)
+        patch.setattr(machine_module, "_FEW_EVENTS", 0)
         patch.setattr(machine_module, "_SPARE_STATES", 0)  # compact as often as can be
         outcome = Replay(trace, found, [policy_named(name, payer)], CLOCKS).run(lambda rows: None)
     slow = SlowReplay(history, policy_named(name, payer), list(Kind), CLOCKS)

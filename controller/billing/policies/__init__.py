@@ -13,7 +13,7 @@ arrays: `controller/lab/machine.py` applies them to millions of pages at once.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 from controller.billing.page import Kind, Page, Place
@@ -54,6 +54,7 @@ class Policy(ABC):
     """`conserves`: the parts of a resident page's bytes are never more than these bytes, so that a bill adds up (I1).
 
     `weighs_accesses`: the bill changes with how often files are used. `ages`: touches are forgotten after a while.
+    `rules`: policies that name the same ones make the same of a page, and differ in the bill only.
     """
 
     name: ClassVar[str]
@@ -61,6 +62,7 @@ class Policy(ABC):
     needs_history: ClassVar[bool] = False
     weighs_accesses: ClassVar[bool] = False
     ages: ClassVar[bool] = False
+    rules: ClassVar[str] = ""
 
     # -- who pays
 
@@ -93,7 +95,7 @@ class Policy(ABC):
         """Memory was short, and the kernel wrote the page to swap."""
         if page.place is not Place.RESIDENT or page.kind is not Kind.SHMEM:
             return page
-        return replace(page, place=Place.SWAPPED)
+        return page._replace(place=Place.SWAPPED)
 
     def free(self, page: Page) -> Page:
         """Truncated, punched or deleted: nobody is charged for it any more."""

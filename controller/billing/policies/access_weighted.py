@@ -20,6 +20,7 @@ class AccessWeighted(ByUse):
     """A user whose accesses nobody counted, such as one that maps the file, weighs as much as one access."""
 
     name = "access_weighted"
+    rules = "use of files"
     needs_history = True
     weighs_accesses = True
 

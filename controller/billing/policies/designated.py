@@ -5,8 +5,6 @@ all others ride free, nobody's limit holds back what they write, and the one tha
 When it is removed, it is the zombie.
 """
 
-from dataclasses import replace
-
 from controller.billing.page import Page, Place
 from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import OneOwner
@@ -27,4 +25,4 @@ class Designated(OneOwner):
     def allocate(self, page: Page, tenant: CgroupRef) -> Page:
         if page.place is not Place.ABSENT:
             return self.touch(page, tenant)
-        return replace(page, place=Place.RESIDENT, owner=self.payer)
+        return page._replace(place=Place.RESIDENT, owner=self.payer)

@@ -5,8 +5,6 @@ in use. It cannot be done to pinned pages, nor to shared memory, which has no ot
 zombie.
 """
 
-from dataclasses import replace
-
 from controller.billing.page import Kind, Page, Place
 from controller.billing.policies import Held, NeedsHistory, Parts
 from controller.billing.policies.kinds import OneOwner, orphaned
@@ -33,4 +31,4 @@ class Evict(OneOwner):
 
 def evicted(page: Page) -> Page:
     """Out of memory, and on nobody's books."""
-    return replace(page, place=Place.EVICTED, owner=None, orphan=False, parked=False)
+    return page._replace(place=Place.EVICTED, owner=None, orphan=False, parked=False)

@@ -20,6 +20,7 @@ Payers = Mapping[int, frozenset[CgroupRef]]
 
 class FairRide(ByUse):
     name = "fairride"
+    rules = "use of files"
     needs_history = True
     weighs_accesses = True
 

@@ -10,3 +10,4 @@ from controller.billing.policies.kinds import OneOwner
 
 class FirstTouch(OneOwner):
     name = "first_touch"
+    rules = "first touch"

@@ -3,8 +3,6 @@
 What every policy of a family does alike is here, and nothing that tells one from another.
 """
 
-from dataclasses import replace
-
 from controller.billing.page import Page, Place
 from controller.billing.policies import Held, Parts, Policy
 from sharedfs.kernel.cgroups import CgroupRef
@@ -45,7 +43,7 @@ class ByUse(Policy):
     ages = True
 
     def allocate(self, page: Page, tenant: CgroupRef) -> Page:
-        return replace(page, place=Place.RESIDENT).touched_by(tenant)
+        return page._replace(place=Place.RESIDENT).touched_by(tenant)
 
     def touch(self, page: Page, tenant: CgroupRef) -> Page:
         return back(page).touched_by(tenant) if page.place is not Place.ABSENT else page
@@ -64,9 +62,9 @@ class ByUse(Policy):
 
 
 def orphaned(page: Page) -> Page:
-    return page if page.orphan else replace(page, orphan=True)
+    return page if page.orphan else page._replace(orphan=True)
 
 
 def back(page: Page) -> Page:
     """In memory again, if it was in swap."""
-    return replace(page, place=Place.RESIDENT) if page.place is Place.SWAPPED else page
+    return page._replace(place=Place.RESIDENT) if page.place is Place.SWAPPED else page

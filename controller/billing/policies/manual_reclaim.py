@@ -5,8 +5,6 @@ out, which makes things worse: others use it and have to bring it back, and the 
 entries until they do. What it gives up: the time of everybody who shares. Pinned pages stay in any case.
 """
 
-from dataclasses import replace
-
 from controller.billing.page import Kind, Page, Place
 from controller.billing.policies import Held, NeedsHistory, Parts
 from controller.billing.policies.evict import evicted
@@ -27,7 +25,7 @@ class ManualReclaim(OneOwner):
         if page.place is Place.RESIDENT and page.kind is Kind.CACHE:
             return evicted(page)
         if page.place is Place.RESIDENT and page.kind is Kind.SHMEM:
-            return replace(orphaned(page), place=Place.SWAPPED)
+            return orphaned(page)._replace(place=Place.SWAPPED)
         return orphaned(page)
 
     def visits(self, page: Page, tenant: CgroupRef) -> bool:

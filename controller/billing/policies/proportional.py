@@ -12,6 +12,7 @@ from controller.billing.split import split
 
 class Proportional(ByUse):
     name = "proportional"
+    rules = "use"
 
     def charge(self, held: Held, held_bytes: int) -> Parts:
         return split(held_bytes, held.users)

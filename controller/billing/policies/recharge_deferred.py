@@ -5,8 +5,6 @@ up: a simple access path, which has to look for parked pages and charge them; an
 the parent for good. The one who comes first pays for all others, as before.
 """
 
-from dataclasses import replace
-
 from controller.billing.page import Page, Place, parent_of
 from controller.billing.policies import Held, NeedsHistory, Parts
 from controller.billing.policies.kinds import OneOwner
@@ -34,7 +32,7 @@ class RechargeDeferred(OneOwner):
 
 def parked(page: Page, tenant: CgroupRef) -> Page:
     """Off the books of `tenant` and on its parent's, for whoever comes next."""
-    return replace(page, owner=parent_of(tenant), parked=True)
+    return page._replace(owner=parent_of(tenant), parked=True)
 
 
 def claimed(page: Page, tenant: CgroupRef) -> Page:

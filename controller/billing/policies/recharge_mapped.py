@@ -6,7 +6,6 @@ Pages that nobody maps stay on the zombie. What it gives up: that a limit means 
 """
 
 from collections.abc import Collection
-from dataclasses import replace
 
 from controller.billing.page import Page, Place
 from controller.billing.policies import Held, Parts
@@ -51,4 +50,4 @@ def mapped(policy: OneOwner, page: Page, tenant: CgroupRef) -> Page:
 
 def unmapped(page: Page, tenant: CgroupRef) -> Page:
     """In one page table less. That it was used until now is of no interest to who looks at mappings only."""
-    return replace(page, mapped=page.mapped - {tenant}) if tenant in page.mapped else page
+    return page._replace(mapped=page.mapped - {tenant}) if tenant in page.mapped else page

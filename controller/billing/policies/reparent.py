@@ -4,8 +4,6 @@ The zombie is gone, its memory is not: the parent, which never used it, is charg
 next one up, to the root where nothing is limited. What it gives up: that the charge says anything about use.
 """
 
-from dataclasses import replace
-
 from controller.billing.page import Page, parent_of
 from controller.billing.policies.kinds import OneOwner
 from sharedfs.kernel.cgroups import CgroupRef
@@ -23,4 +21,4 @@ class Reparent(OneOwner):
 
 def to_parent(page: Page, tenant: CgroupRef) -> Page:
     """In memory or in swap, wherever the page is."""
-    return page if tenant.path == "/" else replace(page, owner=parent_of(tenant))
+    return page if tenant.path == "/" else page._replace(owner=parent_of(tenant))

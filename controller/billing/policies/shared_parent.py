@@ -12,6 +12,7 @@ class SharedParent(ByUse):
     """What the parent holds is what nobody pays."""
 
     name = "shared_parent"
+    rules = "use"
 
     def charge(self, held: Held, held_bytes: int) -> Parts:
         return dict.fromkeys(held.users, held_bytes) if len(held.users) == 1 else {}
