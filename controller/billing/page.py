@@ -70,32 +70,38 @@ class Page(NamedTuple):
 
     # -- who uses it: the ledger's rules
 
+    def is_used_by(self, tenant: CgroupRef) -> bool:
+        return tenant in self.recent or tenant in self.older or tenant in self.mapped
+
     def touched_by(self, tenant: CgroupRef) -> "Page":
         if tenant in self.recent:
             return self
-        return self._replace(recent=self.recent | {tenant}, older=self.older - {tenant})
+        return self._used(self.recent | {tenant}, self.older - {tenant}, self.mapped)
 
     def mapped_by(self, tenant: CgroupRef) -> "Page":
-        return self if tenant in self.mapped else self._replace(mapped=self.mapped | {tenant})
+        return self if tenant in self.mapped else self._used(self.recent, self.older, self.mapped | {tenant})
 
     def unmapped_by(self, tenant: CgroupRef) -> "Page":
         """Which counts as a touch: it could use the page until now."""
         if tenant not in self.mapped:
             return self
-        return self._replace(mapped=self.mapped - {tenant}).touched_by(tenant)
+        return self._used(self.recent, self.older, self.mapped - {tenant}).touched_by(tenant)
 
     def without(self, tenant: CgroupRef) -> "Page":
         """`tenant` is a user no more. The charge is another matter."""
-        users = tenant in self.recent or tenant in self.older or tenant in self.mapped
-        if not users:
+        if not self.is_used_by(tenant):
             return self
-        return self._replace(recent=self.recent - {tenant}, older=self.older - {tenant}, mapped=self.mapped - {tenant})
+        return self._used(self.recent - {tenant}, self.older - {tenant}, self.mapped - {tenant})
 
     def aged(self) -> "Page":
         """A generation has passed. The last users stay."""
         if not self.recent and not self.mapped:
             return self
-        return self._replace(recent=NO_TENANTS, older=self.recent)
+        return self._used(NO_TENANTS, self.recent, self.mapped)
+
+    def _used(self, recent: Tenants, older: Tenants, mapped: Tenants) -> "Page":
+        """By position, for this is what a replay does most: `_replace` takes three times as long."""
+        return Page(self.kind, self.place, self.owner, self.orphan, self.parked, recent, older, mapped, self.file)
 
 
 def parent_of(cgroup: CgroupRef) -> CgroupRef:

@@ -86,7 +86,9 @@ class Machine:
         self._group_pages = groups.pages
         self._pages: list[Page] = []
         self._ids: dict[Page, int] = {}
-        self._named: dict[CgroupRef, set[int]] = {}
+        # Where to look for the pages that name a tenant: those that it owns, and those that have users at all.
+        self._owned: dict[CgroupRef, set[int]] = {}
+        self._used: set[int] = set()
         self._held: list[int] = []
         self._changed: set[int] = set()
         self._tenants: dict[int, CgroupRef] = {}
@@ -141,10 +143,8 @@ class Machine:
         """`tenant` was removed. Pages that name it change once for their sort."""
         visited = sorts = 0
         targets: dict[int, int] = {}
-        for state in sorted(self._named.get(tenant, ())):
+        for state in self._naming(tenant):
             page, pages = self._pages[state], self._held[state]
-            if not pages:
-                continue
             sorts += 1
             after = self.policy.exit(page, tenant)
             if self.policy.visits(page, tenant):
@@ -211,7 +211,7 @@ class Machine:
         renumbered = np.zeros(len(self._pages), dtype=np.int32)
         renumbered[used] = np.arange(len(used), dtype=np.int32)
         self._states = renumbered[self._states]
-        self._pages, self._ids, self._named, self._held = [], {}, {}, []
+        self._pages, self._ids, self._owned, self._used, self._held = [], {}, {}, set(), []
         self._next = np.full((len(self._next), 16), _UNKNOWN, dtype=np.int32)
         for page, pages in kept:
             self._held[self._intern(page)] = pages
@@ -257,13 +257,25 @@ class Machine:
             state = self._ids[page] = len(self._pages)
             self._pages.append(page)
             self._held.append(0)
-            for tenant in page.tenants:
-                self._named.setdefault(tenant, set()).add(state)
+            if page.owner is not None:
+                self._owned.setdefault(page.owner, set()).add(state)
+            if page.recent or page.older or page.mapped:
+                self._used.add(state)
             if state >= self._next.shape[1]:
                 more = np.full((len(self._next), 2 * self._next.shape[1]), _UNKNOWN, dtype=np.int32)
                 more[:, : self._next.shape[1]] = self._next
                 self._next = more
         return state
+
+    def _naming(self, tenant: CgroupRef) -> list[int]:
+        """The sorts of pages that there are and that name `tenant`."""
+        owned = self._owned.get(tenant, set())
+        using = [
+            state
+            for state in self._used
+            if self._held[state] and state not in owned and self._pages[state].is_used_by(tenant)
+        ]
+        return sorted([*using, *(state for state in owned if self._held[state])])
 
     def _move(self, groups: NDArray[np.int64], current: States, targets: States) -> None:
         self._states[groups] = targets

@@ -7,6 +7,7 @@ clients, so a busy hour leaves hundreds of zombies; and the sizes that tools sho
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from controller.billing.page import Kind
 from controller.lab.events import Event, Events
@@ -14,6 +15,7 @@ from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
 
 BUFFER_PAGES = 256 * MIB_PAGES
 BUFFER = 2  # pages: 8 KiB
+HOT, OWN, HOT_SHARE = 256, 128, 0.7
 BACKENDS = 48
 SESSION_SECONDS = 240.0
 SLICE_SECONDS = SESSION_SECONDS / BACKENDS
@@ -22,25 +24,27 @@ LIMIT_BYTES = 64 << 20
 
 
 def generate(random: np.random.Generator, events: int) -> Iterator[Events]:
-    """Sessions begin one after the other and last four minutes; some buffers are far more wanted than others."""
+    """Sessions begin one after the other and last four minutes; all want the same few buffers, and some of their own."""
     slices = int((SECONDS - SESSION_SECONDS) / SLICE_SECONDS)
     accesses = max(4, events // (slices * BACKENDS))
     sheet = Sheet()
     postmaster = sheet.start(0, "/db/postmaster", 1 << 30)
     buffers = sheet.file(0, "shared-buffers", Kind.PINNED)
-    order = random.permutation(BUFFER_PAGES // BUFFER)
-    sessions: list[tuple[float, int]] = []
+    hot = random.choice(BUFFER_PAGES // BUFFER, HOT)
+    sessions: list[tuple[float, int, NDArray[np.int64]]] = []
     for number in range(slices + BACKENDS):
         begin = number * SLICE_SECONDS + 1
         if number < slices:
             backend = sheet.start(begin, f"/db/backend-{number}", LIMIT_BYTES)
             sheet.exit(begin + SESSION_SECONDS, backend)
-            sessions.append((begin, backend))
+            sessions.append((begin, backend, random.choice(BUFFER_PAGES // BUFFER, OWN)))
         sessions = [session for session in sessions if session[0] + SESSION_SECONDS > begin]
-        tenants = random.permutation(np.repeat([backend for _, backend in sessions], accesses))
-        at = np.sort(random.uniform(begin, begin + SLICE_SECONDS - 0.001, len(tenants)))
-        wanted = order[(random.zipf(1.2, len(tenants)) - 1) % len(order)] * BUFFER
-        sheet.add(Event.ALLOCATE, at, tenants, buffers, wanted, wanted + BUFFER - 1, 1)
+        for _, backend, own in sessions:
+            at = np.sort(random.uniform(begin, begin + SLICE_SECONDS - 0.001, accesses))
+            wanted = np.where(
+                random.random(accesses) < HOT_SHARE, random.choice(hot, accesses), random.choice(own, accesses)
+            )
+            sheet.add(Event.ALLOCATE, at, backend, buffers, wanted * BUFFER, wanted * BUFFER + BUFFER - 1, 1)
         yield sheet.turn(begin + SLICE_SECONDS)
     sheet.exit(SECONDS + SESSION_SECONDS, postmaster)
     yield sheet.turn()
