@@ -14,17 +14,23 @@ from controller.api_types import (
     FileUsers,
     GroupBill,
     PlannedWrite,
+    Policies,
+    PolicyShare,
+    PolicyTotal,
     SurvivorBill,
     TenantBill,
+    TenantPolicies,
     Unclaimed,
     UnclaimedLine,
     WritePlan,
 )
 from controller.billing.ancestors import chain
-from controller.billing.bill import Bill
+from controller.billing.bill import Bill, TenantShare, make_bill
 from controller.billing.books import Books, SharingClass, cgroup_of, read_classes, without
 from controller.billing.planner import Plan
 from controller.billing.policies import Policy
+from controller.billing.policies.designated import Designated
+from controller.billing.policies.registry import DEFAULT, LIVE, POLICIES, policy_named
 from controller.billing.settlement import Position
 from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
@@ -150,6 +156,47 @@ def tell_plan(snapshot: Snapshot | None, limits: KernelLimits, *, dry_run: bool)
             for order, state in sorted(states, key=lambda entry: by_path(entry[0].cgroup))
             for write in limits.writes(order)
         ),
+    )
+
+
+def tell_policies(snapshot: Snapshot, active: Policy, payer: CgroupRef | None) -> Policies:
+    """The snapshot's books under every policy that they are enough for; `designated` only when there is a `payer`."""
+    names = [name for name in LIVE if payer is not None or name != Designated.name]
+    tenants = snapshot.bill.tenants
+    bills = {name: make_bill(snapshot.books, tenants, policy_named(name, payer)) for name in names}
+    even = bills[DEFAULT].tenants
+    totals = {}
+    for name, bill in bills.items():
+        billed_bytes = sum(line.share_bytes for line in bill.tenants.values())
+        totals[name] = PolicyTotal(
+            billed_bytes=billed_bytes,
+            nobody_bytes=max(0, bill.pool_resident_bytes - billed_bytes),
+            conserves=policy_named(name).conserves,
+        )
+    listed = sorted({cgroup for bill in bills.values() for cgroup in bill.tenants}, key=by_path)
+    nothing = TenantShare()
+    return Policies(
+        active=active.name,
+        pool_resident_bytes=snapshot.bill.pool_resident_bytes,
+        totals=totals,
+        tenants=tuple(
+            TenantPolicies(
+                tenant=cgroup.path,
+                shares={
+                    name: _beside(bill.tenants.get(cgroup, nothing), even.get(cgroup, nothing))
+                    for name, bill in bills.items()
+                },
+            )
+            for cgroup in listed
+        ),
+        need_history=tuple(name for name in POLICIES if name not in LIVE),
+    )
+
+
+def _beside(line: TenantShare, even: TenantShare) -> PolicyShare:
+    more_bytes = line.share_bytes - even.share_bytes
+    return PolicyShare(
+        share_bytes=line.share_bytes, for_others_bytes=max(0, more_bytes), by_others_bytes=max(0, -more_bytes)
     )
 
 

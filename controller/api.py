@@ -16,6 +16,9 @@ from controller.api_types import (
     Explanation,
     FileUsers,
     Health,
+    Policies,
+    PolicyOrder,
+    PolicyState,
     Unclaimed,
     UsageHistory,
     WritePlan,
@@ -75,6 +78,16 @@ def make_api(controller: Controller) -> FastAPI:
     async def plan() -> WritePlan:
         """The writes of the last settlement: done, put off, or in a dry run what would be."""
         return controller.plan()
+
+    @api.get("/v1/policies")
+    async def policies(payer: Annotated[str | None, Query(description="whom `designated` names")] = None) -> Policies:
+        """The bill of every tenant under every policy that live books are enough for."""
+        return await controller.policies(payer)
+
+    @api.put("/v1/policy")
+    async def set_policy(order: PolicyOrder) -> PolicyState:
+        """Bill and settle by another policy from now on."""
+        return await controller.set_policy(order.name, order.payer)
 
     @api.put("/v1/budget")
     async def set_budget(tenant: Tenant, order: BudgetOrder) -> BudgetState:

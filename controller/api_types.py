@@ -185,6 +185,52 @@ class UsageHistory(_Frozen):
     lines: tuple[HistoryEntry, ...]
 
 
+class PolicyShare(_Frozen):
+    """What a tenant pays under one policy, and how much more (or less) that is than under `proportional`.
+
+    `for_others_bytes` are paid for others, `by_others_bytes` are paid by them; one of the two is 0.
+    """
+
+    share_bytes: int
+    for_others_bytes: int
+    by_others_bytes: int
+
+
+class PolicyTotal(_Frozen):
+    """`nobody_bytes` are on no tenant's bill. A policy that does not conserve bills more than what is resident."""
+
+    billed_bytes: int
+    nobody_bytes: int
+    conserves: bool
+
+
+class TenantPolicies(_Frozen):
+    tenant: str
+    shares: dict[str, PolicyShare]
+
+
+class Policies(_Frozen):
+    """The same books under every policy that they are enough for, by the policies' names."""
+
+    active: str
+    pool_resident_bytes: int
+    totals: dict[str, PolicyTotal]
+    tenants: tuple[TenantPolicies, ...]
+    need_history: tuple[str, ...]
+
+
+class PolicyOrder(_Frozen):
+    """`name` None: the policy of the configuration. `payer` is the tenant that `designated` names."""
+
+    name: str | None
+    payer: str | None = None
+
+
+class PolicyState(_Frozen):
+    active: str
+    payer: str | None
+
+
 class Health(_Frozen):
     """`settlements` counts them since the start; `pools` are those on the bill.
 

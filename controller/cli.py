@@ -159,6 +159,33 @@ def unclaimed(as_json: bool) -> None:
     _answer("unclaimed", as_json, "/v1/unclaimed")
 
 
+@cli.command()
+@click.option("--payer", help="Also show `designated`, as if this tenant had been named. Default: the active payer.")
+@as_json
+def policies(payer: str | None, as_json: bool) -> None:
+    """Every tenant's bill under each policy that the live books are enough for, side by side.
+
+    Example: sharedctl policies --payer /tenants/a
+    """
+    _answer("policies", as_json, "/v1/policies", **({} if payer is None else {"payer": payer}))
+
+
+@cli.command("set-policy")
+@click.argument("name", metavar="POLICY|default")
+@click.option("--payer", help="The tenant that pays for everybody, for `designated`.")
+def set_policy(name: str, payer: str | None) -> None:
+    """Bill by another policy, and let limits follow it, from now on and after restarts.
+
+    `default` goes back to the policy of the configuration file.
+
+    Example: sharedctl set-policy first_touch
+    """
+    from controller.client import ask  # noqa: PLC0415
+
+    answer = ask("PUT", "/v1/policy", {}, {"name": None if name == "default" else name, "payer": payer})
+    click.echo(f"policy {answer['active']}" + (f", paid by {answer['payer']}" if answer["payer"] else ""))
+
+
 @cli.group("what-if", no_args_is_help=False)
 def what_if() -> None:
     """What would be, without doing it.

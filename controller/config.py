@@ -20,7 +20,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    policy: Literal["proportional"] = "proportional"
+    policy: Literal["proportional", "first_touch", "reparent", "recharge_mapped", "refuse_removal", "shared_parent"] = (
+        "proportional"
+    )
     settle: bool = True
     admission: bool = True
     interval_seconds: Annotated[float, Field(ge=0.05, le=60)] = 0.5

@@ -3,15 +3,13 @@
 import fcntl
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import trio
 
 from controller.api import make_api
-from controller.billing.policies import Policy
-from controller.billing.policies.proportional import Proportional
 from controller.config import Config
 from controller.history import History
 from controller.limits import kernel_limits
@@ -25,8 +23,6 @@ from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.unix_http import serve_at
 
 log = logging.getLogger(__name__)
-
-POLICIES: dict[str, Callable[[], Policy]] = {"proportional": Proportional}
 
 
 @contextmanager
@@ -76,10 +72,7 @@ async def _serve(config: Config, limits: KernelLimits, state: State, history: Hi
     # Writes outlive the tasks that ordered them: what is put back must not be undone by a write that lands later.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as writes:
-            policy = POLICIES[config.policy]()
-            controller = Controller(
-                config, policy, limits, state, history, places.pools_directory(), writes, dry_run=dry_run
-            )
+            controller = Controller(config, limits, state, history, places.pools_directory(), writes, dry_run=dry_run)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(controller.keep_settling, name="settle")

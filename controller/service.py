@@ -25,6 +25,8 @@ from controller.api_types import (
     FileUsers,
     Health,
     HistoryEntry,
+    Policies,
+    PolicyState,
     Unclaimed,
     UsageHistory,
     WritePlan,
@@ -36,6 +38,8 @@ from controller.billing.books import without
 from controller.billing.meter import Meter
 from controller.billing.planner import Planner
 from controller.billing.policies import Policy
+from controller.billing.policies.designated import Designated
+from controller.billing.policies.registry import policy_to_settle
 from controller.billing.settlement import Position, raises
 from controller.billing.whatif import due_bytes, what_if_exit
 from controller.config import Config
@@ -49,7 +53,7 @@ from controller.pools import Answer, Feed, PoolBooks, PoolGone, Pools, PoolSilen
 from controller.settler import Readings, Settler
 from controller.state import Budget, State
 from sharedfs import __version__
-from sharedfs.errors import BrokenInvariant, HostFault
+from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
 from sharedfs.kernel.cgroups import CgroupRef, raw_path, readable
 
 log = logging.getLogger(__name__)
@@ -67,7 +71,6 @@ class Controller:
     def __init__(
         self,
         config: Config,
-        policy: Policy,
         limits: KernelLimits,
         state: State,
         history: History,
@@ -77,10 +80,11 @@ class Controller:
         dry_run: bool = False,
     ) -> None:
         self._config = config
-        self._policy = policy
         self._limits = limits
         self._hierarchy = limits.hierarchy
         self._state = state
+        ordered = state.policy()
+        self._policy = self._make_policy(*(ordered or (config.policy, None)))
         self._budgets = state.budgets()
         self._pools = Pools(pools_directory, config.pool_patience_seconds)
         self._settler = Settler(limits, state, nursery, config.write_threads, dry_run=dry_run)
@@ -280,17 +284,51 @@ class Controller:
         """What the last settlement had written, and what it would write and has not yet."""
         return answers.tell_plan(self._snapshot, self._limits, dry_run=self._settler.dry_run)
 
+    async def policies(self, payer: str | None) -> Policies:
+        """`payer` None: the one that is in force, if any. Raises UnknownName."""
+        snapshot = await self.fresh()
+        named = self._payer if payer is None else await self._cgroup(payer)
+        return answers.tell_policies(snapshot, self._policy, named)
+
+    async def set_policy(self, name: str | None, payer: str | None) -> PolicyState:
+        """From the next settlement on, also after a restart. None: the configuration's.
+
+        Raises CallerMistake for a policy that limits cannot follow, UnknownName for a payer that is not there.
+        """
+        cgroup = None if payer is None else await self._cgroup(payer)
+        if (name == Designated.name) != (cgroup is not None):
+            raise CallerMistake(f"{Designated.name} needs a payer, and no other policy has one: --payer TENANT")
+        policy = policy_to_settle(name or self._config.policy, cgroup)
+        path = None if cgroup is None else cgroup.path
+        await trio.to_thread.run_sync(self._state.set_policy, name, path, limiter=self._settler.disk)
+        self._policy = policy
+        await self.fresh()
+        return PolicyState(active=policy.name, payer=path)
+
+    @property
+    def _payer(self) -> CgroupRef | None:
+        return self._policy.payer if isinstance(self._policy, Designated) else None
+
+    def _make_policy(self, name: str, payer: str | None) -> Policy:
+        """A policy that was ordered earlier. The payer may be gone meanwhile; then nobody pays."""
+        return policy_to_settle(name, None if payer is None else self._hierarchy.find(payer))
+
+    async def _cgroup(self, name: str) -> CgroupRef:
+        path = self._path(name)
+        cgroup = await trio.to_thread.run_sync(self._hierarchy.find, path)
+        if cgroup is None:
+            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        return cgroup
+
     async def set_budget(self, name: str, budget: Budget) -> BudgetState:
         """Raises UnknownName where there is no cgroup, NotOursToSet where its manager set a limit.
 
         A budget that is only for reports limits nothing, and goes beside the manager's.
         """
-        path = self._path(name)
-        cgroup = await trio.to_thread.run_sync(self._hierarchy.find, path)
-        if cgroup is None:
-            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        cgroup = await self._cgroup(name)
         if not budget.report_only:
             await self._check_limit_is_ours(cgroup)
+        path = cgroup.path
         await trio.to_thread.run_sync(self._state.set_budget, path, budget, limiter=self._settler.disk)
         self._budgets[path] = budget
         return await self._told_budget(path)

@@ -1,4 +1,4 @@
-"""What must outlive the controller, in SQLite: the operator's budgets, the journal that I6 rests on, and debts' ages.
+"""What must outlive the controller, in SQLite: the operator's orders, the journal that I6 rests on, and debts' ages.
 
 The journal has a line for each cgroup whose limits we have touched: what its manager had set when we came, and every
 value that may be ours. A line is on disk before the write it tells of (synchronous=FULL), so whatever instant we die
@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS budget (
     tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL,
     report_only INTEGER NOT NULL DEFAULT 0       -- 1: no limit is written
 ) STRICT;
+CREATE TABLE IF NOT EXISTS policy (name TEXT NOT NULL, payer TEXT) STRICT; -- the operator's: one row, or none
 CREATE TABLE IF NOT EXISTS journal (
     boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
     found_max INTEGER, found_high INTEGER,       -- NULL is no limit
@@ -95,6 +96,19 @@ class State:
 
     def clear_budget(self, tenant: str) -> None:
         self._change(("DELETE FROM budget WHERE tenant = ?", [(tenant,)]))
+
+    def policy(self) -> tuple[str, str | None] | None:
+        """The name of the operator's policy, and the path of its payer if it has one; None: the configuration's."""
+        row: tuple[str, str | None] | None = self._database.execute("SELECT name, payer FROM policy").fetchone()
+        return row
+
+    def set_policy(self, name: str | None, payer: str | None) -> None:
+        """`name` None: the configuration's again."""
+        self._database.execute("BEGIN")
+        with self._database:
+            self._database.execute("DELETE FROM policy")
+            if name is not None:
+                self._database.execute("INSERT INTO policy VALUES (?, ?)", (name, payer))
 
     def journal(self) -> dict[CgroupRef, Entry]:
         rows = self._database.execute(

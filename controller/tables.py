@@ -183,5 +183,24 @@ def zombies(answer: Answer) -> None:
     print_table(("HELD BY", "FILE", "BELOW", "USED BY", "SIZE", "HOLDS"), holders, texts=4)
 
 
+def policies(answer: Answer) -> None:
+    """A column for each policy; what differs from `proportional` in brackets: + pays for others, - others pay."""
+    names = list(answer["totals"])
+    rows = [(line["tenant"], *(_beside(line["shares"][name]) for name in names)) for line in answer["tenants"]]
+    totals = answer["totals"].values()
+    rows.append(("(nobody)", *(_size(total["nobody_bytes"]) for total in totals)))
+    rows.append(("(billed)", *(_size(total["billed_bytes"]) for total in totals)))
+    heads = [name.upper() + (" *" if name == answer["active"] else "") for name in names]
+    print_table(("TENANT", *heads), rows, texts=1)
+    say(f"resident {_size(answer['pool_resident_bytes'])}. In brackets: paid for others (+), paid by others (-).")
+    say(f"* is active. Replayed from a trace only (`sharedctl lab`): {', '.join(answer['need_history'])}.")
+
+
+def _beside(share: Answer) -> str:
+    more_bytes = share["for_others_bytes"] - share["by_others_bytes"]
+    size = _size(share["share_bytes"])
+    return f"{size} ({'+' if more_bytes > 0 else ''}{_size(more_bytes)})" if more_bytes else size
+
+
 def _size(size_bytes: int | None) -> str:
     return "-" if size_bytes is None else format_size(size_bytes)

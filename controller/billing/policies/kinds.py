@@ -43,7 +43,8 @@ class ByUse(Policy):
     ages = True
 
     def allocate(self, page: Page, tenant: CgroupRef) -> Page:
-        return page._replace(place=Place.RESIDENT).touched_by(tenant)
+        there = page if page.place is Place.RESIDENT else page._replace(place=Place.RESIDENT)
+        return there.touched_by(tenant)
 
     def touch(self, page: Page, tenant: CgroupRef) -> Page:
         return back(page).touched_by(tenant) if page.place is not Place.ABSENT else page

@@ -40,6 +40,8 @@ POLICIES: Mapping[str, Callable[[], Policy]] = {make().name: make for make in _A
 DEFAULT = "proportional"
 LIVE = tuple(name for name, make in POLICIES.items() if not make().needs_history)
 """Those that live books are enough for."""
+SETTLED = tuple(name for name in LIVE if POLICIES[name]().conserves)
+"""Those that limits can follow: what is taken off them is not more than what there is."""
 
 
 def policy_named(name: str, payer: CgroupRef | None = None) -> Policy:
@@ -47,6 +49,15 @@ def policy_named(name: str, payer: CgroupRef | None = None) -> Policy:
     if name not in POLICIES:
         raise CallerMistake(f"there is no policy {name}: there are {', '.join(POLICIES)}")
     return Designated(payer) if name == Designated.name else POLICIES[name]()
+
+
+def policy_to_settle(name: str, payer: CgroupRef | None = None) -> Policy:
+    """A policy that limits can follow. Raises CallerMistake for any other."""
+    policy = policy_named(name, payer)
+    if name not in SETTLED:
+        why = "needs the history of each page" if policy.needs_history else "bills more bytes than there are"
+        raise CallerMistake(f"{name} {why}, so limits cannot follow it: choose one of {', '.join(SETTLED)}")
+    return policy
 
 
 def policies_named(names: Iterable[str], payer: CgroupRef | None = None) -> list[Policy]:

@@ -24,7 +24,7 @@ LIMIT_BYTES = 64 << 20
 
 
 def generate(random: np.random.Generator, events: int) -> Iterator[Events]:
-    """Sessions begin one after the other and last four minutes; all want the same few buffers, and some of their own."""
+    """Sessions begin one after the other and last four minutes; all want the same buffers, and some of their own."""
     slices = int((SECONDS - SESSION_SECONDS) / SLICE_SECONDS)
     accesses = max(4, events // (slices * BACKENDS))
     sheet = Sheet()

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from controller.billing.bill import Bill, TenantShare, make_bill
 from controller.billing.books import Books, SharingClass, read_classes, read_holdings, without
-from controller.billing.policies import Policy
+from controller.billing.policies import Held, Parts
+from controller.billing.policies.first_touch import FirstTouch
 from controller.billing.policies.proportional import Proportional
 from controller.billing.split import apportion, split
 from controller.billing.whatif import due_bytes, swap_due_bytes
@@ -128,19 +129,16 @@ def test_two_share_one_is_alone_and_nobody_claims_the_rest() -> None:
 
 
 @dataclass
-class Greedy:
+class Greedy(FirstTouch):
     """Charges a byte that is not there."""
 
-    name: str = "greedy"
-
-    def charge(self, held: SharingClass, held_bytes: int) -> dict[CgroupRef, int]:
+    def charge(self, held: Held, held_bytes: int) -> Parts:
         return {A: held_bytes + 1}
 
 
 def test_a_policy_that_does_not_conserve_is_caught() -> None:
-    policy: Policy = Greedy()
     with pytest.raises(BrokenInvariant, match="I1"):
-        make_bill([{SharingClass("p", A, frozenset({A}), frozenset(), False): PAGE}], (), policy)
+        make_bill([{SharingClass("p", A, frozenset({A}), frozenset(), False): PAGE}], (), Greedy())
 
 
 def test_a_negative_line_is_caught() -> None:

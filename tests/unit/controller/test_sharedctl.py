@@ -536,3 +536,44 @@ def test_the_api_describes_itself_and_says_errors_in_one_line(host: Host) -> Non
             answer = client.get(url)
             assert answer.status_code == code
             assert isinstance(answer.json()["detail"], str)
+
+
+def test_policies_are_shown_side_by_side_and_limits_follow_the_one_that_is_set(host: Host) -> None:
+    a, b = host.tenant("a", 64 * MIB), host.tenant("b", 64 * MIB)
+    host.pool.files = {"model.bin": [(20 * MIB, (a, b))], "own": [(4 * MIB, (a,))]}
+    controller = host.start()
+    host.bills()
+    assert (host.limit(a), host.limit(b)) == (50 * MIB, 54 * MIB)
+
+    told = host.ask("policies", "--payer", b.path)
+    assert told["active"] == "proportional"
+    assert {"evict", "fairride"} < set(told["need_history"])
+    assert told["totals"]["avoid_sharing"] == {"billed_bytes": 44 * MIB, "nobody_bytes": 0, "conserves": False}
+    assert told["totals"]["shared_parent"] == {"billed_bytes": 4 * MIB, "nobody_bytes": 20 * MIB, "conserves": True}
+    shares = {line["tenant"]: line["shares"] for line in told["tenants"]}
+    assert shares[b.path]["designated"] == {
+        "share_bytes": 24 * MIB,
+        "for_others_bytes": 14 * MIB,
+        "by_others_bytes": 0,
+    }
+    assert shares[a.path]["designated"]["by_others_bytes"] == 14 * MIB
+    assert "24.0M (+14.0M)" in host.ctl("policies", "--payer", b.path)
+    assert "designated" not in host.ask("policies")["totals"]
+
+    assert host.ctl("set-policy", "shared_parent") == "policy shared_parent\n"
+    wait_until(lambda: (host.limit(a), host.limit(b)) == (60 * MIB, 64 * MIB))
+    host.stop(controller)
+    assert host.limit(a) == 64 * MIB
+    host.start()
+    assert host.ask("policies")["active"] == "shared_parent"
+    wait_until(lambda: host.limit(a) == 60 * MIB)
+    host.ctl("set-policy", "designated", "--payer", b.path)
+    wait_until(lambda: (host.limit(a), host.limit(b)) == (64 * MIB, 40 * MIB))
+    assert host.ctl("set-policy", "default") == "policy proportional\n"
+    wait_until(lambda: (host.limit(a), host.limit(b)) == (50 * MIB, 54 * MIB))
+
+    assert "needs the history of each page" in host.ctl("set-policy", "evict", code=2)
+    assert "more bytes than there are" in host.ctl("set-policy", "avoid_sharing", code=2)
+    assert "there is no policy equal" in host.ctl("set-policy", "equal", code=2)
+    assert "--payer" in host.ctl("set-policy", "designated", code=2)
+    assert "no memory cgroup" in host.ctl("policies", "--payer", "/there/is/none", code=2)
