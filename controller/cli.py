@@ -22,7 +22,21 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 tenant_argument = click.argument("tenant")
 
 
-@click.group(no_args_is_help=False, context_settings=CONTEXT)
+class LazyGroup(click.Group):
+    """Knows that there is a lab, and imports it when somebody asks for it: it takes numpy and pyarrow."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "lab"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name != "lab":
+            return super().get_command(context, name)
+        from controller.lab.cli import lab  # noqa: PLC0415
+
+        return lab
+
+
+@click.group(cls=LazyGroup, no_args_is_help=False, context_settings=CONTEXT)
 def cli() -> None:
     """What each tenant pays for the shared memory that it uses, and the controller that settles it.
 

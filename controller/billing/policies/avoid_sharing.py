@@ -5,9 +5,10 @@ users, and the answer in the room was that users share in order to save memory. 
 what is resident, and the difference is the price.
 """
 
-from controller.billing.page import Page
+from controller.billing.page import Page, Place
 from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import ByUse
+from sharedfs.kernel.cgroups import CgroupRef
 
 
 class AvoidSharing(ByUse):
@@ -19,6 +20,18 @@ class AvoidSharing(ByUse):
 
     def charge(self, held: Held, held_bytes: int) -> Parts:
         return dict.fromkeys(held.users, held_bytes)
+
+    def touch(self, page: Page, tenant: CgroupRef) -> Page:
+        """When everybody who had a copy is gone, it has to be made again."""
+        there = page._replace(place=Place.RESIDENT) if page.place is Place.EVICTED else page
+        return super().touch(there, tenant)
+
+    def map(self, page: Page, tenant: CgroupRef) -> Page:
+        return self.touch(page, tenant).mapped_by(tenant) if page.place is not Place.ABSENT else page
+
+    def exit(self, page: Page, tenant: CgroupRef) -> Page:
+        rest = page.without(tenant)
+        return rest if rest.users or page.place is not Place.RESIDENT else rest._replace(place=Place.EVICTED)
 
     def age(self, page: Page) -> Page:
         return page
