@@ -21,12 +21,16 @@ def split(resident_bytes: int, users: Collection[CgroupRef]) -> dict[CgroupRef, 
 
     Raises ValueError for negative bytes or a user named twice.
     """
-    if resident_bytes < 0 or len(set(users)) != len(users):
+    if resident_bytes < 0 or not (isinstance(users, frozenset) or len(set(users)) == len(users)):
         raise ValueError(f"cannot split {resident_bytes} bytes among {users}")
     if not users:
         return {}
     share, rest = divmod(resident_bytes, len(users))
-    return {user: share + (rank < rest) for rank, user in enumerate(sorted(users, key=by_path))}
+    shares = dict.fromkeys(users, share)
+    if rest:
+        for user in sorted(users)[:rest]:  # a cgroup's order is that of `by_path`
+            shares[user] += 1
+    return shares
 
 
 def apportion(total_bytes: int, weights: Mapping[Key, int]) -> dict[Key, int]:

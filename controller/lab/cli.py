@@ -87,7 +87,7 @@ def replay(
     clocks = Clocks(bills, idle, window)
     runs = []
     for path in traces:
-        run = _replay(open_trace(path), policies, payer, clocks)
+        run = replay_trace(open_trace(path), policies, payer, clocks)
         runs.append(run)
         if not as_json:
             from controller.lab import tables  # noqa: PLC0415
@@ -103,7 +103,7 @@ def replay(
             click.echo(f"{report}: open it in a browser")
 
 
-def _replay(trace: StoredTrace, policies: tuple[str, ...], payer: str | None, clocks: Clocks) -> Figures:
+def replay_trace(trace: StoredTrace, policies: tuple[str, ...], payer: str | None, clocks: Clocks) -> Figures:
     with _progress(f"replay {trace.path.name}", 2 * trace.rows) as progress:
         found = survey(trace, progress)
         named = found.first_allocator

@@ -89,7 +89,7 @@ def figures(trace: str, events: int, outcome: Outcome) -> Figures:
         most_alive=found.most_alive,
         files=len(found.groups.kinds),
         groups=len(found.groups),
-        most_resident_bytes=_most(outcome.even.moments, "resident_bytes"),
+        most_resident_bytes=max((_most(meter.moments, "resident_bytes") for meter in outcome.meters), default=0),
         state_bytes=outcome.state_bytes,
         policies=tuple(_policy(outcome, meter) for meter in outcome.meters),
     )
@@ -98,7 +98,7 @@ def figures(trace: str, events: int, outcome: Outcome) -> Figures:
 def _policy(outcome: Outcome, meter: Meter) -> PolicyFigures:
     moments, effects = meter.moments, meter.machine.effects
     tenants = outcome.accounts.is_tenant
-    used = outcome.even.paid[tenants]
+    used = outcome.even.used[tenants]
     paid = meter.paid[tenants]
     whole = max(float(used.sum()), 1.0)
     users = used > 0
@@ -143,13 +143,13 @@ def _policy(outcome: Outcome, meter: Meter) -> PolicyFigures:
 
 def _gain(outcome: Outcome, meter: Meter, number: int) -> float:
     """The part of what a tenant used that it did not pay; negative when it paid for others."""
-    used = float(outcome.even.paid[number])
+    used = float(outcome.even.used[number])
     return (used - float(meter.paid[number])) / used if used else 0.0
 
 
 def _tenants(outcome: Outcome, meter: Meter) -> tuple[TenantFigures, ...]:
     accounts = outcome.accounts
-    columns = (meter.paid, outcome.even.paid, outcome.by_access.paid, meter.error, meter.access_error)
+    columns = (meter.paid, outcome.even.used, outcome.by_access.used, meter.error, meter.access_error)
     return tuple(
         TenantFigures(accounts.cgroups[number].path, *(float(column[number]) for column in columns))
         for number in np.flatnonzero(accounts.is_tenant).tolist()

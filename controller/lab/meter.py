@@ -16,6 +16,7 @@ from controller.billing.policies import Demand, Parts, Policy
 from controller.billing.policies.fairride import FairRide
 from controller.lab.accounts import Accounts
 from controller.lab.machine import ExitCost, Machine
+from controller.lab.yardsticks import Yardsticks
 from sharedfs.errors import BrokenInvariant
 from sharedfs.kernel.cgroups import CgroupRef
 
@@ -67,12 +68,12 @@ class Meter:
         self.level = np.zeros(self.accounts.capacity, dtype=np.int64)
         self.paid, self.error, self.access_error = (np.zeros(self.accounts.capacity) for _ in range(3))
 
-    def advance(self, seconds: float, even: "Meter", by_access: "Meter") -> None:
-        """The bills have held for so long. Call for all meters before any of them has a new bill."""
+    def advance(self, seconds: float, yardsticks: Yardsticks) -> None:
+        """The bill has held for so long. Before anybody has a new one, and all columns are of one length."""
         self.paid += self.level * seconds
         alive = self.accounts.alive
-        self.error += np.abs(self.level - even.level) * alive * seconds
-        self.access_error += np.abs(self.level - by_access.level) * alive * seconds
+        self.error += np.abs(self.level - yardsticks.even.level) * alive * seconds
+        self.access_error += np.abs(self.level - yardsticks.by_access.level) * alive * seconds
 
     def grow(self) -> None:
         """Room for all accounts."""

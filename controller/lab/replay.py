@@ -4,9 +4,7 @@ The trace is read twice: once for its page groups (`survey`), once to play it. B
 everybody (a tenant starts or exits, a generation passes, a bill is due) events are played as one array, by every
 policy's machine.
 
-True use is measured with two yardsticks. Both say that a tenant uses a page for `window_seconds` after it touched it,
-and as long as it has it mapped: far shorter than what policies remember. *Even* use is split evenly among those who use
-a page at that time, *by access* in proportion to how often they accessed the file lately.
+The bills are held against what was truly used (`yardsticks`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.billing.policies import Demand, Policy
-from controller.billing.policies.access_weighted import AccessWeighted
-from controller.billing.policies.proportional import Proportional
 from controller.lab.accesses import Accesses, by_tenant
 from controller.lab.accounts import Accounts
 from controller.lab.events import OWN_EVENTS, PAGE_EVENTS, Event, Events, Trace
 from controller.lab.machine import Machine, rows_of
 from controller.lab.meter import Meter
 from controller.lab.survey import Progress, Survey
+from controller.lab.yardsticks import Yardstick, Yardsticks
 from sharedfs.errors import CallerMistake
 from sharedfs.kernel.cgroups import CgroupRef
 
@@ -47,8 +44,8 @@ class Outcome:
     survey: Survey
     accounts: Accounts
     meters: Sequence[Meter]
-    even: Meter
-    by_access: Meter
+    even: Yardstick
+    by_access: Yardstick
     roles: Mapping[str, CgroupRef]
     state_bytes: int
 
@@ -65,27 +62,21 @@ class Replay:
         self._survey = survey
         self._clocks = clocks
         self._accounts = Accounts()
-        # The yardsticks have clocks of their own, so they share no machine.
-        self._even, self._by_access = (
-            Meter(policy, Machine(policy, survey.groups), self._accounts)
-            for policy in (Proportional(), AccessWeighted())
-        )
-        self._meters_of: dict[Machine, list[Meter]] = {
-            meter.machine: [meter] for meter in (self._even, self._by_access)
-        }
+        self._meters_of: dict[Machine, list[Meter]] = {}
         self._policies: list[Meter] = []
         by_rules: dict[str, Machine] = {}
         for policy in policies:
             machine = by_rules.setdefault(policy.rules or policy.name, Machine(policy, survey.groups))
             self._policies.append(Meter(policy, machine, self._accounts))
             self._meters_of.setdefault(machine, []).append(self._policies[-1])
-        self._meters = [self._even, self._by_access, *self._policies]
         self._now_us = self._billed_us = survey.start_us
         self._tenants: dict[int, CgroupRef] = {}
         self._slot_of = np.full(max(survey.paths, default=0) + 1, _NO_SLOT, dtype=np.int32)
         self._in_slot: dict[int, CgroupRef] = {}
         self._free_slots = list(range(survey.most_alive))[::-1]
         self._accesses = Accesses(len(survey.groups.kinds), survey.most_alive)
+        window_us = round(clocks.window_seconds * MICROSECONDS)
+        self._yardsticks = Yardsticks(survey.groups, survey.most_alive, window_us, self._accesses)
 
     def run(self, progress: Progress) -> Outcome:
         """Raises CallerMistake for a trace that makes no sense, BrokenInvariant for a policy that does not."""
@@ -112,12 +103,12 @@ class Replay:
             survey=self._survey,
             accounts=self._accounts,
             meters=self._policies,
-            even=self._even,
-            by_access=self._by_access,
+            even=self._yardsticks.even,
+            by_access=self._yardsticks.by_access,
             roles={
                 role: self._tenants[number] for role, number in self._trace.roles.items() if number in self._tenants
             },
-            state_bytes=sum(machine.memory_bytes for machine in self._meters_of),
+            state_bytes=sum(machine.memory_bytes for machine in self._meters_of) + self._yardsticks.memory_bytes,
         )
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -127,8 +118,7 @@ class Replay:
         start_us, end_us = self._survey.start_us, self._survey.end_us
         periods = (
             (max(1, (end_us - start_us) // self._clocks.bills), self._tick),
-            (max(1, round(self._clocks.window_seconds / 2 * MICROSECONDS)), self._age_yardsticks),
-            (max(1, round(self._clocks.idle_seconds / 2 * MICROSECONDS)), self._age_policies),
+            (max(1, round(self._clocks.idle_seconds / 2 * MICROSECONDS)), self._age),
         )
         due = [(start_us + period_us, order) for order, (period_us, _) in enumerate(periods)]
         while True:
@@ -147,34 +137,36 @@ class Replay:
         self._accesses.start_over()
         demand = Demand(by_tenant(self._accesses.weights, self._in_slot), latest, self._accounts.budgets())
         self._bill(demand)
-        for meter in self._meters:
+        self._yardsticks.tick(self._now_us, self._accounts)
+        for meter in self._policies:
             meter.note_tick((self._now_us - self._survey.start_us) / MICROSECONDS)
         for machine in self._meters_of:
             machine.compact()
 
-    def _age_policies(self) -> None:
+    def _age(self) -> None:
         for machine in self._meters_of:
-            if machine not in (self._even.machine, self._by_access.machine):
-                machine.age()
+            machine.age()
         self._accesses.fade()
-
-    def _age_yardsticks(self) -> None:
-        self._even.machine.age()
-        self._by_access.machine.age()
 
     def _bill(self, demand: Demand | None) -> None:
         """Bills as of now. Without `demand` policies that weigh accesses keep theirs until the next tick."""
         seconds = (self._now_us - self._billed_us) / MICROSECONDS
         self._billed_us = self._now_us
-        for meter in self._meters:
-            meter.grow()
-        for meter in self._meters:
-            meter.advance(seconds, self._even, self._by_access)
+        self._grow()
+        for meter in self._policies:
+            meter.advance(seconds, self._yardsticks)
+        self._yardsticks.advance(seconds)
         for machine, meters in self._meters_of.items():
             changes = machine.changes()
             for meter in meters:
                 meter.bill(changes, demand)
-        for meter in self._meters:
+        self._grow()
+
+    def _grow(self) -> None:
+        """Room for all accounts, in all columns."""
+        self._yardsticks.even.grow(self._accounts)
+        self._yardsticks.by_access.grow(self._accounts)
+        for meter in self._policies:
             meter.grow()
 
     # -- events --------------------------------------------------------------------------------------------------------
@@ -191,17 +183,19 @@ class Replay:
         if len(strangers):
             number = events.tenant[begin + strangers[0]]
             raise CallerMistake(f"tenant {number} of the trace uses pages before it starts or after it exits")
-        rows = rows_of(events_of, slots)
-        groups = first_group[begin:stop]
-        lengths = stop_group[begin:stop] - groups
-        if (lengths > 1).any():
-            rows = np.repeat(rows, lengths)
-            starts = np.repeat(groups - np.cumsum(lengths) + lengths, lengths)
-            groups = np.arange(len(starts), dtype=np.int64) + starts
-        for machine in self._meters_of:
-            machine.play(rows, groups)
         counted = np.flatnonzero(events_of <= Event.TOUCH)
         self._accesses.count(events.file[begin:stop][counted], slots[counted], events.value[begin:stop][counted])
+        times_us, groups = events.time_us[begin:stop], first_group[begin:stop]
+        lengths = stop_group[begin:stop] - groups
+        if (lengths > 1).any():
+            starts = np.repeat(groups - np.cumsum(lengths) + lengths, lengths)
+            groups = np.arange(len(starts), dtype=np.int64) + starts
+            events_of = np.repeat(events_of, lengths)
+            slots, times_us = np.repeat(slots, lengths), np.repeat(times_us, lengths)
+        rows = rows_of(events_of, slots)
+        for machine in self._meters_of:
+            machine.play(rows, groups)
+        self._yardsticks.play(events_of, slots, groups, times_us)
 
     def _take(self, events: Events, row: int) -> None:
         """A row that concerns everybody. What files are the survey has read."""
@@ -218,6 +212,7 @@ class Replay:
         self._tenants[number] = self._in_slot[slot] = tenant
         self._slot_of[number] = slot
         self._accounts.start(tenant, limit_bytes)
+        self._yardsticks.start(slot, self._accounts.number(tenant))
         for machine in self._meters_of:
             machine.start(slot, tenant)
 
@@ -230,6 +225,7 @@ class Replay:
         self._bill(None)
         over = [meter.over_limit() for meter in self._policies]
         self._accounts.exit(tenant)
+        self._yardsticks.exit(slot)
         costs = {machine: machine.exit(tenant) for machine in self._meters_of}
         for machine in self._meters_of:
             # What drifted to it from below, when it was a parent.

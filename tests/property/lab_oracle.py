@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 
 from controller.billing.page import Kind, Page, Place
 from controller.billing.policies import Demand, Policy
-from controller.billing.policies.access_weighted import AccessWeighted
 from controller.billing.policies.fairride import FairRide
-from controller.billing.policies.proportional import Proportional
 from controller.lab.events import PAGE_BYTES, Event
 from controller.lab.replay import Clocks
 from sharedfs.kernel.cgroups import CgroupRef
@@ -95,14 +93,89 @@ class Books:
         return {tenant: part for tenant, part in bill.items() if part}
 
 
+class TrueUse:
+    """Both yardsticks, page by page."""
+
+    def __init__(self, kinds: Sequence[Kind], window_us: int) -> None:
+        self.kinds = kinds
+        self.window_us = window_us
+        self.there: set[tuple[int, int]] = set()
+        self.swapped: set[tuple[int, int]] = set()
+        self.touched: defaultdict[tuple[int, int], dict[CgroupRef, int]] = defaultdict(dict)
+        self.mapped: defaultdict[tuple[int, int], set[CgroupRef]] = defaultdict(set)
+        self.users: dict[tuple[int, int], set[CgroupRef]] = {}
+        self.weights: dict[tuple[int, CgroupRef], int] = {}
+        self.levels: tuple[dict[CgroupRef, float], dict[CgroupRef, float]] = {}, {}
+
+    def play(self, row: Row, tenant: CgroupRef | None) -> None:
+        for number in range(row.first_page, row.last_page + 1):
+            page = row.file, number
+            if row.event is Event.FREE:
+                self.there.discard(page)
+                self.swapped.discard(page)
+                self.touched[page].clear()
+                self.mapped[page].clear()
+                continue
+            if row.event is Event.ALLOCATE:
+                self.there.add(page)
+            if page not in self.there:
+                continue
+            if row.event is Event.SWAP:
+                if self.kinds[row.file] is Kind.SHMEM:
+                    self.swapped.add(page)
+                continue
+            assert tenant is not None
+            if row.event is Event.UNMAP:
+                if tenant in self.mapped[page]:
+                    self.mapped[page].remove(tenant)
+                    self.touched[page][tenant] = row.time_us
+                continue
+            self.swapped.discard(page)
+            if row.event is Event.MAP:
+                self.mapped[page].add(tenant)
+            else:
+                self.touched[page][tenant] = row.time_us
+
+    def tick(self, now_us: int, weights: Counter[tuple[int, CgroupRef]]) -> None:
+        self.weights = dict(weights)
+        self.users = {page: self._users(page, now_us) for page in self.there - self.swapped}
+        self._measure()
+
+    def _users(self, page: tuple[int, int], now_us: int) -> set[CgroupRef]:
+        touched, mapped = self.touched[page], self.mapped[page]
+        lately = {tenant for tenant, at_us in touched.items() if at_us >= now_us - self.window_us}
+        if lately or mapped:
+            return lately | mapped
+        latest_us = max(touched.values(), default=0)
+        return {tenant for tenant, at_us in touched.items() if at_us >= latest_us - self.window_us}
+
+    def exit(self, tenant: CgroupRef) -> None:
+        for users in (*self.touched.values(), *self.mapped.values(), *self.users.values()):
+            if isinstance(users, dict):
+                users.pop(tenant, None)
+            else:
+                users.discard(tenant)
+        self._measure()
+
+    def _measure(self) -> None:
+        even: defaultdict[CgroupRef, float] = defaultdict(float)
+        by_access: defaultdict[CgroupRef, float] = defaultdict(float)
+        for (file, _), users in self.users.items():
+            weights = {user: max(1, self.weights.get((file, user), 0)) for user in users}
+            for user, weight in weights.items():
+                even[user] += PAGE_BYTES / len(users)
+                by_access[user] += PAGE_BYTES * weight / sum(weights.values())
+        self.levels = even, by_access
+
+
 class SlowReplay:
     """All of it for one policy."""
 
     def __init__(self, rows: Sequence[Row], policy: Policy, kinds: Sequence[Kind], clocks: Clocks) -> None:
         self.books = Books(policy, kinds)
-        self.even, self.by_access = Books(Proportional(), kinds), Books(AccessWeighted(), kinds)
-        self.all = (self.books, self.even, self.by_access)
-        self.bills: list[dict[CgroupRef, int]] = [{}, {}, {}]
+        self.true = TrueUse(kinds, round(clocks.window_seconds * 1e6))
+        self.level: dict[CgroupRef, int] = {}
+        self.used: defaultdict[CgroupRef, float] = defaultdict(float)
         self.paid: Counter[CgroupRef] = Counter()
         self.error: defaultdict[CgroupRef, float] = defaultdict(float)
         self.access_error: defaultdict[CgroupRef, float] = defaultdict(float)
@@ -122,7 +195,6 @@ class SlowReplay:
         start_us, end_us = rows[0].time_us, rows[-1].time_us
         periods = (
             max(1, (end_us - start_us) // clocks.bills),
-            max(1, round(clocks.window_seconds / 2 * 1e6)),
             max(1, round(clocks.idle_seconds / 2 * 1e6)),
         )
         due = sorted(
@@ -139,9 +211,6 @@ class SlowReplay:
     def _ring(self, at_us: int, order: int) -> None:
         if order == 0:
             self._tick(at_us)
-        elif order == 1:
-            self.even.age()
-            self.by_access.age()
         else:
             self.books.age()
             for key in self.weights:
@@ -158,8 +227,8 @@ class SlowReplay:
             self._exit(self.tenants[row.tenant], row.time_us)
         elif row.event is not Event.FILE:
             tenant_or_none = self.tenants.get(row.tenant)
-            for books in self.all:
-                books.play(row, tenant_or_none)
+            self.books.play(row, tenant_or_none)
+            self.true.play(row, tenant_or_none)
             if row.event in (Event.ALLOCATE, Event.TOUCH):
                 self.lately[row.file, self.tenants[row.tenant]] += max(1, row.value)
 
@@ -167,11 +236,9 @@ class SlowReplay:
         self._bill(now_us, None)
         over = self._over()
         self.alive.discard(tenant)
+        self.true.exit(tenant)
         self.visited.append(self.books.exit(tenant))
-        self.even.exit(tenant)
-        self.by_access.exit(tenant)
-        for books in self.all:
-            books.exit(CgroupRef(tenant.path, 0))
+        self.books.exit(CgroupRef(tenant.path, 0))
         self._bill(now_us, None)
         self.victims |= self._over() - over
         for counts in (self.weights, self.lately):
@@ -182,7 +249,7 @@ class SlowReplay:
         return {
             tenant
             for tenant, limit in self.limits.items()
-            if tenant in self.alive and self.bills[0].get(tenant, 0) > limit
+            if tenant in self.alive and self.level.get(tenant, 0) > limit
         }
 
     def _tick(self, now_us: int) -> None:
@@ -191,23 +258,24 @@ class SlowReplay:
         demand = Demand(_nested(self.weights), _nested(self.lately), limits)
         self.lately.clear()
         self._bill(now_us, demand)
+        self.true.tick(now_us, self.weights)
         if isinstance(self.books.policy, FairRide):
             for tenant, count in self.books.policy.delayed(self.books.resident(), demand).items():
                 self.delayed[tenant] += count
-        self.totals.append((sum(self.books.resident().values()), sum(self.bills[0].values())))
+        self.totals.append((sum(self.books.resident().values()), sum(self.level.values())))
 
     def _bill(self, now_us: int, demand: Demand | None) -> None:
         seconds = (now_us - self.billed_us) / 1e6
         self.billed_us = now_us
-        mine, even, by_access = self.bills
-        for tenant, part in mine.items():
+        for tenant, part in self.level.items():
             self.paid[tenant] += part * seconds  # type: ignore[assignment]
+        even, by_access = self.true.levels
         for tenant in self.alive:
-            self.error[tenant] += abs(mine.get(tenant, 0) - even.get(tenant, 0)) * seconds
-            self.access_error[tenant] += abs(mine.get(tenant, 0) - by_access.get(tenant, 0)) * seconds
-        for number, books in enumerate(self.all):
-            if demand is not None or not books.policy.weighs_accesses:
-                self.bills[number] = books.bill(demand or Demand())
+            self.used[tenant] += even.get(tenant, 0) * seconds
+            self.error[tenant] += abs(self.level.get(tenant, 0) - even.get(tenant, 0)) * seconds
+            self.access_error[tenant] += abs(self.level.get(tenant, 0) - by_access.get(tenant, 0)) * seconds
+        if demand is not None or not self.books.policy.weighs_accesses:
+            self.level = self.books.bill(demand or Demand())
 
 
 def _nested(counts: Counter[tuple[int, CgroupRef]]) -> dict[int, dict[CgroupRef, int]]:

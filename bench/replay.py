@@ -1,0 +1,123 @@
+#!/usr/bin/env python3
+"""How fast the lab replays a trace under all policies, and in how much memory.
+
+    PYTHONPATH=. python bench/replay.py [--events N] [--scenario NAME] [--policy NAME]...
+
+Writes the trace to a temporary directory first, as `sharedctl lab generate` would, and replays it from there in a
+process of its own, whose peak memory is measured. Also, where polars is installed, the innermost step of the replay
+(which of a million events change anything, and how many groups that concerns) in numpy and in polars.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from controller.lab.cli import replay_trace
+from controller.lab.replay import Clocks
+from controller.lab.scenarios.catalogue import scenario_named
+from controller.lab.trace import TraceWriter, open_trace
+
+_MILLION = 1_000_000
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.replay is not None:
+        print(json.dumps(_measure(arguments.replay, arguments.policy)))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "trace.parquet"
+        started = time.perf_counter()
+        with TraceWriter(path) as writer:
+            for batch in scenario_named(arguments.scenario).generate(1, arguments.events):
+                writer.write(batch)
+        took = time.perf_counter() - started
+        print(f"{arguments.scenario}: {writer.rows:,} events written in {took:.1f} s,", end=" ")
+        print(f"{path.stat().st_size / writer.rows:.1f} bytes an event", flush=True)
+        policies = [word for name in arguments.policy for word in ("--policy", name)]
+        command = [sys.executable, __file__, "--replay", str(path), *policies]
+        told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(
+            f"replayed under {told['policies']} policies in {told['seconds']:.1f} s"
+            f" ({told['cpu_seconds']:.1f} s of CPU):"
+            f" {writer.rows / told['seconds'] / _MILLION:.2f} million events a second;"
+            f" {told['groups']:,} page groups, {told['tenants']:,} tenants, peak memory {told['peak_mib']:,} MiB"
+        )
+    _compare_steps()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=100 * _MILLION)
+    parser.add_argument("--scenario", default="database")
+    parser.add_argument("--policy", action="append")
+    parser.add_argument("--replay", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.policy = arguments.policy or ["all"]
+    return arguments
+
+
+def _measure(path: Path, policies: list[str]) -> dict[str, float]:
+    started, cpu = time.perf_counter(), time.process_time()
+    run = replay_trace(open_trace(path), tuple(policies), None, Clocks())
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        "policies": len(run.policies),
+        "groups": run.groups,
+        "tenants": run.tenants,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
+
+
+def _compare_steps() -> None:
+    try:
+        import polars as pl  # noqa: PLC0415 - may be missing
+    except ImportError:
+        print("polars is not installed: nothing to compare numpy with")
+        return
+    random = np.random.default_rng(1)
+    groups = random.integers(0, 30_000, _MILLION)
+    rows = random.integers(0, 200, _MILLION)
+    states = random.integers(0, 500, 30_000).astype(np.int32)
+    table = np.broadcast_to(np.arange(500, dtype=np.int32), (200, 500)).copy()
+    table[:, ::100] = 7  # one state in a hundred changes
+    flat = table.ravel()
+
+    def in_numpy() -> int:
+        current = states[groups]
+        changes = np.flatnonzero(flat.take(rows * 500 + current) != current)
+        return len(np.unique(groups[changes], return_index=True)[1])
+
+    frame = pl.DataFrame({"group": groups, "row": rows})
+    states_of = pl.DataFrame({"group": np.arange(30_000), "state": states.astype(np.int64)})
+    targets = pl.DataFrame({"key": np.arange(len(flat)), "target": flat.astype(np.int64)})
+
+    def in_polars() -> int:
+        joined = frame.with_row_index("at").join(states_of, on="group")
+        joined = joined.with_columns((pl.col("row") * 500 + pl.col("state")).alias("key")).join(targets, on="key")
+        return joined.filter(pl.col("target") != pl.col("state")).group_by("group").agg(pl.col("at").min()).height
+
+    assert in_numpy() == in_polars()
+    print(f"a million events: numpy {_best(in_numpy):.1f} ms, polars {_best(in_polars):.1f} ms")
+
+
+def _best(work: Callable[[], object]) -> float:
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return 1000 * min(times)
+
+
+if __name__ == "__main__":
+    main()
