@@ -96,9 +96,12 @@ class Meter:
                 return
             resident = self.machine.resident()
             self._levels = {}
-            self._add(policy.bill(resident, demand), 1)
             if isinstance(policy, FairRide):
-                self.delayed.update(policy.delayed(resident, demand))
+                parts, delayed = policy.bill_and_delays(resident, demand)
+                self.delayed.update(delayed)
+            else:
+                parts = policy.bill(resident, demand)
+            self._add(parts, 1)
         self._draw_up()
         billed_bytes = int(self.level.sum())
         if policy.conserves and billed_bytes > self.resident_bytes:

@@ -260,7 +260,7 @@ class SlowReplay:
         self._bill(now_us, demand)
         self.true.tick(now_us, self.weights)
         if isinstance(self.books.policy, FairRide):
-            for tenant, count in self.books.policy.delayed(self.books.resident(), demand).items():
+            for tenant, count in self.books.policy.bill_and_delays(self.books.resident(), demand)[1].items():
                 self.delayed[tenant] += count
         self.totals.append((sum(self.books.resident().values()), sum(self.level.values())))
 

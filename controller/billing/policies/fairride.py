@@ -28,12 +28,25 @@ class FairRide(ByUse):
         raise NeedsHistory("how often each tenant accessed a file")
 
     def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
-        """Each page is split among those of its users who pay for its file. With none of them it is nobody's."""
-        payers = self.payers(holdings, demand)
+        return self.bill_and_delays(holdings, demand)[0]
+
+    def bill_and_delays(self, holdings: Mapping[Page, int], demand: Demand) -> tuple[Parts, Mapping[CgroupRef, float]]:
+        """The bill, and how many of the latest accesses of each tenant are expected to be blocked.
+
+        Each page is split among those of its users who pay for its file. With none of them it is nobody's.
+        """
+        paying = self.payers(holdings, demand)
         bill: Counter[CgroupRef] = Counter()
         for page, held_bytes in holdings.items():
-            bill.update(split(held_bytes, page.users & payers.get(_file(page), frozenset())))
-        return bill
+            for tenant, part in split(held_bytes, page.users & paying.get(_file(page), frozenset())).items():
+                bill[tenant] += part
+        delayed: defaultdict[CgroupRef, float] = defaultdict(float)
+        for file, by_tenant in demand.latest.items():
+            payers = paying.get(file, frozenset())
+            for tenant, count in by_tenant.items():
+                if payers and tenant not in payers:
+                    delayed[tenant] += count / (len(payers) + 1)
+        return bill, delayed
 
     def payers(self, holdings: Mapping[Page, int], demand: Demand) -> Payers:
         """Who spends on which file. A tenant without a budget spends on everything that it uses."""
@@ -57,17 +70,6 @@ class FairRide(ByUse):
                     paying[file].add(tenant)
                     left = None if left is None else left - cost_bytes
         return {file: frozenset(paying[file]) for file in users}
-
-    def delayed(self, holdings: Mapping[Page, int], demand: Demand) -> Mapping[CgroupRef, float]:
-        """How many of the latest accesses are expected to be blocked, by tenant."""
-        delayed: defaultdict[CgroupRef, float] = defaultdict(float)
-        paying = self.payers(holdings, demand)
-        for file, by_tenant in demand.latest.items():
-            payers = paying.get(file, frozenset())
-            for tenant, count in by_tenant.items():
-                if payers and tenant not in payers:
-                    delayed[tenant] += count / (len(payers) + 1)
-        return delayed
 
 
 def _file(page: Page) -> int:

@@ -39,12 +39,12 @@ def generate(random: np.random.Generator, events: int) -> Iterator[Events]:
             sheet.exit(begin + SESSION_SECONDS, backend)
             sessions.append((begin, backend, random.choice(BUFFER_PAGES // BUFFER, OWN)))
         sessions = [session for session in sessions if session[0] + SESSION_SECONDS > begin]
-        for _, backend, own in sessions:
-            at = np.sort(random.uniform(begin, begin + SLICE_SECONDS - 0.001, accesses))
-            wanted = np.where(
-                random.random(accesses) < HOT_SHARE, random.choice(hot, accesses), random.choice(own, accesses)
-            )
-            sheet.add(Event.ALLOCATE, at, backend, buffers, wanted * BUFFER, wanted * BUFFER + BUFFER - 1, 1)
+        asking = random.integers(0, len(sessions), accesses * len(sessions))
+        at = np.sort(random.uniform(begin, begin + SLICE_SECONDS - 0.001, len(asking)))
+        own = np.array([wanted for _, _, wanted in sessions])[asking, random.integers(0, OWN, len(asking))]
+        wanted = np.where(random.random(len(asking)) < HOT_SHARE, random.choice(hot, len(asking)), own) * BUFFER
+        backends = np.array([backend for _, backend, _ in sessions])[asking]
+        sheet.add(Event.ALLOCATE, at, backends, buffers, wanted, wanted + BUFFER - 1, 1)
         yield sheet.turn(begin + SLICE_SECONDS)
     sheet.exit(SECONDS + SESSION_SECONDS, postmaster)
     yield sheet.turn()

@@ -84,14 +84,12 @@ def test_who_spends_its_budget_elsewhere_does_not_pay_and_is_blocked() -> None:
     demand = Demand(accesses={1: {A: 100, B: 1}, 2: {B: 50}}, latest={1: {A: 10, B: 10}}, budgets={B: 2 * PAGE})
     own = LIGHT._replace(recent=frozenset({B}))
     holdings = {HEAVY: 4 * PAGE, own: 2 * PAGE}
-    assert FairRide().bill(holdings, demand) == {A: 4 * PAGE, B: 2 * PAGE}
-    assert FairRide().delayed(holdings, demand) == {B: 5}
+    assert FairRide().bill_and_delays(holdings, demand) == ({A: 4 * PAGE, B: 2 * PAGE}, {B: 5})
 
 
 def test_who_can_pay_for_everything_is_never_blocked() -> None:
     demand = Demand(accesses={1: {A: 100, B: 1}}, latest={1: {A: 10, B: 10}}, budgets={A: 8 * PAGE, B: 8 * PAGE})
-    assert FairRide().bill({HEAVY: 4 * PAGE}, demand) == {A: 2 * PAGE, B: 2 * PAGE}
-    assert FairRide().delayed({HEAVY: 4 * PAGE}, demand) == {}
+    assert FairRide().bill_and_delays({HEAVY: 4 * PAGE}, demand) == ({A: 2 * PAGE, B: 2 * PAGE}, {})
 
 
 # -- all of them
