@@ -143,11 +143,12 @@ def mount(
 
 @cli.command(epilog="Example: sharedfs umount /mnt/shared")
 @click.argument("mountpoint")
-def umount(mountpoint: str) -> None:
+@click.option("--if-dead", "only_dead", is_flag=True, help="Do nothing unless its processes have died.")
+def umount(mountpoint: str, only_dead: bool) -> None:
     """Unmount the pool at MOUNTPOINT, also when its keeper has died. Its files are gone."""
     from sharedfs import mounting  # noqa: PLC0415
 
-    mounting.umount(mounting.resolve(mountpoint))
+    mounting.umount(mounting.resolve(mountpoint), only_dead=only_dead)
 
 
 @cli.command(epilog="Example: sharedfs reload /mnt/shared")

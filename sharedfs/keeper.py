@@ -25,7 +25,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sharedfs import claims, faults, places
 from sharedfs.errors import CallerMistake, HostFault
@@ -46,7 +46,7 @@ HANDED_OVER, CANNOT_RESUME = 10, 11
 
 MOST_FAILURES = 10
 _LONGEST_DELAY_SECONDS = 1.0
-_FIRST_DELAY_SECONDS = 0.1  # of the second restart in a row: the first one is at once
+_FIRST_DELAY_SECONDS = 0.1  # of the third restart in a row: the first two are at once
 _HEALTHY_SECONDS = 1.0  # who served this long was no failure
 _END_SECONDS = 15.0
 _MESSAGE_BYTES = 64 << 10
@@ -141,7 +141,7 @@ class Keeper:
                 if self._next_spare is None:
                     self._next_spare = self._start_spare()
             elif number in (signal.SIGTERM, signal.SIGINT) and not self._ending:
-                self._stays = bool(self.manager) and number == signal.SIGTERM and self._is_mounted()
+                self._stays = self.manager.keeps and number == signal.SIGTERM and self._is_mounted()
                 log.info("%s: %s", signal.Signals(number).name, "handing over" if self._stays else "leaving the mount")
                 self._ending, self._kill_at = True, time.monotonic() + _END_SECONDS
                 if self._daemon is None:
@@ -184,7 +184,7 @@ class Keeper:
             "resumes": self.was_served,
             "restarts": self.restarts,
             "keeper_pid": os.getpid(),
-            "outlives_keeper": bool(self.manager),
+            "outlives_keeper": self.manager.keeps,
             "cgroup": self.cgroup.path,
             "came_from": self.cgroup.came_from,
             "removable": self.cgroup.removable,
@@ -233,8 +233,8 @@ class Keeper:
             self._code = 1
             return
         delay = 0.0
-        if self._failures > 1:
-            delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self._failures - 2))
+        if self._failures > 2:
+            delay = min(_LONGEST_DELAY_SECONDS, _FIRST_DELAY_SECONDS * 2 ** (self._failures - 3))
         self.restarts += 1
         log.warning("the daemon %s after %.1f s: restart %d, in %.1f s", how, served, self.restarts, delay)
         self._start_at = time.monotonic() + delay
@@ -338,6 +338,10 @@ def _write_record(options: PoolOptions, cgroup: PoolCgroup) -> None:
     draft.rename(places.pool_record(options.name))
 
 
+def _removable_by_record(name: str) -> tuple[str, ...]:
+    return tuple(json.loads(places.pool_record(name).read_text())["removable_cgroups"])
+
+
 def _unmount(mountpoint: str, device: tuple[int, int]) -> None:
     """Take our mount away, if it is still there; lazily, for tenants may be in it."""
     mount = mount_at(mountpoint)
@@ -363,7 +367,10 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
                 places.daemon_log(options.name), os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
         cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
-        resources.callback(cgroup.leave)
+        if was_served:  # what is there now, another keeper of this pool has made
+            cgroup = replace(cgroup, removable=_removable_by_record(options.name))
+        leave_cgroup = resources.enter_context(ExitStack())
+        leave_cgroup.callback(cgroup.leave)
         if not was_served:
             descriptors, _ = _make_descriptors(options, lock_fd)
             connection = f"fd={descriptors['device']},rootmode=40000,user_id=0,group_id=0"
@@ -381,6 +388,7 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
         code = keeper.run()
         if keeper.keeps_mount:
             unmount.pop_all()
+            leave_cgroup.pop_all()
         if keeper.keeps_mount or (code and keeper.was_served):
             leave_no_trace.pop_all()  # the log says why; `sharedfs umount` clears it away
         elif code and log_fd is not None:

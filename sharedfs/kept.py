@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+KEPT_VARIABLE = "SHAREDFS_DESCRIPTORS_KEPT"
 _FIRST = 3
 _BACKLOG = 100  # clients of a daemon that is just being replaced
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -37,8 +38,8 @@ def exec_with(descriptors: Mapping[str, int], arguments: list[str], environment:
     out_of_the_way = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, beyond) for fd in descriptors.values()]
     for number, fd in enumerate(out_of_the_way, _FIRST):
         os.dup2(fd, number)
-    values = (str(os.getpid()), str(len(descriptors)), ":".join(descriptors))
-    os.execve(arguments[0], arguments, {**environment, **dict(zip(_VARIABLES, values, strict=True))})
+    handed = (str(os.getpid()), str(len(descriptors)), ":".join(descriptors)) if descriptors else ()
+    os.execve(arguments[0], arguments, {**environment, **dict(zip(_VARIABLES, handed, strict=False))})
 
 
 def listen_at(path: Path) -> socket.socket:
@@ -58,22 +59,24 @@ def listen_at(path: Path) -> socket.socket:
 
 
 class ServiceManager:
-    """Who started us and wants to be told how we are (sd_notify(3)); nobody, where $NOTIFY_SOCKET says so."""
+    """Who started us and wants to be told how we are (sd_notify(3)); nobody, where $NOTIFY_SOCKET is not set.
+
+    `keeps` says whether it hands our descriptors to whoever it starts after us. It does not tell, so its unit does.
+    """
 
     def __init__(self) -> None:
         self._address = os.environ.pop("NOTIFY_SOCKET", "")
+        self.keeps = bool(self._address and os.environ.pop(KEPT_VARIABLE, ""))
         if self._address.startswith("@"):
             self._address = "\0" + self._address[1:]
-
-    def __bool__(self) -> bool:
-        return bool(self._address)
 
     def tell(self, state: str) -> None:
         self._send(state, [])
 
     def keep(self, name: str, fd: int) -> None:
-        """Have a descriptor kept for whoever is started after us. No O_PATH descriptors: it polls them."""
-        self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
+        """Have a descriptor kept for whoever is started after us. No O_PATH descriptors: they are refused."""
+        if self.keeps:
+            self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
 
     def _send(self, state: str, fds: list[int]) -> None:
         if self._address:

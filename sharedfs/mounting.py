@@ -142,7 +142,11 @@ def mount_in_background(options: PoolOptions) -> int:
         pass_fds=[theirs],
         start_new_session=True,
         cwd="/",
-        env=os.environ | {"SHAREDFS_RUN_DIR": os.path.abspath(places.run_directory())},
+        env={
+            # Whatever service we are part of, its manager is not the keeper's.
+            **{name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"},
+            "SHAREDFS_RUN_DIR": os.path.abspath(places.run_directory()),
+        },
     )
     os.close(theirs)
     try:
@@ -222,10 +226,15 @@ def _tell_daemon(name: str, options: str) -> None:
         raise HostFault(f"the daemon of pool {name} could not change: {answer.text}")
 
 
-def umount(mountpoint: str) -> None:
-    """Unmount the pool at `mountpoint` and wait until its daemon is gone and the host as it was."""
+def umount(mountpoint: str, *, only_dead: bool = False) -> None:
+    """Unmount the pool at `mountpoint` and wait until its daemon is gone and the host as it was.
+
+    `only_dead`: do nothing unless a pool is there that nobody serves or can go on serving.
+    """
     require_root()
     record = pools.record_at(mountpoint)
+    if only_dead and (record is None or pools.is_served(record)):
+        return
     mounted = mount_at(mountpoint)
     if record is None and (mounted is None or mounted.kind != FILESYSTEM_TYPE):
         raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
