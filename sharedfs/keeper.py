@@ -132,7 +132,8 @@ class Keeper:
             log.error("the daemon does not end: killing it")
             self._kill_at = None
             if self._daemon is not None and self._daemon.process_id:
-                os.kill(self._daemon.process_id, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(self._daemon.process_id, signal.SIGKILL)
 
     def _obey(self, signals: bytes) -> None:
         for number in signals:
@@ -147,7 +148,11 @@ class Keeper:
                 if self._daemon is None:
                     self._code = 0
                 else:
-                    self._daemon.link.send(b"hand over" if self._stays else b"end")
+                    self._tell(self._daemon, b"hand over" if self._stays else b"end")
+
+    def _tell(self, child: _Child, message: bytes) -> None:
+        with suppress(ConnectionError):  # it died just now, which we are about to hear
+            child.link.send(message)
 
     def _hear(self, child: _Child) -> None:
         try:
@@ -296,7 +301,7 @@ class Keeper:
             self._status_of(self._spare)
         self._spare, self._next_spare = self._next_spare, None
         if self._daemon is not None:
-            self._daemon.link.send(b"hand over")
+            self._tell(self._daemon, b"hand over")
 
     def _end_children(self) -> None:
         for child in (self._daemon, self._spare, self._next_spare):

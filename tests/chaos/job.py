@@ -22,12 +22,12 @@ from pathlib import Path
 from sharedfs import pools
 from tests.chaos.worker import SLICE_BYTES, XATTR
 from tests.support.mount import MountedPool
-from tests.support.tenants import JOIN_AND_EXEC, Tenant, Tenants, wait_until
+from tests.support.tenants import Tenant, Tenants, wait_until
 
 _WORKER = Path(__file__).with_name("worker.py")
 _LIMIT_BYTES = 128 << 20
 # A daemon that dies younger than a second is a failure to the keeper, which starts the next one later and later.
-_PAUSE_SECONDS = (0.7, 2.5)
+_PAUSE_SECONDS = (1.0, 2.5)
 _PATIENCE_SECONDS = 60.0
 
 
@@ -113,7 +113,7 @@ class Chaos:
         seed, operations = self._random.getrandbits(32), self._random.choice((50, 500, 3000))
         arguments = map(str, (_WORKER, directory, self._pool.path / "shared", place, seed, operations))
         process = subprocess.Popen(
-            ["/bin/sh", "-c", JOIN_AND_EXEC, str(tenant.directory), sys.executable, "-S", "-E", *arguments],
+            tenant.join([sys.executable, "-S", "-E", *arguments]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

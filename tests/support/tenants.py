@@ -18,7 +18,7 @@ from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, find_memory_
 T = TypeVar("T")
 
 AGENT = Path(__file__).with_name("agent.py")
-JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+_JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 
 
 _PATIENCE = 4 if "SHAREDFS_GUEST" in os.environ else 1  # the guest of tests/guest is slow
@@ -112,7 +112,7 @@ class Tenant:
 
     def join(self, command: list[str]) -> list[str]:
         """A command that enters this cgroup, so that nothing of `command` is charged to anybody else, and runs it."""
-        return ["/bin/sh", "-c", JOIN_AND_EXEC, str(self.directory), *command]
+        return ["/bin/sh", "-c", _JOIN_AND_EXEC, str(self.directory), *command]
 
     def do(self, statements: str) -> object:
         """Run statements in this tenant's first process."""
