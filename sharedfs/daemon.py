@@ -40,7 +40,7 @@ from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.mappings import MappingScan
+from sharedfs.mappings import MappingScan, Seen
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.mount_options import (
     PoolOptions,
@@ -75,6 +75,8 @@ _INIT_FILE, _OPTIONS_FILE = "init", "options"
 _SCAN_SHARE = 0.05
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
 _LONGEST_SWEEP_PAUSE_SECONDS = 5.0
+# So long a scan may look at one process, which takes a millisecond as a rule.
+_SCAN_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,12 +348,33 @@ class Pool:
         while True:
             started = time.monotonic()
             with _put_off_when_scarce("looking for mappings"):
-                # Not waited for at the end: it waits for a process that executes a program, which closes a file of ours
-                # first, which waits for us.
-                seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
-                self.mappings.apply(seen)
+                seen = await self._scan()
+                if seen is not None:
+                    self.mappings.apply(seen)
             took = time.monotonic() - started
             await trio.sleep(max(self.options.scan_seconds, min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS)))
+
+    async def _scan(self) -> Seen | None:
+        """What a scan sees, None for one that a process keeps waiting. That must not keep the service from ending."""
+        seen = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                before = self.mappings.at
+                while True:
+                    await trio.sleep(_SCAN_PATIENCE_SECONDS)
+                    if self.mappings.at == before:
+                        process_id = self.mappings.give_up()
+                        log.warning("process %d cannot be looked at: what it maps is not known", process_id)
+                        nursery.cancel_scope.cancel()
+                    before = self.mappings.at
+
+            nursery.start_soon(watch, name="patience")
+            # Not waited for at the end: it waits for a process that executes a program, which closes a file of ours
+            # first, which waits for us.
+            seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
+            nursery.cancel_scope.cancel()
+        return seen
 
     async def _keep_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
