@@ -6,6 +6,7 @@ command needs it, because people wait for `sharedctl bills`.
 
 import json
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,46 @@ def policies(payer: str | None, as_json: bool) -> None:
     Example: sharedctl policies --payer /tenants/a
     """
     _answer("policies", as_json, "/v1/policies", **({} if payer is None else {"payer": payer}))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--pool", help="Default: the only one there is.")
+@click.option("--seconds", type=click.FloatRange(min=0), help="Default: until Ctrl-C or SIGTERM.")
+def record(file: Path, pool: str | None, seconds: float | None) -> None:
+    """Write what happens on a pool to FILE, a trace that `sharedctl lab replay` can bill under every policy.
+
+    Example: sharedctl record day.parquet --seconds 3600
+    """
+    import signal  # noqa: PLC0415
+    import time  # noqa: PLC0415
+    from threading import Event  # noqa: PLC0415
+
+    from controller.lab.record import only_pool  # noqa: PLC0415
+    from controller.lab.record import record as write_trace  # noqa: PLC0415
+    from controller.lab.trace import need_pyarrow  # noqa: PLC0415
+
+    _need_root("record a pool")
+    need_pyarrow()
+    enough = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: enough.set())
+    until = None if seconds is None else time.monotonic() + seconds
+    told = 0
+
+    def wait(at_most: float) -> bool:
+        return enough.wait(at_most if until is None else max(0, min(at_most, until - time.monotonic()))) or (
+            until is not None and time.monotonic() >= until
+        )
+
+    def progress(rows: int) -> None:
+        nonlocal told
+        told += rows
+        if sys.stderr.isatty():
+            click.echo(f"\r{told:,} events", nl=False, err=True)
+
+    rows = write_trace(only_pool() if pool is None else pool, file, wait, progress)
+    click.echo(f"{file}: {rows:,} events")
 
 
 @cli.command("set-policy")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from sharedfs.allowances import Allowances
 from sharedfs.books_state import BooksState
 from sharedfs.errors import BrokenInvariant
+from sharedfs.feed_types import Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger, Predicate
 from sharedfs.model.ranges import LAST_PAGE, PageRange
@@ -21,6 +22,7 @@ from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.tape import Tape
 
 log = logging.getLogger("sharedfs")
 
@@ -64,6 +66,7 @@ class Books:
         self._gone: dict[TenantId, str] = {}
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
+        self._tape: Tape | None = None
         # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
         self._readers = Readers(self._log)
         # Files that lost pages since the running mapping scan began: what it saw of them may be gone.
@@ -116,6 +119,8 @@ class Books:
                 self._readers.forget(tenant)
                 self.ledger.exit(tenant)
                 self.allowances.forget(tenant)
+                if self._tape is not None:
+                    self._tape.exit(tenant)
                 # last: a tenant that is known here is asked after again
                 self._gone[tenant] = self.tenants.remove(tenant).path
                 self.exits += 1
@@ -132,7 +137,7 @@ class Books:
         with self.lock:
             before = self.ledger.sequence
             first, last = start // self.page_bytes, (end - 1) // self.page_bytes
-            made = self.ledger.charge(inode, first, last, self._if_live(tenant))
+            made = self._charge(inode, first, last, self._if_live(tenant))
             if made:
                 self.allowances.spend(tenant, made * self.page_bytes)
             self._settle(inode, tenant, before)
@@ -145,7 +150,7 @@ class Books:
         pages = [(start // self.page_bytes, (end - 1) // self.page_bytes)]
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
-                self.ledger.charge(inode, first, last, self._if_live(tenant))
+                self._charge(inode, first, last, self._if_live(tenant))
                 self.allowances.spend(tenant, (last - first + 1) * self.page_bytes)
             if tenant != NOBODY:
                 self._makers.setdefault(inode, tenant)
@@ -185,7 +190,7 @@ class Books:
         pages = [(start // self.page_bytes, (end - 1) // self.page_bytes) for start, end in data]
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
-                self.ledger.charge(inode, first, last, NOBODY, foreign=True)
+                self._charge(inode, first, last, NOBODY, foreign=True)
 
     def recharge(self, inode: int, start: int, end: int) -> None:
         """The kernel charges the resident pages in bytes `start`..`end` (exclusive, not empty) to the pool now."""
@@ -216,13 +221,16 @@ class Books:
         """`tenant` used bytes `start`..`end` (exclusive, not empty) as far as they are resident."""
         with self.lock:
             before = self.ledger.sequence
-            self.ledger.touch(inode, start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant))
+            first, last, tenant = start // self.page_bytes, (end - 1) // self.page_bytes, self._if_live(tenant)
+            self.ledger.touch(inode, first, last, tenant)
+            if self._tape is not None and tenant != NOBODY:
+                self._tape.use(Event.TOUCH, tenant, inode, first, last)
             self._settle(inode, tenant, before)
 
     def _settle(self, inode: int, tenant: TenantId, before: int) -> None:
         """After a use of a file: when uses have changed nothing for a while, remember what the next ones will not."""
         sequence = self.ledger.sequence
-        if sequence != before:
+        if sequence != before or self._tape is not None:  # a tape wants to hear of all uses
             self._uses_without_change = 0
             self._makers.setdefault(inode, tenant)
             return
@@ -247,6 +255,8 @@ class Books:
             self._shrunk.add(inode)
             if last is None or last >= first:
                 self.ledger.uncharge(inode, first, last)
+                if self._tape is not None:
+                    self._tape.free(inode, first, last)
 
     def drop(self, inode: int) -> None:
         """The file is gone with all its pages."""
@@ -255,6 +265,19 @@ class Books:
             self._makers.pop(inode, None)
             self._swapped.pop(inode, None)
             self.ledger.drop(inode)
+            if self._tape is not None:
+                self._tape.free(inode, 0, None)
+
+    def _charge(self, inode: int, first: int, last: int, tenant: TenantId, *, foreign: bool = False) -> int:
+        """The pages that are new."""
+        if self._tape is not None:
+            self._tape.use(Event.ALLOCATE, tenant, inode, first, last)
+        return self.ledger.charge(inode, first, last, tenant, foreign=foreign)
+
+    def _set_mapped(self, inode: int, tenant: TenantId, pages: list[tuple[int, int]]) -> None:
+        self.ledger.set_mapped(inode, tenant, pages)
+        if self._tape is not None:
+            self._tape.mapped(inode, tenant, pages)
 
     # -- who made a file: for people, who look for the origin of what nobody uses any more -----------------------------
 
@@ -313,10 +336,10 @@ class Books:
                 return
             if pages and inode not in self._shrunk:
                 for first, last in self.ledger.absent(inode, pages):
-                    self.ledger.charge(inode, first, last, tenant, foreign=True)
+                    self._charge(inode, first, last, tenant, foreign=True)
                     self._makers.setdefault(inode, tenant)
             if (inode, tenant) not in self._readers:
-                self.ledger.set_mapped(inode, tenant, pages)
+                self._set_mapped(inode, tenant, pages)
 
     # -- handles that read past us -----------------------------------------------------------------------------------
 
@@ -330,7 +353,7 @@ class Books:
             tenant = self._if_live(tenant)
             if tenant != NOBODY:
                 self._readers.add((inode, tenant), 1, request)
-                self.ledger.set_mapped(inode, tenant, _ALL_PAGES)
+                self._set_mapped(inode, tenant, _ALL_PAGES)
                 self._tidy_log()
             return tenant
 
@@ -340,16 +363,58 @@ class Books:
             if self.tenants.get(tenant) is None:
                 return  # it has exited
             if not self._readers.add((inode, tenant), -1, request):
-                self.ledger.set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
-                self.ledger.set_mapped(inode, tenant, [])
+                self._set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
+                self._set_mapped(inode, tenant, [])
             self._tidy_log()
 
     def refresh_readers(self) -> None:
         """Readers use what has become resident since they opened, too. O(readers) when nothing has."""
         with self.lock:
             for inode, tenant in self._readers:
-                self.ledger.set_mapped(inode, tenant, _ALL_PAGES)
+                self._set_mapped(inode, tenant, _ALL_PAGES)
 
     def readers_of(self, inode: int) -> tuple[TenantId, ...]:
         """The tenants with such a handle. Call with the lock held. O(readers)."""
         return self._readers.of(inode)
+
+    # -- recording ---------------------------------------------------------------------------------------------------
+
+    def begin_tape(self) -> bool:
+        """Record from now on, beginning with what is there; False when somebody does already. O(pages), once."""
+        with self.lock:
+            if self._tape is not None and not self._tape.full:
+                return False
+            self._tape = Tape(self._path_of)
+            # What is known to change nothing is not asked again: now it has to be.
+            self.settled.clear()
+            self.settled_at = -1
+            for inode in self.ledger.files():
+                for first, last, held in self.ledger.class_runs(inode):
+                    self._tape.use(Event.ALLOCATE, held.owner, inode, first, last)
+                    for tenant in sorted(held.recent | held.older):
+                        self._tape.use(Event.TOUCH, tenant, inode, first, last)
+            for inode, tenant in self.ledger.mapped():
+                self._tape.mapped(inode, tenant, self._mapped_runs(inode, tenant))
+            return True
+
+    def take_tape(self) -> tuple[bytes, dict[TenantId, str], bool] | None:
+        """What `Tape.take` gives, and whether that was the last of it; None when nobody records."""
+        with self.lock:
+            if self._tape is None:
+                return None
+            taken, full = self._tape.take(), self._tape.full
+            if full:
+                self._tape = None
+            return *taken, full
+
+    def _path_of(self, tenant: TenantId) -> str:
+        known = self.tenants.get(tenant)
+        return "/(nobody)" if known is None else known.path
+
+    def end_tape(self) -> None:
+        with self.lock:
+            self._tape = None
+
+    def _mapped_runs(self, inode: int, tenant: TenantId) -> list[tuple[int, int]]:
+        runs = self.ledger.class_runs(inode)
+        return [(first, last) for first, last, held in runs if tenant in held.mapped]

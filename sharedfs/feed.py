@@ -4,6 +4,7 @@ Every answer is one consistent reading of the books, taken under their lock. Ope
 """
 
 import stat
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
@@ -21,6 +22,7 @@ from sharedfs.feed_types import (
     Holdings,
     PoolStatus,
     Remount,
+    TapeRows,
     TenantRef,
     UnclaimedFile,
     UnclaimedFiles,
@@ -29,6 +31,7 @@ from sharedfs.feed_types import (
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import Tenant, TenantId
 from sharedfs.store import Store
+from sharedfs.tape import COLUMNS
 
 
 def make_feed(
@@ -124,6 +127,7 @@ def make_feed(
 
     _add_remount(app, reconfigure)
     _add_unclaimed(app, unclaimed)
+    _add_tape(app, name, store, books)
     return app
 
 
@@ -142,6 +146,40 @@ def _add_unclaimed(app: FastAPI, unclaimed: Callable[[], list[UnclaimedFile]]) -
     def get_unclaimed() -> UnclaimedFiles:
         """The files with pages that nobody uses, and those that were spilled for that."""
         return UnclaimedFiles(files=tuple(unclaimed()))
+
+
+def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
+    """What `sharedctl record` asks."""
+
+    def file_path(inode: int) -> str:
+        with store.lock, suppress(OSError):
+            return store.display_path(store.find(inode))
+        return ""
+
+    @app.post("/v1/tape", status_code=204)
+    async def post_tape() -> None:
+        """Record what happens to pages, from now on, beginning with what is there."""
+        if not books.begin_tape():
+            raise HTTPException(409, f"somebody records pool {name} already")
+
+    @app.get("/v1/tape")
+    async def get_tape() -> TapeRows:
+        """What was recorded since the last call. Take it often: a tape that is full is over."""
+        taken = books.take_tape()
+        if taken is None:
+            raise HTTPException(404, f"nobody records pool {name}")
+        rows, tenants, full = taken
+        files = {row for row in memoryview(rows).cast("q")[3::COLUMNS].tolist() if row}
+        return TapeRows(
+            rows=b64encode(rows).decode(),
+            tenants={int(tenant): path for tenant, path in tenants.items()},
+            files={inode: file_path(inode) for inode in files},
+            full=full,
+        )
+
+    @app.delete("/v1/tape", status_code=204)
+    async def delete_tape() -> None:
+        books.end_tape()
 
 
 def _tenants(live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None) -> tuple[TenantRef, ...]:

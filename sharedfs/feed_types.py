@@ -4,9 +4,26 @@ Tenants are listed once and referred to by `id`; id 0 is nobody. All sizes are b
 of the holdings, so an unchanged number means an unchanged answer.
 """
 
+from enum import IntEnum
+
 from pydantic import BaseModel, ConfigDict
 
 NOBODY = 0
+NO_LIMIT = -1
+
+
+class Event(IntEnum):
+    """What a trace tells (docs/traces.md). The first six happen to pages; of these the first four are a tenant's."""
+
+    ALLOCATE = 0
+    TOUCH = 1
+    MAP = 2
+    UNMAP = 3
+    FREE = 4
+    SWAP = 5
+    START = 6
+    EXIT = 7
+    FILE = 8
 
 
 class _Frozen(BaseModel):
@@ -161,6 +178,19 @@ class AllowanceOrder(_Frozen):
     sequence: int
     valid_seconds: float
     tenants: tuple[Allowance, ...]
+
+
+class TapeRows(_Frozen):
+    """What happened since the tape was taken last.
+
+    `rows` are base64 of 64-bit integers in the host's order, seven a row (sharedfs/tape.py); `tenants` and `files` name
+    those in them: the cgroups' paths, and paths relative to the pool's root ("" for a file that has no name any more).
+    """
+
+    rows: str
+    tenants: dict[int, str]
+    files: dict[int, str]
+    full: bool
 
 
 class Remount(_Frozen):

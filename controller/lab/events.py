@@ -2,35 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sharedfs.feed_types import NO_LIMIT, Event
+
+__all__ = ["NO_LIMIT", "Event", "Events", "MemoryTrace", "Trace"]
+
 PAGE_BYTES = 4096
 LAST_PAGE = (1 << 40) - 1
 """Of a file that can be in a trace: 4 PiB. A range that is to reach to the end ends here."""
-NO_LIMIT = -1
-
-
-class Event(IntEnum):
-    """The first six happen to pages; what the columns mean for each is in docs/traces.md."""
-
-    ALLOCATE = 0
-    TOUCH = 1
-    MAP = 2
-    UNMAP = 3
-    FREE = 4
-    SWAP = 5
-    START = 6
-    EXIT = 7
-    FILE = 8
-
 
 PAGE_EVENTS = 6
 OWN_EVENTS = 4
-"""The first four are a tenant's; the others happen to a page whoever made them."""
+"""The first four are a tenant's; the others happen to a page whoever made them (docs/traces.md has all)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,6 +285,11 @@ class Ledger:
                 found[held] = found.get(held, 0) + count * self._page_bytes
         return found
 
+    def class_runs(self, file: int) -> list[tuple[int, int, SharingClass]]:
+        """The resident pages of `file` as ascending runs of one class: first page, last page, class. O(pages)."""
+        pages = self._files.get(file)
+        return [] if pages is None else [(*run[:2], self._table.held(run[2])) for run in pages.class_runs()]
+
     def files(self) -> list[int]:
         """Files that have resident pages, ascending. O(files log files)."""
         return sorted(self._files)

@@ -14,6 +14,7 @@ its classes, never its pages.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from sys import getsizeof
 
 import numpy as np
@@ -154,6 +155,15 @@ class PageMap:
                 found[raw] = found.get(raw, 0) + int(counts[raw])
         found.pop(ABSENT, None)
         return found
+
+    def class_runs(self) -> Iterator[tuple[int, int, int]]:
+        """The resident pages as ascending runs of one raw id: first page, last page, id. O(pages)."""
+        for index, chunk in sorted(self._chunks.items()):
+            ids = self._cells.ids(chunk)
+            edges = [0, *(np.flatnonzero(np.diff(ids)) + 1).tolist(), len(ids)]
+            for begin, end in pairwise(edges):
+                if ids[begin] != ABSENT:
+                    yield (index << _SHIFT) + begin, (index << _SHIFT) + end - 1, int(ids[begin])
 
     def unite(self, first_page: int, last_page: int, one_for: Callable[[list[int]], dict[int, int]]) -> Sequence[Move]:
         """Give each unit of accounting that reaches into a range the classes that `one_for` makes of those in it.
