@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from controller.billing.page import Kind
 from controller.lab.events import LAST_PAGE, PAGE_EVENTS, Event, Events
+from sharedfs.errors import CallerMistake
 
 _FILE_SHIFT = 41  # one bit more than a page number has: the page after the last one
 
@@ -46,13 +47,13 @@ class Groups:
 
 
 def find_groups(batches: Iterable[Events]) -> Groups:
-    """The groups of all `batches`. O(events log groups) time, O(groups) memory."""
+    """The groups of all `batches`. O(events log groups) time, O(groups) memory. Raises CallerMistake."""
     edges = np.zeros(1, dtype=np.int64)  # page 0 of file 0, so that there is one
     kinds: dict[int, Kind] = {}
     for events in batches:
         of_pages = events.event < PAGE_EVENTS
         if (events.first_page[of_pages] < 0).any() or (events.last_page[of_pages] > LAST_PAGE).any():
-            raise ValueError("a page number that no file has")
+            raise CallerMistake("the trace has a page number that no file has")
         base = events.file[of_pages].astype(np.int64) << _FILE_SHIFT
         seen = np.concatenate((base + events.first_page[of_pages], base + events.last_page[of_pages] + 1))
         edges = np.union1d(edges, np.unique(seen))

@@ -71,7 +71,7 @@ class Replay:
             self._meters_of.setdefault(machine, []).append(self._policies[-1])
         self._now_us = self._billed_us = survey.start_us
         self._tenants: dict[int, CgroupRef] = {}
-        self._slot_of = np.full(max(survey.paths, default=0) + 1, _NO_SLOT, dtype=np.int32)
+        self._slot_of = np.full(survey.highest_tenant + 1, _NO_SLOT, dtype=np.int32)
         self._in_slot: dict[int, CgroupRef] = {}
         self._free_slots = list(range(survey.most_alive))[::-1]
         self._accesses = Accesses(len(survey.groups.kinds), survey.most_alive)

@@ -15,13 +15,14 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """`paths` of tenants by number, `most_alive` at a time; `first_allocator` is a tenant's number."""
+    """`paths` of tenants by number, `most_alive` at a time; `first_allocator` and `highest_tenant` are numbers."""
 
     groups: Groups
     start_us: int
     end_us: int
     first_allocator: int | None
     most_alive: int
+    highest_tenant: int
     paths: Mapping[int, str]
 
 
@@ -31,7 +32,15 @@ def survey(trace: Trace, progress: Progress) -> Survey:
     groups = find_groups(found.watch(trace, progress))
     if found.end_us is None:
         raise CallerMistake("the trace has no rows")
-    return Survey(groups, found.start_us, found.end_us, found.first_allocator, found.most_alive, found.paths)
+    return Survey(
+        groups,
+        found.start_us,
+        found.end_us,
+        found.first_allocator,
+        found.most_alive,
+        found.highest_tenant,
+        found.paths,
+    )
 
 
 @dataclass(slots=True)
@@ -41,6 +50,7 @@ class _Found:
     first_allocator: int | None = None
     alive: int = 0
     most_alive: int = 0
+    highest_tenant: int = 0
     paths: dict[int, str] = field(default_factory=dict)
 
     def watch(self, trace: Trace, progress: Progress) -> Iterator[Events]:
@@ -53,6 +63,9 @@ class _Found:
     def _look_at(self, events: Events) -> None:
         if (np.diff(events.time_us) < 0).any() or (self.end_us is not None and events.time_us[0] < self.end_us):
             raise CallerMistake("the rows of the trace are not in the order of time")
+        if min(events.tenant.min(), events.file.min()) < 0:
+            raise CallerMistake("the trace has a tenant or a file with a negative number")
+        self.highest_tenant = max(self.highest_tenant, int(events.tenant.max()))
         if self.end_us is None:
             self.start_us = int(events.time_us[0])
         self.end_us = int(events.time_us[-1])

@@ -38,14 +38,14 @@ def _about(module: object) -> str:
 
 
 SCENARIOS: Mapping[str, Scenario] = {
-    "ci-farm": Scenario(_about(ci_farm), ci_farm.generate, 120_000),
-    "pod-restart": Scenario(_about(pod_restart), pod_restart.generate, 40_000),
+    "ci-farm": Scenario(_about(ci_farm), ci_farm.generate, 100_000),
+    "pod-restart": Scenario(_about(pod_restart), pod_restart.generate, 30_000),
     "model-fleet": Scenario(_about(model_fleet), model_fleet.generate, 10_000),
-    "build-cache": Scenario(_about(build_cache), build_cache.generate, 100_000),
-    "database": Scenario(_about(database), database.generate, 500_000),
-    "free-rider": Scenario(_about(free_rider), free_rider.generate, 60_000, free_rider.ROLES),
-    "one-byte": Scenario(_about(one_byte), one_byte.generate, 60_000, one_byte.ROLES),
-    "cheater": Scenario(_about(cheater), cheater.generate, 50_000, cheater.ROLES),
+    "build-cache": Scenario(_about(build_cache), build_cache.generate, 50_000),
+    "database": Scenario(_about(database), database.generate, 300_000),
+    "free-rider": Scenario(_about(free_rider), free_rider.generate, 20_000, free_rider.ROLES),
+    "one-byte": Scenario(_about(one_byte), one_byte.generate, 20_000, one_byte.ROLES),
+    "cheater": Scenario(_about(cheater), cheater.generate, 20_000, cheater.ROLES),
 }
 
 

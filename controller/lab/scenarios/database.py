@@ -32,7 +32,7 @@ def generate(random: np.random.Generator, events: int) -> Iterator[Events]:
     buffers = sheet.file(0, "shared-buffers", Kind.PINNED)
     hot = random.choice(BUFFER_PAGES // BUFFER, HOT)
     sessions: list[tuple[float, int, NDArray[np.int64]]] = []
-    for number in range(slices + BACKENDS):
+    for number in range(slices + BACKENDS - 1):
         begin = number * SLICE_SECONDS + 1
         if number < slices:
             backend = sheet.start(begin, f"/db/backend-{number}", LIMIT_BYTES)
