@@ -223,6 +223,7 @@ class Replay:
             raise CallerMistake(f"tenant {number} of the trace exits before it starts, or twice")
         tenant = self._tenants[number]
         self._bill(None)
+        self._yardsticks.tick(self._now_us, self._accounts)
         over = [meter.over_limit() for meter in self._policies]
         self._accounts.exit(tenant)
         self._yardsticks.exit(slot)

@@ -6,7 +6,7 @@ touched a page for longer, those use it who did at the end: somebody wanted it t
 the file lately.
 
 Unlike policies, this looks at every touch: it keeps a time for each group and each tenant that is alive. It is made up
-at each tick; an exit is worked in at once. Nothing is rounded, for nobody is charged.
+at each tick and at each exit, whose effect is worked in at once. Nothing is rounded, for nobody is charged.
 """
 
 from dataclasses import dataclass, field

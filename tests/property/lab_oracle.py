@@ -234,6 +234,7 @@ class SlowReplay:
 
     def _exit(self, tenant: CgroupRef, now_us: int) -> None:
         self._bill(now_us, None)
+        self.true.tick(now_us, self.weights)
         over = self._over()
         self.alive.discard(tenant)
         self.true.exit(tenant)

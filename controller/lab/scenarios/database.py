@@ -14,8 +14,8 @@ from controller.lab.events import Event, Events
 from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
 
 BUFFER_PAGES = 256 * MIB_PAGES
-BUFFER = 2  # pages: 8 KiB
-HOT, OWN, HOT_SHARE = 256, 128, 0.7
+BUFFER = 64  # pages: what a backend reads of a table in one go
+HOT, OWN, HOT_SHARE = 32, 16, 0.7
 BACKENDS = 48
 SESSION_SECONDS = 240.0
 SLICE_SECONDS = SESSION_SECONDS / BACKENDS

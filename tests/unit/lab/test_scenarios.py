@@ -75,7 +75,7 @@ def test_recharging_a_large_model_pushes_its_next_owner_over_the_limit() -> None
 def test_who_comes_second_rides_free_until_use_is_tracked() -> None:
     told = run("free-rider", "first_touch", "proportional", "avoid_sharing")
     assert told["first_touch"].gains["free rider"] == 1
-    assert abs(told["proportional"].gains["free rider"]) < 0.05
+    assert abs(told["proportional"].gains["free rider"]) < 0.1
     assert told["avoid_sharing"].gains["free rider"] < -0.5
 
 
