@@ -68,7 +68,7 @@ class Spill:
         return {inode: copy.spilled_bytes for inode, copy in self._copies.copy().items()}
 
     def _find_copies(self, directory_fd: int) -> None:
-        """Take over the copies of marked files; what else there is was left over."""
+        """Take over the copies of marked files, and free what these still or again have; all else was left over."""
         for name in os.listdir(directory_fd):
             node = None if name.endswith(_UNFINISHED) else self._marked(name)
             if node is None:
@@ -76,6 +76,7 @@ class Spill:
             else:
                 with self._opened_copy(name) as copy:
                     self._copies[node.inode] = _Copy(name, self._bytes_of(_runs(copy)))
+                self._free(node)
 
     def _marked(self, name: str) -> Node | None:
         try:
@@ -106,7 +107,6 @@ class Spill:
             fd = self._store.open(node, os.O_RDWR)
             try:
                 self._copy_out(fd, name, runs)
-                found = os.fstat(fd)
             finally:
                 os.close(fd)
             spilled_bytes = self._bytes_of(runs)
@@ -116,7 +116,7 @@ class Spill:
                     return 0
                 os.setxattr(self._store.descriptor_path(node), _MARK, name.encode())
                 self._copies[node.inode] = _Copy(name, spilled_bytes)
-            self._free(node, found)
+            self._free(node)
         return spilled_bytes
 
     def _copy_out(self, fd: int, name: str, runs: list[PageRange]) -> None:
@@ -141,9 +141,10 @@ class Spill:
         finally:
             os.close(copy_fd)
 
-    def _free(self, node: Node, found: os.stat_result) -> None:
+    def _free(self, node: Node) -> None:
         fd = self._store.open(node, os.O_RDWR)
         try:
+            found = os.fstat(fd)
             syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
             self._books.uncharge(node.inode, 0)
             _set_times(fd, found)

@@ -41,6 +41,7 @@ def main(device_fd: int) -> None:
     from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
     from sharedfs.namespace import Namespace  # noqa: PLC0415
     from sharedfs.rare import RareRequests  # noqa: PLC0415
+    from sharedfs.spill import Spill  # noqa: PLC0415
     from sharedfs.state import StateFiles  # noqa: PLC0415
     from sharedfs.store import Store  # noqa: PLC0415
     from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs  # noqa: PLC0415
@@ -51,8 +52,9 @@ def main(device_fd: int) -> None:
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
     data_path = DataPath(store, books, events)
+    spill = Spill(None, store, books)
     namespace = Namespace(
-        store, books, data_path, lambda: None, lambda _: None, 1 << 30, Callers(books, events), fast_reads=False
+        store, books, data_path, lambda: None, lambda _: None, 1 << 30, Callers(books, events), spill, fast_reads=False
     )
     frequent = FrequentRequests(namespace, journal)
     ended: list[BaseException | None] = []

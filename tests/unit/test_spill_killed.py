@@ -15,9 +15,10 @@ from sharedfs.books import Books
 from sharedfs.inodes import Node
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.model.tenant import NOBODY
+from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.spill import Spill
 from sharedfs.store import Store
-from sharedfs.tmpfs import TREE, PrivateTmpfs
+from sharedfs.tmpfs import TREE, PrivateTmpfs, make_tmpfs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a private tmpfs takes root")
 
@@ -31,7 +32,9 @@ class Place:
 
     def __init__(self, disk: Path) -> None:
         self.disk = disk
-        self.tmpfs = PrivateTmpfs(64 << 20)
+        mount_fd, root_fd = make_tmpfs(64 << 20)
+        os.close(mount_fd)
+        self.tmpfs = PrivateTmpfs(root_fd)
         fd = os.open(TREE + b"/f", os.O_RDWR | os.O_CREAT, 0o600, dir_fd=self.tmpfs.mount_fd)
         for start, part in ((0, CONTENT[:HOLE]), (HOLE + 2 * PAGE, CONTENT[HOLE + 2 * PAGE :])):
             os.pwrite(fd, part, start)
@@ -39,7 +42,7 @@ class Place:
 
     def start(self) -> tuple[Spill, Node, Books]:
         """What a new daemon has."""
-        store, books = Store(self.tmpfs), Books(find_memory_hierarchy(), PAGE)
+        store, books = Store(self.tmpfs), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         directory_fd = os.open(self.disk, os.O_RDONLY | os.O_DIRECTORY)
         node, _ = store.lookup(store.node(1), b"f")
         spilled = Spill(directory_fd, store, books)
