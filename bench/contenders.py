@@ -1,7 +1,9 @@
-"""The filesystems that are compared: plain tmpfs, libfuse's C example passthrough_ll over tmpfs, and pools.
+"""The filesystems that are compared: plain tmpfs, libfuse's C example passthrough_ll over tmpfs, pyfuse3's example
+tmpfs, and pools.
 
-All are made and removed here. Needs root; passthrough_ll needs gcc and Debian's libfuse3-dev with its examples, and is
-left out without them.
+All are made and removed here. Needs root; passthrough_ll needs gcc and Debian's libfuse3-dev with its examples. The
+example of pyfuse3 is in its source package only, which pip fetches once, in the version that is installed. What cannot
+be had is left out.
 """
 
 import gzip
@@ -9,14 +11,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 
 EXAMPLES = Path("/usr/share/doc/libfuse3-dev/examples")
 C_EXAMPLE = "passthrough_ll"
+PYTHON_EXAMPLE = "pyfuse3's tmpfs"
 _MOUNT_SECONDS = 10.0
 # A pool whose books are told nothing of reads and writes: what accounting costs is the difference.
 _WITHOUT_LEDGER = """
@@ -92,9 +97,39 @@ def passthrough_ll(program: Path, place: Path, source: Path) -> Iterator[Path]:
         server.wait()
 
 
+def python_example() -> Path | None:
+    """examples/tmpfs.py of pyfuse3, kept in the user's cache; None where the package cannot be had."""
+    version = metadata.version("pyfuse3")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "sharedfs", f"pyfuse3-{version}")
+    program = cache / "tmpfs.py"
+    if not program.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", cache]
+        if subprocess.run([*command, f"pyfuse3=={version}"], check=False).returncode != 0:
+            return None
+        (archive,) = cache.glob("*.tar.gz")
+        with tarfile.open(archive) as packed:
+            member = packed.extractfile(f"pyfuse3-{version}/examples/tmpfs.py")
+            assert member is not None
+            program.write_bytes(member.read())
+    return program
+
+
+@contextmanager
+def pyfuse3_tmpfs(program: Path, place: Path) -> Iterator[Path]:
+    place.mkdir()
+    server = subprocess.Popen([sys.executable, program, place], stderr=subprocess.DEVNULL)
+    try:
+        wait_for_mount(place, server)
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=False)
+        server.wait()
+
+
 @contextmanager
 def filesystems(pools: Mapping[str, Sequence[str]], *, without_ledger: str | None = None) -> Iterator[dict[str, Path]]:
-    """tmpfs, passthrough_ll where it can be built, and pools by name with their mount options."""
+    """tmpfs, the examples that can be had, and pools by name with their mount options."""
     with ExitStack() as mounts:
         base = Path(mounts.enter_context(tempfile.TemporaryDirectory(prefix="sharedfs-bench-")))
         places = {"tmpfs": mounts.enter_context(tmpfs(base / "tmpfs"))}
@@ -102,6 +137,9 @@ def filesystems(pools: Mapping[str, Sequence[str]], *, without_ledger: str | Non
         if program is not None:
             source = mounts.enter_context(tmpfs(base / "source"))
             places[C_EXAMPLE] = mounts.enter_context(passthrough_ll(program, base / "c", source))
+        script = python_example()
+        if script is not None:
+            places[PYTHON_EXAMPLE] = mounts.enter_context(pyfuse3_tmpfs(script, base / "python"))
         for number, (name, options) in enumerate(pools.items()):
             places[name] = mounts.enter_context(sharedfs(base / f"pool-{number}", *options))
         if without_ledger is not None:

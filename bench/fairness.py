@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What a quiet tenant's reads take, alone and beside a tenant that floods the mount.
 
-    bench/fairness.py                          a table
-    bench/fairness.py --json --flooders 64     for machines
+    bench/fairness.py                          a table; bench-results/fairness.json and fairness.svg
+    bench/fairness.py --json --flooders 64     JSON on standard output instead of the table
 
 The quiet tenant reads 4 KiB now and then; the flooding one reads from many threads without a pause. Each is a cgroup of
 its own. "first come" has both in one cgroup: there are no turns to take then, and the quiet one waits behind the flood.
@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import report
 from contenders import sharedfs
 from rich.console import Console
 from rich.table import Table
@@ -77,8 +78,9 @@ def quiet(cgroup: Path, file: Path, reads: int) -> list[int]:
 @click.command(epilog="Example: bench/fairness.py --flooders 64")
 @click.option("--flooders", default=32, show_default=True, type=click.IntRange(1), help="Threads that flood.")
 @click.option("--reads", default=1000, show_default=True, type=click.IntRange(10), help="Reads of the quiet tenant.")
-@click.option("--json", "as_json", is_flag=True)
-def main(flooders: int, reads: int, as_json: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output instead of a table.")
+@report.out_option
+def main(flooders: int, reads: int, as_json: bool, out: Path) -> None:
     """Measure a quiet tenant's latency with and without a flooding neighbour."""
     with tempfile.TemporaryDirectory(prefix="sharedfs-bench-") as base, sharedfs(Path(base, "pool")) as pool:
         file = pool / "file"
@@ -89,15 +91,17 @@ def main(flooders: int, reads: int, as_json: bool) -> None:
                 took["beside a flood"] = quiet(quiet_cgroup, file, reads)
                 took["first come (one cgroup)"] = quiet(flood_cgroup, file, reads)
     figures = {
-        name: {"p50_us": statistics.median(values) / 1000, "p99_us": statistics.quantiles(values, n=100)[98] / 1000}
-        for name, values in took.items()
+        "p50": {name: [statistics.median(values) / 1000] for name, values in took.items()},
+        "p99": {name: [statistics.quantiles(values, n=100)[98] / 1000] for name, values in took.items()},
     }
+    settings = {"flooders": flooders, "reads": reads}
+    data = report.save(out, "fairness", settings, figures, "us for a 4 KiB read of the quiet tenant")
     if as_json:
-        click.echo(json.dumps({"flooders": flooders, "reads": reads, "figures": figures}, indent=2))
+        click.echo(json.dumps(data, indent=2))
         return
     table = Table("4 KiB read of the quiet tenant", "p50, us", "p99, us", box=None)
-    for name, figure in figures.items():
-        table.add_row(name, f"{figure['p50_us']:,.0f}", f"{figure['p99_us']:,.0f}")
+    for name in took:
+        table.add_row(name, *(f"{data['medians'][what][name]:,.0f}" for what in ("p50", "p99")))
     Console(width=100).print(table)
 
 

@@ -1,6 +1,7 @@
+#!/usr/bin/env python3
 """What the ledger's operations cost: nanoseconds each, and bytes for a 1 GiB file shared by ten tenants; and a start.
 
-    python bench/ledger.py
+    bench/ledger.py              what each costs; bench-results/ledger.json and ledger.svg
 
 Each figure is the best of five runs, on one core, and includes 50 to 100 ns of this script's own loop. Compare runs of
 one machine only.
@@ -14,6 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter_ns
 
+import click
+import report
+
 from sharedfs.books_state import BooksState
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ledger import Ledger
@@ -22,6 +26,7 @@ from sharedfs.model.tenant import NOBODY, TenantId
 GIB_PAGES = 1 << 18
 TENANTS = [TenantId(number) for number in range(1, 11)]
 FILE = 1
+FIGURES: dict[str, dict[str, list[float]]] = {}
 
 
 def shared_uniformly() -> Ledger:
@@ -45,10 +50,11 @@ def shared_at_random() -> Ledger:
 
 
 def show(name: str, number: float, unit: str) -> None:
+    FIGURES.setdefault(unit, {})[name] = [number]
     print(f"{name:68} {number:12,.0f} {unit}")
 
 
-def report(name: str, times: int, operation: Callable[[int], object], prepare: Callable[[], object] = int) -> None:
+def timed(name: str, times: int, operation: Callable[[int], object], prepare: Callable[[], object] = int) -> None:
     """Show the best of five for `operation(0)` .. `operation(times - 1)`, after `prepare` each time."""
     best = float("inf")
     for _ in range(5):
@@ -64,12 +70,12 @@ def touches(name: str, ledger: Ledger) -> None:
     """Touches that change nothing; the second half of what is added is used by two tenants, its rest by one."""
     user, added = TENANTS[0], GIB_PAGES
     ledger.touch(FILE, 0, GIB_PAGES, user)
-    report(f"touch 1 page, used already, {name}", 100_000, lambda _: ledger.touch(FILE, 0, 0, user))
-    report(f"touch 256 pages, used already, {name}", 20_000, lambda _: ledger.touch(FILE, 512, 767, user))
-    report(f"touch the whole GiB, used already, {name}", 5, lambda _: ledger.touch(FILE, 0, GIB_PAGES - 1, user))
+    timed(f"touch 1 page, used already, {name}", 100_000, lambda _: ledger.touch(FILE, 0, 0, user))
+    timed(f"touch 256 pages, used already, {name}", 20_000, lambda _: ledger.touch(FILE, 512, 767, user))
+    timed(f"touch the whole GiB, used already, {name}", 5, lambda _: ledger.touch(FILE, 0, GIB_PAGES - 1, user))
     ledger.charge(FILE, added, added + 1023, TENANTS[1])
     ledger.touch(FILE, added + 512, added + 1023, user)
-    report(
+    timed(
         f"touch 256 pages, used already, alike, in a file that is not, {name}",
         20_000,
         lambda _: ledger.touch(FILE, added + 600, added + 855, user),
@@ -87,10 +93,8 @@ def first_touches() -> None:
         first_page = (turn >> 1) * pages
         ledger.touch(FILE, first_page, first_page + pages - 1, TENANTS[1 + (turn & 1)])
 
-    report("touch 1 page for the first time, two tenants by turns", 200_000, lambda turn: by_turns(turn, 1), one_owner)
-    report(
-        "touch 256 pages for the first time, two tenants by turns", 2000, lambda turn: by_turns(turn, 256), one_owner
-    )
+    timed("touch 1 page for the first time, two tenants by turns", 200_000, lambda turn: by_turns(turn, 1), one_owner)
+    timed("touch 256 pages for the first time, two tenants by turns", 2000, lambda turn: by_turns(turn, 256), one_owner)
 
 
 def charges() -> None:
@@ -102,18 +106,18 @@ def charges() -> None:
     def clear() -> None:
         ledger.drop(FILE)
 
-    report("charge 1 new page, in sequence", 200_000, lambda turn: in_sequence(turn, 1), clear)
-    report("charge 256 new pages, in sequence", 1000, lambda turn: in_sequence(turn, 256), clear)
-    report("charge 1 page of a new file", 20_000, lambda _: ledger.charge(next(numbers), 0, 0, TENANTS[0]))
+    timed("charge 1 new page, in sequence", 200_000, lambda turn: in_sequence(turn, 1), clear)
+    timed("charge 256 new pages, in sequence", 1000, lambda turn: in_sequence(turn, 256), clear)
+    timed("charge 1 page of a new file", 20_000, lambda _: ledger.charge(next(numbers), 0, 0, TENANTS[0]))
 
 
 def mappings(ledger: Ledger) -> None:
     whole, odd = [(0, GIB_PAGES - 1)], [(page, page + 15) for page in range(0, GIB_PAGES, 32)]
     first, second = TENANTS[:2]
-    report("set_mapped, whole GiB, by turns", 20, lambda turn: ledger.set_mapped(FILE, first, whole * (turn & 1)))
-    report("set_mapped, whole GiB, as before", 10_000, lambda _: ledger.set_mapped(FILE, first, whole))
-    report("set_mapped, 8192 ranges, by turns", 4, lambda turn: ledger.set_mapped(FILE, second, odd * (turn & 1)))
-    report("set_mapped, 8192 ranges, as before", 20, lambda _: ledger.set_mapped(FILE, second, odd))
+    timed("set_mapped, whole GiB, by turns", 20, lambda turn: ledger.set_mapped(FILE, first, whole * (turn & 1)))
+    timed("set_mapped, whole GiB, as before", 10_000, lambda _: ledger.set_mapped(FILE, first, whole))
+    timed("set_mapped, 8192 ranges, by turns", 4, lambda turn: ledger.set_mapped(FILE, second, odd * (turn & 1)))
+    timed("set_mapped, 8192 ranges, as before", 20, lambda _: ledger.set_mapped(FILE, second, odd))
 
 
 def classes(name: str, build: Callable[[], Ledger]) -> None:
@@ -185,7 +189,10 @@ def _reopened(directory: str, build: Callable[[Ledger], None] | None = None) -> 
     return took
 
 
-def main() -> None:
+@click.command(epilog="Example: bench/ledger.py --out /tmp/results")
+@report.out_option
+def main(out: Path) -> None:
+    """Measure the ledger alone, without a mount."""
     builders = {"shared uniformly": shared_uniformly, "shared at random": shared_at_random}
     for name, build in builders.items():
         touches(name, build())
@@ -195,6 +202,7 @@ def main() -> None:
     for name, build in builders.items():
         classes(name, build)
     starts()
+    report.save(out, "ledger", {}, FIGURES, "best of several", scale="log")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The mount's namespace beside plain tmpfs and libfuse's C example passthrough_ll: names made, found, listed, removed.
+"""The mount's namespace beside plain tmpfs and FUSE filesystems of others: names made, found, listed, removed.
 
-    bench/namespace.py                      a table
-    bench/namespace.py --json --rounds 5    for machines
+    bench/namespace.py                      a table; bench-results/namespace.json and namespace.svg
+    bench/namespace.py --json --rounds 5    JSON on standard output instead of the table
 
 Needs root, gcc and Debian's libfuse3-dev with its examples (without them passthrough_ll is left out), and the package
 installed. All filesystems are made and removed here. Rounds alternate, so that a busy moment of the machine hits all.
@@ -10,14 +10,15 @@ installed. All filesystems are made and removed here. Rounds alternate, so that 
 
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
-from contenders import filesystems
+import report
+from contenders import C_EXAMPLE, PYTHON_EXAMPLE, filesystems
+from report import Goal
 from rich.console import Console
 from rich.table import Table
 
@@ -69,6 +70,15 @@ CASES: dict[str, Callable[[list[bytes]], None]] = {
 }
 
 
+EXACT = "sharedfs"
+GOALS = (
+    *(Goal(case, EXACT, C_EXAMPLE, 1.0 if case == "stat" else 0.5) for case in CASES),
+    *(Goal(case, EXACT, "tmpfs") for case in CASES),
+)
+# pyfuse3's example keeps all in SQLite: it gets a part of the files, so that a round ends.
+SLOWER = 20
+
+
 def measure(place: Path, files: int) -> dict[str, float]:
     """One round in a new directory: operations a second of each case."""
     directory = Path(tempfile.mkdtemp(dir=place))
@@ -85,27 +95,25 @@ def measure(place: Path, files: int) -> dict[str, float]:
 @click.command(epilog="Example: bench/namespace.py --rounds 5 --files 10000")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--files", default=10_000, show_default=True, type=click.IntRange(1))
-@click.option("--json", "as_json", is_flag=True)
-def main(rounds: int, files: int, as_json: bool) -> None:
-    """Compare a pool's namespace with plain tmpfs and libfuse's passthrough_ll."""
+@click.option("--json", "as_json", is_flag=True, help="JSON on standard output instead of a table.")
+@report.out_option
+def main(rounds: int, files: int, as_json: bool, out: Path) -> None:
+    """Compare a pool's namespace with plain tmpfs and FUSE filesystems of others."""
     figures: dict[str, dict[str, list[float]]] = {title: {} for title in CASES}
-    with filesystems({"sharedfs": ()}) as places:
+    with filesystems({EXACT: ()}) as places:
         for _ in range(rounds):
             for name, place in places.items():
-                for title, rate in measure(place, files).items():
+                for title, rate in measure(place, files // SLOWER if name == PYTHON_EXAMPLE else files).items():
                     figures[title].setdefault(name, []).append(rate)
-    medians = {
-        title: {name: statistics.median(values) for name, values in sides.items()} for title, sides in figures.items()
-    }
+    data = report.save(out, "namespace", {"rounds": rounds, "files": files}, figures, "operations a second", GOALS)
     if as_json:
-        click.echo(json.dumps({"rounds": rounds, "files": files, "figures": figures, "medians": medians}, indent=2))
+        click.echo(json.dumps(data, indent=2))
         return
-    others = [name for name in places if name != "sharedfs"]
-    table = Table("operations a second", *places, *(f"of {name}" for name in others), box=None)
-    for title, rates in medians.items():
-        ratios = (f"{rates['sharedfs'] / rates[name]:.2f}" for name in others)
-        table.add_row(title, *(f"{rates[name]:,.0f}" for name in places), *ratios)
+    table = Table("operations a second", *places, box=None)
+    for title, rates in data["medians"].items():
+        table.add_row(title, *(f"{rates[name]:,.0f}" for name in places))
     Console(width=120).print(table)
+    report.show(data["ratios"])
 
 
 if __name__ == "__main__":
