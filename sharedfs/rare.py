@@ -13,6 +13,7 @@ from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
 from sharedfs.descriptors import SCARCE
 from sharedfs.namespace import Namespace
+from sharedfs.tmpfs import HIDDEN_INODES
 
 _NAME_BYTES = 255
 
@@ -33,6 +34,8 @@ class RareRequests(pyfuse3.Operations):
         answer = StatvfsData()
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
             setattr(answer, field, getattr(pool, field))
+        if answer.f_files:  # bounded
+            answer.f_files -= HIDDEN_INODES
         answer.f_namemax = _NAME_BYTES
         return answer
 

@@ -110,7 +110,6 @@ class Channel:
         self.passthrough = False
         self.resends = False
         """Whether the kernel can send again what a daemon that died did not answer."""
-        self.answered = 0
         self.forwarded = 0
         self._requests, self._replies = (
             threading.Thread(target=self._guard, args=(pump,), name=pump.__name__.strip("_"), daemon=True)
@@ -272,7 +271,6 @@ class Channel:
         if fault:
             self._refuse(opcode, unique, fault)
         elif handler is not None:
-            self.answered += 1
             try:
                 self._ask(handler, unique, node, thread_id, request)
             except OSError as error:

@@ -25,7 +25,7 @@ from errno import ENOSYS
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-MNT_DETACH = 0x2
+MNT_FORCE, MNT_DETACH = 0x1, 0x2  # force: a FUSE connection is aborted, and who waits for an answer gets ENOTCONN
 
 AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE = 0x1

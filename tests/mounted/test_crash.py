@@ -1,5 +1,6 @@
 """Daemon or keeper dies, is stopped, or has no passthrough: what users see, and what is left on the host afterwards."""
 
+import ctypes
 import json
 import mmap
 import os
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from errno import ENODEV, ENOTCONN
+from errno import ECONNABORTED, ENODEV, ENOTCONN
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,7 @@ from tests.support.posix import Child, fails, opened
 from tests.support.tenants import wait_until
 
 PAGE = 4096
+_SYS_PIDFD_GETFD = 438  # on every architecture
 NEW = os.O_RDWR | os.O_CREAT
 
 
@@ -260,6 +262,47 @@ def test_a_mount_of_which_all_processes_were_killed_can_be_unmounted_and_mounted
     (pool.path / "f").write_bytes(b"again")
     sharedfs("umount", str(pool.path))
     assert_nothing_left(pool.path, unique_name)
+
+
+def connection_of(process_id: int) -> int:
+    """A copy of the daemon's descriptor of /dev/fuse: with it the connection outlives the daemon, and requests wait."""
+    numbers = os.listdir(f"/proc/{process_id}/fd")
+    (number,) = (int(fd) for fd in numbers if os.readlink(f"/proc/{process_id}/fd/{fd}") == "/dev/fuse")
+    process = os.pidfd_open(process_id)
+    try:
+        copy: int = ctypes.CDLL(None).syscall(_SYS_PIDFD_GETFD, process, number, 0)
+    finally:
+        os.close(process)
+    assert copy >= 0
+    return copy
+
+
+def test_unmounting_a_dead_pool_ends_who_waits_for_an_answer(pool: MountedPool) -> None:
+    """We have no file of the pool open ourselves: a process that we start would close it, and wait for an answer."""
+    (pool.path / "f").write_bytes(b"x")
+    process_id = pool.status().daemon_pid
+    is_open, opens = os.pipe()
+
+    def wait_for_an_answer() -> None:
+        with opened_until_death(pool.path / "f") as fd:
+            os.write(opens, b"x")
+            wait_until(lambda: not psutil.pid_exists(process_id), "the daemon is dead", 20)
+            os.pread(fd, 1, 0)
+
+    reader = Child(wait_for_an_answer)
+    connection = connection_of(process_id)
+    try:
+        assert os.read(is_open, 1) == b"x"
+        os.kill(process_id, signal.SIGKILL)
+        wchan = Path(f"/proc/{reader.pid}/wchan")
+        wait_until(lambda: wchan.read_text() == "request_wait_answer", "it waits for an answer", 20)
+        sharedfs("umount", str(pool.path))
+        with pytest.raises(OSError, match=rf"^\[Errno ({ENOTCONN}|{ECONNABORTED})\]"):
+            reader.result()
+    finally:
+        os.close(connection)
+        os.close(is_open)
+        os.close(opens)
 
 
 def test_a_dead_pools_name_can_be_used_elsewhere(

@@ -280,7 +280,9 @@ def test_number_of_inodes(either: Callable[[str], Path]) -> None:
         (root / f"{number}").touch()
     with fails(28):
         (root / "10").touch()
+    assert (os.statvfs(root).f_files, os.statvfs(root).f_ffree) == (11, 0)
     assert run("mount", "-o", "remount,nr_inodes=12", str(root)).returncode == 0
+    assert (os.statvfs(root).f_files, os.statvfs(root).f_ffree) == (12, 1)
     (root / "10").touch()
     assert run("mount", "-o", "remount,nr_inodes=3", str(root)).returncode == 32
 

@@ -129,9 +129,9 @@ def test_an_entry_that_is_removed_before_it_is_reached_is_left_out(many: Path) -
 
 def test_what_stays_is_listed_once_while_others_come_and_go(place: Path) -> None:
     """Many portions, and between them another process makes and removes names all the time."""
-    stay = {f"stays-{number:05}" for number in range(20_000)}
+    stay = {f"stays-{number:05}" for number in range(100_000)}
     for name in stay:
-        os.close(os.open(place / name, os.O_CREAT | os.O_WRONLY))
+        os.mkdir(place / name)  # one request, where making a file takes two
 
     def come_and_go() -> None:
         deadline, number = time.monotonic() + 3, 0

@@ -133,7 +133,7 @@ def test_everything_else_passes_unchanged_both_ways(ends: Ends) -> None:
     ends.libfuse.recv(1 << 21)
     ends.answer(22, error=ENOENT)
     assert ends.reply() == (22, ENOENT, b"")
-    assert (ends.channel.forwarded, ends.channel.answered) == (2, 0)
+    assert ends.channel.forwarded == 2
 
 
 def test_our_own_requests_are_answered_without_libfuse(ends: Ends) -> None:
