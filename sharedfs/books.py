@@ -16,7 +16,7 @@ from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger, Predicate
-from sharedfs.model.ranges import LAST_PAGE, PageRange
+from sharedfs.model.ranges import LAST_PAGE, PageRange, gaps
 from sharedfs.model.readers import Readers
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
@@ -71,6 +71,9 @@ class Books:
         self._readers = Readers(self._log)
         # Files that lost pages since the running mapping scan began: what it saw of them may be gone.
         self._shrunk: set[int] = set()
+        # Files that were mapped where the books have no page, and that had shrunk meanwhile: the next scan tells.
+        self._doubtful: set[int] = set()
+        self.in_change: set[int] = set()
         for record in self._log.records():
             if not (self.tenants.replay(record) or self._readers.replay(record)):
                 raise BrokenInvariant(f"I7: the log of the tenants has a record that nothing explains: {record}")
@@ -142,12 +145,11 @@ class Books:
                 self.allowances.spend(tenant, made * self.page_bytes)
             self._settle(inode, tenant, before)
 
-    def charge_allocated(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
-        """`tenant` had bytes `start`..`end` (exclusive, not empty) made resident and has used none of them yet.
+    def charge_allocated(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
+        """`tenant` had page ranges (inclusive) made resident and has used none of them yet.
 
         What was there already is not its to pay for (I10).
         """
-        pages = [(start // self.page_bytes, (end - 1) // self.page_bytes)]
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
                 self._charge(inode, first, last, self._if_live(tenant))
@@ -182,12 +184,11 @@ class Books:
             with self.lock:
                 self.allowances.give_back(tenant, taken_bytes)
 
-    def charge_strays(self, inode: int, data: Iterable[tuple[int, int]]) -> None:
-        """Book what is absent of the byte ranges `data` (end exclusive), which are resident: nobody saw who did that.
+    def charge_strays(self, inode: int, pages: Iterable[PageRange]) -> None:
+        """Book what is absent of page ranges (inclusive), which are resident: nobody saw who did that.
 
         The kernel charged such pages to whoever faulted: they are foreign, and unclaimed (I2).
         """
-        pages = [(start // self.page_bytes, (end - 1) // self.page_bytes) for start, end in data]
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
                 self._charge(inode, first, last, NOBODY, foreign=True)
@@ -212,6 +213,30 @@ class Books:
     def file_holdings(self, inode: int) -> list[tuple[SharingClass, int]]:
         with self.lock:
             return self.ledger.file_holdings(inode)
+
+    @contextmanager
+    def changing(self, inode: int) -> Iterator[None]:
+        """While pages of a file come or go and their line in the books is to follow, however long that takes.
+
+        One at a time for a file, as the kernel lets them in.
+        """
+        self.in_change.add(inode)
+        try:
+            yield
+        finally:
+            self.in_change.discard(inode)
+
+    def absent(self, inode: int, pages: list[PageRange]) -> list[PageRange]:
+        with self.lock:
+            return self.ledger.absent(inode, pages)
+
+    def has_foreign(self, inode: int) -> bool:
+        with self.lock:
+            return any(held.foreign for held, _ in self.ledger.file_holdings(inode))
+
+    def resident_bytes(self) -> int:
+        with self.lock:
+            return self.ledger.resident_bytes
 
     def resident_bytes_of(self, inode: int) -> int:
         with self.lock:
@@ -247,16 +272,25 @@ class Books:
             pages = self.ledger.settled_pages(inode, tenant)
             files[inode] = _UNSETTLED if pages is None else pages * self.page_bytes
 
-    def uncharge(self, inode: int, start: int, end: int | None = None) -> None:
-        """The whole pages within bytes `start`..`end` (exclusive; None: all that follow) are gone."""
-        first = -(-start // self.page_bytes)
-        last = None if end is None else end // self.page_bytes - 1
+    def uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange] = ()) -> None:
+        """Pages `first`..`last` are gone, but for `kept` ranges: a huge page that could not be split."""
         with self.lock:
             self._shrunk.add(inode)
-            if last is None or last >= first:
-                self.ledger.uncharge(inode, first, last)
-                if self._tape is not None:
-                    self._tape.free(inode, first, last)
+            self._uncharge(inode, first, last, kept)
+
+    def lost(self, inode: int, first: int, kept: Iterable[PageRange]) -> None:
+        """Of the pages from `first` on the kernel left `kept` only, without being asked to."""
+        with self.lock:
+            if self._uncharge(inode, first, LAST_PAGE, kept):
+                self._shrunk.add(inode)
+
+    def _uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange]) -> int:
+        gone = 0
+        for gap in gaps(kept, first, last):
+            gone += self.ledger.uncharge(inode, *gap)
+            if self._tape is not None:
+                self._tape.free(inode, *gap)
+        return gone
 
     def drop(self, inode: int) -> None:
         """The file is gone with all its pages."""
@@ -264,6 +298,7 @@ class Books:
             self._shrunk.add(inode)
             self._makers.pop(inode, None)
             self._swapped.pop(inode, None)
+            self._doubtful.discard(inode)
             self.ledger.drop(inode)
             if self._tape is not None:
                 self._tape.free(inode, 0, None)
@@ -325,17 +360,29 @@ class Books:
         with self.lock:
             self._shrunk.clear()
 
-    def set_mapped(self, inode: int, tenant: TenantId, pages: list[tuple[int, int]]) -> None:
+    def unbooked(self, inode: int, tenant: TenantId, pages: list[PageRange]) -> list[PageRange]:
+        """Which of the page ranges that `tenant` maps the books do not have. O(ranges) when all is as before."""
+        with self.lock:
+            if inode not in self._doubtful and self.ledger.is_mapped(inode, tenant, pages):
+                return []
+            return self.ledger.absent(inode, pages)
+
+    def set_mapped(
+        self, inode: int, tenant: TenantId, pages: list[PageRange], brought: Iterable[PageRange] = ()
+    ) -> None:
         """`tenant` maps just these page ranges (inclusive) of a file, as the running scan saw it.
 
-        A mapped page that is not resident in the books was allocated by a page fault in a hole, which the kernel
-        charged to the tenant: it becomes `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
+        Pages in `brought` that are not resident in the books were allocated by a page fault in a hole, which the kernel
+        charged to the tenant: they become `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
         """
         with self.lock:
             if self.tenants.get(tenant) is None:
                 return
-            if pages and inode not in self._shrunk:
-                for first, last in self.ledger.absent(inode, pages):
+            if inode in self._shrunk:
+                self._doubtful.add(inode)
+            else:
+                self._doubtful.discard(inode)
+                for first, last in self.ledger.absent(inode, brought):
                     self._charge(inode, first, last, tenant, foreign=True)
                     self._makers.setdefault(inode, tenant)
             if (inode, tenant) not in self._readers:

@@ -9,6 +9,7 @@ import psutil
 
 from sharedfs.command_line import CONTEXT, run_cli
 from sharedfs.errors import CallerMistake
+from sharedfs.kernel.huge_pages import WITHIN_SIZE
 from sharedfs.mount_options import Asked, parse, read_setting
 
 
@@ -50,8 +51,8 @@ def cli() -> None:
     multiple=True,
     metavar="OPTION,...",
     help="Mount options as mount(8) takes them: size=, reserve=, idle=, unclaimed=, grace=, spill_dir=, "
-    "cgroup_parent=, tenant=, reads=, no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, noexec, "
-    "noatime, suid, dev; `remount` changes a mounted pool.",
+    "cgroup_parent=, tenant=, reads=, huge=, no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, "
+    "noexec, noatime, suid, dev; `remount` changes a mounted pool.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 @click.option(
@@ -102,6 +103,14 @@ def cli() -> None:
     "spill_directory",
     type=SettingType("spill_dir", "directory"),
     help="Where --unclaimed spill puts files: a directory on a disk, in which one for this pool is made.",
+)
+@click.option(
+    "--huge",
+    flag_value=WITHIN_SIZE,
+    default=None,
+    type=str,
+    help="Make huge pages where files get their memory at once or are mapped: faster mapped access. -o huge= has "
+    "tmpfs's other words for it.  [default: never]",
 )
 @click.option(
     "--no-passthrough",

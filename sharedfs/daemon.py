@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from sharedfs import claims
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
@@ -123,7 +124,8 @@ class Pool:
         self.events = _task_events()
         if self.events is not None:
             resources.callback(self.events.close)
-        self.data_path = DataPath(self.store, self.books, self.events)
+        self.allocation = Allocation(self.store, self.books, self.options.huge)
+        self.data_path = DataPath(self.store, self.books, self.allocation, self.events)
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
         self._callers = Callers(self.books, self.events)
@@ -133,6 +135,7 @@ class Pool:
         self.namespace = Namespace(
             self.store,
             self.books,
+            self.allocation,
             self.data_path,
             lambda: self.backing if self.channel.passthrough else None,
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
@@ -163,7 +166,7 @@ class Pool:
         mount = mount_at(self.options.mountpoint)
         if mount is None:
             raise HostFault(f"{self.options.mountpoint} is not mounted any more")
-        self.mappings = MappingScan(self.books, mount.device)
+        self.mappings = MappingScan(self.books, self.allocation, mount.device)
         self._device = mount.device
         self.unclaimed = UnclaimedFiles(
             self.store,
@@ -351,6 +354,8 @@ class Pool:
                 seen = await self._scan()
                 if seen is not None:
                     self.mappings.apply(seen)
+                    mapped = [(inode, pages) for (inode, _), pages in seen.items()]
+                    await trio.to_thread.run_sync(self.allocation.keep_up, mapped)
             took = time.monotonic() - started
             await trio.sleep(max(self.options.scan_seconds, min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS)))
 

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EINVAL, EIO
 
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.descriptors import Descriptors
@@ -47,9 +48,10 @@ _LOOK_AGAIN_SECONDS = 0.0001
 class DataPath:
     """The handlers for the channel. `connect` gives it the channel that it answers on."""
 
-    def __init__(self, store: Store, books: Books, events: TaskEvents | None) -> None:
+    def __init__(self, store: Store, books: Books, allocation: Allocation, events: TaskEvents | None) -> None:
         self._store = store
         self._books = books
+        self._allocation = allocation
         self._events = events
         self._callers = Callers(books, events)
         self._fast: fastpath.FastPath | None = None
@@ -213,12 +215,11 @@ class DataPath:
         _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
-        fd = self._store.open(self._store.node(node), os.O_RDWR)
         if length <= _SLOW_ALLOCATION_BYTES:
-            self._allocate(fd, node, mode, offset, length, tenant)
+            self._allocate(node, mode, offset, length, tenant)
             self._channel.reply(unique, 0)
         else:
-            self._slow_lane.submit(self._answer, unique, lambda: self._allocate(fd, node, mode, offset, length, tenant))
+            self._slow_lane.submit(self._answer, unique, lambda: self._allocate(node, mode, offset, length, tenant))
 
     def _answer(self, unique: int, work: Callable[[], None]) -> None:
         """Do `work` in the slow lane and answer with its outcome."""
@@ -231,20 +232,14 @@ class DataPath:
         else:
             self._channel.reply(unique, 0)
 
-    def _allocate(self, fd: int, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
-        """Closes `fd`."""
-        try:
-            if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
-                with self._gate:
-                    syscalls.fallocate(fd, mode, offset, length)
-                self._books.uncharge(node, offset, offset + length)
-                return
-            # What only adds pages may take long, and disturbs nobody who moves one.
+    def _allocate(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
+        known = self._store.node(node)
+        if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
+            with self._gate:
+                self._allocation.punch(known, mode, offset, offset + length)
+        else:  # what only adds pages may take long, and disturbs nobody who moves one
             with self._books.admitted(node, offset, offset + length, tenant):
-                syscalls.fallocate(fd, mode, offset, length)
-                self._books.charge_allocated(node, offset, offset + length, tenant)
-        finally:
-            os.close(fd)
+                self._allocation.allocate(known, mode, offset, offset + length, tenant)
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
         self._answered["lseek"] += 1

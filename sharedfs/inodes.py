@@ -10,7 +10,6 @@ import os
 import stat
 import threading
 from collections.abc import Iterable
-from errno import ENXIO
 
 from sharedfs.descriptors import Descriptors, open_for_data
 from sharedfs.journal import PUMP, Journal
@@ -166,22 +165,6 @@ class Inodes:
     def descriptor_path(self, node: Node) -> str:
         """A path of this process's own that names the inode, for calls that take no O_PATH descriptor."""
         return f"/proc/self/fd/{self._paths.get(node)}"
-
-    def data_ranges(self, node: Node) -> list[tuple[int, int]]:
-        """Byte ranges (end exclusive) of a regular file that are no holes; allocated and never written is a hole."""
-        ranges, end = [], 0
-        fd = self.open(node, os.O_RDONLY)
-        try:
-            while True:
-                start = os.lseek(fd, end, os.SEEK_DATA)
-                end = os.lseek(fd, start, os.SEEK_HOLE)
-                ranges.append((start, end))
-        except OSError as error:
-            if error.errno != ENXIO:  # no data from here on
-                raise
-        finally:
-            os.close(fd)
-        return ranges
 
     def read_symlink(self, node: Node) -> bytes:
         return os.readlink(b"", dir_fd=self._paths.get(node))

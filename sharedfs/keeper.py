@@ -33,6 +33,7 @@ from sharedfs.kept import ServiceManager, exec_with, listen_at, received
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.fuse_wire import MAX_WRITE
+from sharedfs.kernel.huge_pages import ADVISE, NEVER
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import mount_at
 from sharedfs.mount_options import FILESYSTEM_TYPE, PoolOptions, parse, written
@@ -320,7 +321,8 @@ def _make_descriptors(options: PoolOptions, lock_fd: int) -> tuple[dict[str, int
     """What a daemon needs to serve a new pool, and the descriptor that holds the mount of its tmpfs together."""
     owner = (options.root_uid, options.root_gid)
     atime = atime_attributes(options.flags)
-    mount_fd, store_fd = make_tmpfs(options.size_bytes, options.inodes, options.root_mode, owner, atime)
+    huge = None if options.huge == NEVER else ADVISE
+    mount_fd, store_fd = make_tmpfs(options.size_bytes, options.inodes, options.root_mode, owner, atime, huge)
     return {
         "lock": lock_fd,
         "device": os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC),

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import psutil
 
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.kernel import proc
 from sharedfs.kernel.pagemap import PAGE_BYTES, PagemapReader
@@ -25,8 +26,9 @@ Seen = dict[tuple[int, TenantId], list[PageRange]]
 class MappingScan:
     """Finds the mappings of one mount, known by its `device`, and keeps the books' view of them."""
 
-    def __init__(self, books: Books, device: tuple[int, int]) -> None:
+    def __init__(self, books: Books, allocation: Allocation, device: tuple[int, int]) -> None:
         self._books = books
+        self._allocation = allocation
         self._device = device
         self._reader = PagemapReader()
         self._known: set[tuple[int, TenantId]] | None = None
@@ -83,7 +85,10 @@ class MappingScan:
         for inode, tenant in known - seen.keys():
             self._books.set_mapped(inode, tenant, [])
         for (inode, tenant), pages in seen.items():
-            self._books.set_mapped(inode, tenant, pages)
+            brought = self._books.unbooked(inode, tenant, pages)
+            if brought:
+                brought += self._allocation.brought_along(inode, brought)
+            self._books.set_mapped(inode, tenant, pages, brought)
         self._books.refresh_readers()
         self._known = set(seen)
         self.scans += 1

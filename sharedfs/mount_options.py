@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sharedfs.errors import CallerMistake
+from sharedfs.kernel.huge_pages import HUGE, NEVER
 from sharedfs.kernel.mount_flags import (
     MS_DIRSYNC,
     MS_LAZYTIME,
@@ -92,8 +93,8 @@ class PoolOptions:
     spilled to `spill_directory`.
 
     `reads` is how read(2) of a file opened for reading only is attributed: "exact", page by page, or "fast", by the
-    open handle. `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `root_mode`, `root_uid` and `root_gid`
-    are those of the root directory at first, as with tmpfs.
+    open handle. `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `huge` is tmpfs's word for where huge
+    pages are made. `root_mode`, `root_uid` and `root_gid` are those of the root directory at first, as with tmpfs.
     `inodes` is how many files there may be: 0 is no bound, None what tmpfs thinks right.
     """
 
@@ -110,6 +111,7 @@ class PoolOptions:
     unclaimed: str = "keep"
     grace_seconds: float = 3600.0
     spill_directory: str = ""
+    huge: str = NEVER
     root_mode: int = 0o1777
     root_uid: int = 0
     root_gid: int = 0
@@ -162,6 +164,12 @@ def _plain_seconds(seconds: float) -> str:
     return f"{seconds:f}".rstrip("0").rstrip(".")
 
 
+def _huge(text: str) -> str:
+    if text not in HUGE:
+        raise ValueError(f"{text!r} is no way to make huge pages: write one of {', '.join(HUGE)}")
+    return text
+
+
 def _mode(text: str) -> int:
     if not re.fullmatch("[0-7]{1,5}", text) or int(text, 8) > 0o7777:
         raise ValueError(f"{text!r} is not a mode: write it in octal, such as 1777")
@@ -196,6 +204,7 @@ SETTINGS: Mapping[str, Setting] = {
     "unclaimed": Setting("unclaimed", _unclaimed, str, changes=True),
     "grace": Setting("grace_seconds", _seconds, _plain_seconds, changes=True),
     "spill_dir": Setting("spill_directory", _directory, _quoted),
+    "huge": Setting("huge", _huge, str),
     "mode": Setting("root_mode", _mode, lambda mode: f"{mode:o}"),
     "uid": Setting("root_uid", _id, str),
     "gid": Setting("root_gid", _id, str),

@@ -18,7 +18,8 @@ import psutil
 from sharedfs import kept, places, pools
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import PoolStatus, Remount
-from sharedfs.kernel import syscalls
+from sharedfs.kernel import huge_pages, page_cache, syscalls
+from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.kernel.mount_flags import MS_REMOUNT
 from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.mount_options import (
@@ -69,6 +70,7 @@ def check(options: PoolOptions, *, handed_down: bool = False) -> None:
     _check_size(options.size_bytes)
     if not Path("/dev/fuse").exists():
         raise CallerMistake("there is no /dev/fuse: load the module with `modprobe fuse`, or pass the device through")
+    _check_huge(options.huge)
     if handed_down:
         return
     _check_mountpoint(options.mountpoint)
@@ -99,6 +101,22 @@ def _check_spill_directory(options: PoolOptions) -> None:
         raise CallerMistake(f"spill_dir={options.spill_directory}: {error.strerror}: make it first") from None
     if Path(os.path.realpath(options.spill_directory)).is_relative_to(os.path.realpath(options.mountpoint)):
         raise CallerMistake(f"spill_dir={options.spill_directory} is on the pool itself: give a directory on a disk")
+
+
+def _check_huge(huge: str) -> None:
+    if huge == NEVER:
+        return
+    if huge_pages.page_bytes() is None:
+        raise CallerMistake(f"this kernel has no transparent huge pages: leave out huge={huge}")
+    if huge_pages.are_denied():
+        raise CallerMistake(
+            f"this host denies tmpfs huge pages: leave out huge={huge}, "
+            f"or `echo never > {huge_pages.SHMEM_ENABLED}` first"
+        )
+    if not page_cache.can_be_asked():
+        raise CallerMistake(
+            f"this kernel does not tell which pages are resident: leave out huge={huge}, or use Linux 6.5"
+        )
 
 
 def _check_mountpoint(mountpoint: str) -> None:
@@ -307,7 +325,7 @@ def ask_status(name: str) -> PoolStatus | None:
 
 def _take_away(mountpoint: str, *, dead: bool) -> None:
     try:
-        syscalls.umount(mountpoint, syscalls.MNT_DETACH if dead else 0)
+        syscalls.umount(mountpoint, syscalls.MNT_FORCE | syscalls.MNT_DETACH if dead else 0)
     except OSError as error:
         if error.errno != EBUSY:
             raise

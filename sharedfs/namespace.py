@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
@@ -87,6 +88,7 @@ class Namespace:
         self,
         store: Store,
         books: Books,
+        allocation: Allocation,
         data_path: DataPath,
         backing: Callable[[], BackingFiles | None],
         expire: Callable[[int], None],
@@ -101,6 +103,7 @@ class Namespace:
         self.lock = store.lock
         self.listings = Listings(store, incarnation)
         self._books = books
+        self._allocation = allocation
         self._data_path = data_path
         self._backing = backing
         self._expire = expire
@@ -206,7 +209,7 @@ class Namespace:
         old_size = self.store.stat(node).st_size
         if size <= old_size:
             os.truncate(path, size)
-            self._books.uncharge(node.inode, size)
+            self._allocation.truncated(node, size)
             return None
         new_bytes = self._bytes_to_reserve(old_size, size)
         if not new_bytes:
@@ -241,23 +244,16 @@ class Namespace:
 
     def reserve(self, reservation: Reservation) -> None:
         """Allocate a file up to its size; it stays sparse where that cannot be now. Without the lock."""
-        node, start, size = reservation.node, reservation.start, reservation.size
+        keep_size = syscalls.FALLOC_FL_KEEP_SIZE
         try:
-            fd = self.store.open(node, os.O_RDWR)
+            self._allocation.allocate(
+                reservation.node, keep_size, reservation.start, reservation.size, reservation.tenant
+            )
         except OSError as error:
-            if error.errno not in SCARCE:
+            if error.errno not in (errno.ENOSPC, *SCARCE):
                 raise
-            return
-        try:
-            syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, size - start)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        else:
-            self._books.charge_allocated(node.inode, start, size, reservation.tenant)
         finally:
             self._books.give_back_allowance(reservation.tenant, reservation.taken_bytes)
-            os.close(fd)
 
     # -- making and removing names -----------------------------------------------------------------------------------
 
@@ -414,7 +410,7 @@ class Namespace:
         if not node.opens:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if node.opens == 1:
-            self._book_strays(node)  # which may find no descriptor, before anything has changed
+            self._allocation.book_strays(node)  # which may find no descriptor, before anything has changed
         if reader != NOBODY:
             self._aftermath = Aftermath(read_inode=inode, reader=reader, handles=-1)
         node.opens -= 1
@@ -423,14 +419,6 @@ class Namespace:
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
             node.backing_id = 0
         self.store.changed(node)
-
-    def _book_strays(self, node: Node) -> None:
-        """Find pages that a mapping brought into a hole and that no scan saw, for it was gone by then.
-
-        In the request pump, where the data path is: no write is between its system call and its line in the books.
-        """
-        if self.store.stat(node).st_blocks * _STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode):
-            self._books.charge_strays(node.inode, self.store.data_ranges(node))
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

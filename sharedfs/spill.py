@@ -25,7 +25,7 @@ from typing import BinaryIO
 from sharedfs.books import Books
 from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
-from sharedfs.model.ranges import PageRange
+from sharedfs.model.ranges import LAST_PAGE, PageRange
 from sharedfs.model.tenant import NOBODY
 from sharedfs.store import Store
 
@@ -146,7 +146,7 @@ class Spill:
         try:
             found = os.fstat(fd)
             syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
-            self._books.uncharge(node.inode, 0)
+            self._books.uncharge(node.inode, 0, LAST_PAGE)
             _set_times(fd, found)
         finally:
             os.close(fd)
@@ -166,7 +166,8 @@ class Spill:
             fd = self._store.open(node, os.O_RDWR)
             try:
                 found = os.fstat(fd)
-                self._copy_in(node, fd, copy.name, found.st_size)
+                with self._books.changing(inode):
+                    self._copy_in(node, fd, copy.name, found.st_size)
                 _set_times(fd, found)
                 os.removexattr(fd, _MARK)
             finally:
@@ -182,13 +183,13 @@ class Spill:
                 for first, last in runs:
                     start, end = first * page_bytes, (last + 1) * page_bytes
                     syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
-                    self._books.charge_allocated(node.inode, start, end, NOBODY)
+                    self._books.charge_allocated(node.inode, [(first, last)], NOBODY)
                 for start, end in self._chunks(runs, size):
                     os.pwrite(fd, _read_exactly(copy, end - start), start)
         except (OSError, ValueError) as error:
             log.warning("inode %d cannot come back from its copy %s: %s", node.inode, name, error)
             syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
-            self._books.uncharge(node.inode, 0)
+            self._books.uncharge(node.inode, 0, LAST_PAGE)
             full = isinstance(error, OSError) and error.errno in (ENOSPC, ENOMEM)
             raise OSError(error.errno if full else EIO, str(error)) from error  # type: ignore[union-attr]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sharedfs.books import Books
 from sharedfs.inodes import Inodes
-from sharedfs.kernel.swapped import swapped_pages, swapped_runs
+from sharedfs.kernel.page_cache import swapped_pages, swapped_runs
 
 _LAST_PAGE = (1 << 51) - 1  # of any file
 

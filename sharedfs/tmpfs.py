@@ -14,7 +14,7 @@ from sharedfs.kernel.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUN
 
 TREE, REMOVED = b"tree", b"removed"
 _NAME_BYTES = 255
-_HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
+HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
 
 
 def make_tmpfs(
@@ -23,14 +23,18 @@ def make_tmpfs(
     root_mode: int = 0o1777,
     root_owner: tuple[int, int] = (0, 0),
     atime_attributes: int = 0,
+    huge: str | None = None,
 ) -> tuple[int, int]:
     """A new tmpfs with its two directories: descriptors of the mount and of its root, the caller's to close.
 
     When the first one (O_PATH) is closed the mount is dissolved: all goes on but that its attributes are fixed.
-    `inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits.
-    Set-id bits and devices never count here: what executes and opens them is the kernel, by the mount of tenants.
+    `inodes` bounds the number of files (0: no bound, None: as tmpfs), `atime_attributes` are MOUNT_ATTR_ bits, `huge`
+    is tmpfs's option. Set-id bits and devices never count here: what executes and opens them is the kernel, by the
+    mount of tenants.
     """
     options = {"source": "sharedfs", "mode": "0700"} | _bounds(size_bytes, inodes)
+    if huge is not None:
+        options["huge"] = huge
     attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | atime_attributes
     fsmount_fd = syscalls.detached_mount("tmpfs", options, ["inode64"], attributes)
     # fsmount's descriptor is O_PATH; open_by_handle_at, and a service manager that keeps it, want a real one
@@ -105,5 +109,5 @@ class PrivateTmpfs:
 def _bounds(size_bytes: int, inodes: int | None) -> dict[str, str]:
     bounds = {"size": str(size_bytes)}
     if inodes is not None:
-        bounds["nr_inodes"] = str(inodes + _HIDDEN_INODES if inodes else 0)
+        bounds["nr_inodes"] = str(inodes + HIDDEN_INODES if inodes else 0)
     return bounds

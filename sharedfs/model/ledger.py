@@ -91,8 +91,8 @@ class Ledger:
         self._files = PageMaps(self._cells)
         self._made = self._files.made
         self._bound = ClassBound(self._table, self._files, most_classes, self._book)
-        self._mappings: dict[TenantId, dict[int, tuple[array[int], int]]] = {}
-        """What `set_mapped` was told last: the ranges, and the births of the file's map when they were applied."""
+        self._mappings: dict[TenantId, dict[int, tuple[array[int], int, int]]] = {}
+        """What `set_mapped` was told last: the ranges, and the file's births and resident pages afterwards."""
         self._compactions = 0
         self._openings = 0
         self._sequence = 0
@@ -170,12 +170,10 @@ class Ledger:
         O(ranges) when they are those of the last call and no page of the file is new since; otherwise
         O(ranges + pages with a cell), or O(ranges + classes) when a file is mapped entirely, or not at all, as before.
         """
-        told = flat(ranges)
-        pages = self._files.get(file)
-        mappings = self._mappings.get(tenant, {})
-        if pages is not None and mappings.get(file) == (told, pages.births):
+        if self.is_mapped(file, tenant, ranges):
             return
         runs = merged(ranges)
+        pages = self._files.get(file)
         if pages is None or tenant == NOBODY:
             return
         if pages.unit_pages > 1:
@@ -190,9 +188,16 @@ class Ledger:
                 moves += pages.apply(first_page, last_page, steps.unmap)
         self._post(moves)
         if runs:
-            self._mappings.setdefault(tenant, {})[file] = (told, pages.births)
+            told = (flat(ranges), pages.births, pages.resident_pages)
+            self._mappings.setdefault(tenant, {})[file] = told
         else:
-            mappings.pop(file, None)
+            self._mappings.get(tenant, {}).pop(file, None)
+
+    def is_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> bool:
+        """Whether `set_mapped` was told the same before, and `file` has the same pages since. O(ranges + classes)."""
+        pages = self._files.get(file)
+        told = self._mappings.get(tenant, {}).get(file)
+        return pages is not None and told == (flat(ranges), pages.births, pages.resident_pages)
 
     # -- Operations on classes: no page is visited ---------------------------------------------------------------------
 
@@ -336,7 +341,7 @@ class Ledger:
         """How big the books are. O(files + chunks + classes)."""
         maps = self._made.values()
         told = sum(
-            len(ranges) * ranges.itemsize for by_file in self._mappings.values() for ranges, _ in by_file.values()
+            len(ranges) * ranges.itemsize for by_file in self._mappings.values() for ranges, _, _ in by_file.values()
         )
         return LedgerStatistics(
             sequence=self._sequence,

@@ -48,6 +48,25 @@ def gaps(runs: Iterable[PageRange], first_page: int = 0, last_page: int = LAST_P
         yield first_page, last_page
 
 
+def common(some: Iterable[PageRange], others: Iterable[PageRange]) -> list[PageRange]:
+    """The pages that are in both of two ascending lists of disjoint ranges. O(n).
+
+    >>> common([(0, 4), (7, 12)], [(3, 8), (12, 20)])
+    [(3, 4), (7, 8), (12, 12)]
+    """
+    result: list[PageRange] = []
+    rest = iter(others)
+    other = next(rest, None)
+    for first_page, last_page in some:
+        while other is not None and other[0] <= last_page:
+            if other[1] >= first_page:
+                result.append((max(first_page, other[0]), min(last_page, other[1])))
+            if other[1] > last_page:
+                break
+            other = next(rest, None)
+    return result
+
+
 def flat(ranges: Iterable[PageRange]) -> "array[int]":
     """The same numbers in 16 bytes a range, to remember and compare. O(n).
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
 from sharedfs.errors import HostFault
@@ -23,6 +24,7 @@ from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant_rules import TenantRules
@@ -91,7 +93,7 @@ def served(engine: str) -> Iterator[Wire]:
         os.close(fsmount_fd)
         store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
-        data_path = DataPath(store, books, events)
+        data_path = DataPath(store, books, Allocation(store, books, NEVER), events)
         resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)

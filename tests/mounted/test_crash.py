@@ -280,20 +280,22 @@ def connection_of(process_id: int) -> int:
 def test_unmounting_a_dead_pool_ends_who_waits_for_an_answer(pool: MountedPool) -> None:
     """We have no file of the pool open ourselves: a process that we start would close it, and wait for an answer."""
     (pool.path / "f").write_bytes(b"x")
-    process_id = pool.status().daemon_pid
+    status = pool.status()
     is_open, opens = os.pipe()
 
     def wait_for_an_answer() -> None:
         with opened_until_death(pool.path / "f") as fd:
             os.write(opens, b"x")
-            wait_until(lambda: not psutil.pid_exists(process_id), "the daemon is dead", 20)
+            wait_until(lambda: not psutil.pid_exists(status.keeper_pid), "keeper and daemon are dead", 20)
             os.pread(fd, 1, 0)
 
     reader = Child(wait_for_an_answer)
-    connection = connection_of(process_id)
+    connection = connection_of(status.daemon_pid)
     try:
         assert os.read(is_open, 1) == b"x"
-        os.kill(process_id, signal.SIGKILL)
+        os.kill(status.keeper_pid, signal.SIGSTOP)
+        os.kill(status.daemon_pid, signal.SIGKILL)
+        os.kill(status.keeper_pid, signal.SIGKILL)
         wchan = Path(f"/proc/{reader.pid}/wchan")
         wait_until(lambda: wchan.read_text() == "request_wait_answer", "it waits for an answer", 20)
         sharedfs("umount", str(pool.path))

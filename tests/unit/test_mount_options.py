@@ -204,7 +204,7 @@ def test_a_remount_repeats_what_the_kernel_shows() -> None:
 def test_a_remount_changes_some_settings_and_names_those_it_cannot() -> None:
     now = options("mode=750,reserve=1m")
     check_changes(now, parse("remount,size=3g,idle=5,nr_inodes=9,mode=750,reserve=1m,passthrough", MEMORY))
-    for word in ("mode=700", "reserve=2m", "uid=1", "gid=1", "cgroup_parent=other", "no_passthrough"):
+    for word in ("mode=700", "reserve=2m", "uid=1", "gid=1", "cgroup_parent=other", "huge=always", "no_passthrough"):
         named = word.removeprefix("no_").partition("=")[0]
         with pytest.raises(CallerMistake, match=f"^{named} cannot change"):
             check_changes(now, parse(f"remount,{word}", MEMORY))

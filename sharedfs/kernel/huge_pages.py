@@ -1,0 +1,89 @@
+"""Transparent huge pages of a tmpfs file, made by us: through a mapping of our own, so that our cgroup is charged.
+
+The tmpfs has huge=advise, which leaves it to us where huge pages are made. With huge=always or within_size the kernel's
+khugepaged would make them of any small pages that a tenant has mapped, and charge that tenant's cgroup.
+"""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from errno import EAGAIN
+from pathlib import Path
+
+ALWAYS, WITHIN_SIZE, ADVISE, NEVER = HUGE = ("always", "within_size", "advise", "never")
+"""Where huge pages are made, in tmpfs's words."""
+
+SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+_PMD_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+_PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
+_MADV_HUGEPAGE, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 23, 25
+_TRIES = 3
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def page_bytes(size: Path = _PMD_SIZE) -> int | None:
+    """The size of a huge page, a power of two; None where the kernel has none."""
+    try:
+        return int(size.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def are_denied(enabled: Path = SHMEM_ENABLED) -> bool:
+    """Whether the administrator has turned off huge pages of all tmpfs mounts, whatever these ask for."""
+    return "[deny]" in enabled.read_text()
+
+
+def populate(fd: int, start: int, end: int, size: int) -> None:
+    """Make the huge pages in bytes `start`..`end` of a file of `size` bytes, as far as they begin within it.
+
+    Where no huge page is to be had the kernel takes small ones. Raises OSError (EFAULT) when the filesystem is full:
+    some pages may have been made then. Linux >= 5.14.
+    """
+    with _mapped(fd, start, end - start) as address:
+        _advise(address, end - start, _MADV_HUGEPAGE)
+        _advise(address, min(end, size) - start, _MADV_POPULATE_WRITE)
+
+
+def collapse(fd: int, start: int, end: int) -> None:
+    """Make huge pages of the small ones in bytes `start`..`end`, all of which the file has. Linux >= 6.1.
+
+    Raises OSError where the kernel cannot just now.
+    """
+    with _mapped(fd, start, end - start) as address:
+        _advise(address, end - start, _MADV_COLLAPSE)
+
+
+@contextmanager
+def _mapped(fd: int, start: int, length: int) -> Iterator[int]:
+    """A mapping that begins at a multiple of a huge page, as the kernel does it for tmpfs."""
+    address = _libc.mmap(None, length, _PROT_READ | _PROT_WRITE, _MAP_SHARED, fd, start)
+    if address == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), f"mmap: {os.strerror(ctypes.get_errno())}")
+    try:
+        yield address
+    finally:
+        _libc.munmap(address, length)
+
+
+def _advise(address: int, length: int, advice: int) -> None:
+    for _ in range(_TRIES):
+        if _libc.madvise(address, length, advice) == 0:
+            return
+        if ctypes.get_errno() != EAGAIN:
+            break
+    raise OSError(ctypes.get_errno(), f"madvise {advice}: {os.strerror(ctypes.get_errno())}")
