@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
@@ -14,9 +15,11 @@ from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.recovery import _Recovery
+from sharedfs.spill import Spill
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.mount import MountedPool, mounted_pool
@@ -86,9 +89,20 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     fsmount_fd, root_fd = make_tmpfs(1 << 20)
     os.close(fsmount_fd)
     store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    data_path = DataPath(store, books, None)
+    allocation = Allocation(store, books, NEVER)
+    data_path = DataPath(store, books, allocation, None)
+    spill = Spill(None, store, books)
     namespace = Namespace(
-        store, books, data_path, lambda: None, lambda _: None, 0, Callers(books, None), fast_reads=False
+        store,
+        books,
+        allocation,
+        data_path,
+        lambda: None,
+        lambda _: None,
+        0,
+        Callers(books, None),
+        spill,
+        fast_reads=False,
     )
     answered: list[int] = []
     try:

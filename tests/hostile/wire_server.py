@@ -30,13 +30,15 @@ def use_extension(path: str) -> None:
 
 
 def main(device_fd: int) -> None:
-    from sharedfs.books import Books  # noqa: PLC0415 - after the extension is chosen
+    from sharedfs.allocation import Allocation  # noqa: PLC0415 - after the extension is chosen
+    from sharedfs.books import Books  # noqa: PLC0415
     from sharedfs.callers import Callers  # noqa: PLC0415
     from sharedfs.datapath import DataPath  # noqa: PLC0415
     from sharedfs.frequent import FrequentRequests  # noqa: PLC0415
     from sharedfs.journal import Journal  # noqa: PLC0415
     from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
     from sharedfs.kernel.channel import Channel  # noqa: PLC0415
+    from sharedfs.kernel.huge_pages import NEVER  # noqa: PLC0415
     from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
     from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
     from sharedfs.namespace import Namespace  # noqa: PLC0415
@@ -51,10 +53,20 @@ def main(device_fd: int) -> None:
     store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
-    data_path = DataPath(store, books, events)
+    allocation = Allocation(store, books, NEVER)
+    data_path = DataPath(store, books, allocation, events)
     spill = Spill(None, store, books)
     namespace = Namespace(
-        store, books, data_path, lambda: None, lambda _: None, 1 << 30, Callers(books, events), spill, fast_reads=False
+        store,
+        books,
+        allocation,
+        data_path,
+        lambda: None,
+        lambda _: None,
+        1 << 30,
+        Callers(books, events),
+        spill,
+        fast_reads=False,
     )
     frequent = FrequentRequests(namespace, journal)
     ended: list[BaseException | None] = []
