@@ -145,8 +145,9 @@ def spread_over_files(files: int, pages: int, chunk_classes: int) -> Callable[[L
             ledger.charge(file, 0, pages - 1, owner)
             for page in range(0, pages, PAGES_PER_CHUNK):
                 for turn in range(chunk_classes - 1):
-                    first = page + turn * pages // chunk_classes % PAGES_PER_CHUNK
-                    ledger.touch(file, first, min(first + 99, pages - 1), TENANTS[5 + (file + turn) % 5])
+                    first = page + turn * min(pages, PAGES_PER_CHUNK) // chunk_classes
+                    last = first + max(min(pages, PAGES_PER_CHUNK) // (2 * chunk_classes), 1) - 1
+                    ledger.touch(file, first, last, TENANTS[5 + (file + turn) % 5])
 
     return build
 

@@ -41,7 +41,7 @@ def bill(**shares: int) -> Bill:
     lines = {
         {"a": A, "b": B}[name]: TenantShare(share_bytes=share, used_bytes=2 * share) for name, share in shares.items()
     }
-    return Bill(sum(shares.values()) + 7, 7, 0, lines)
+    return Bill(sum(shares.values()) + 7, unclaimed_bytes=7, foreign_bytes=0, swapped_bytes=0, tenants=lines)
 
 
 def share(history: History, tenant: str | None) -> int:
