@@ -214,17 +214,18 @@ def test_the_keeper_gives_up_when_daemons_die_young(pool: MountedPool, unique_na
     def kill_whoever_serves() -> bool:
         if not pools.is_served(record):
             return True
-        for process in psutil.Process(status.keeper_pid).children():
-            threads = 0 if process.status() == psutil.STATUS_ZOMBIE else process.num_threads()
-            if process.pid not in dead and threads > 1:  # it has begun to serve; the spare has one thread
-                dead.add(process.pid)
-                process.kill()
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children = Path(f"/proc/{status.keeper_pid}/task/{status.keeper_pid}/children").read_text()
+            for process_id in set(map(int, children.split())) - dead:
+                if len(os.listdir(f"/proc/{process_id}/task")) > 1:  # it has begun to serve; the spare has one thread
+                    dead.add(process_id)
+                    os.kill(process_id, signal.SIGKILL)
         return False
 
     record = pools.record_at(str(pool.path))
     assert record is not None
-    wait_until(kill_whoever_serves, "the keeper has given up", 60)
-    assert len(dead) == keeper.MOST_FAILURES
+    wait_until(kill_whoever_serves, "the keeper has given up", 120)
+    assert len(dead) >= keeper.MOST_FAILURES  # more where we were too slow, and one lived for a second
     assert mount_at(str(pool.path)) is None
     assert "giving up" in places.daemon_log(unique_name).read_text()
     assert f"sharedfs umount {pool.path}" in sharedfs("status").stderr
