@@ -3,12 +3,13 @@
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from controller.billing.bill import Bill, TenantShare
 from controller.billing.meter import LONGEST_MS, UNCLAIMED, Meter, Usage
-from controller.history import HOUR, HOURS_KEPT, MINUTE, MINUTES_KEPT, History, HistoryLine
+from controller.history import HOUR, MINUTE, MINUTES_KEPT, History, HistoryLine
 from sharedfs.kernel.cgroups import CgroupRef
 from tests.support.kills import killed_at_line, lines_of, run_in_child
 
@@ -30,8 +31,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def history(tmp_path: Path, clock: Clock) -> Iterator[History]:
-    made = History(tmp_path, clock)
+def place() -> Iterator[Path]:
+    """Where writing costs little."""
+    with TemporaryDirectory(dir="/dev/shm") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def history(place: Path, clock: Clock) -> Iterator[History]:
+    made = History(place, clock)
     yield made
     made.close()
 
@@ -70,7 +78,7 @@ def test_time_that_nobody_looked_is_not_billed() -> None:
     assert meter.take()["/a", "pool"].covered_ms == LONGEST_MS
 
 
-def test_what_is_written_adds_up_to_the_byte_second(history: History, clock: Clock, tmp_path: Path) -> None:
+def test_what_is_written_adds_up_to_the_byte_second(history: History, clock: Clock, place: Path) -> None:
     for _ in range(1000):
         assert history.write({("/a", "pool"): Usage(1, 1999, 4000), (UNCLAIMED, "pool"): Usage(1, 1, 0)})
         clock.now += 1
@@ -78,7 +86,7 @@ def test_what_is_written_adds_up_to_the_byte_second(history: History, clock: Clo
         HistoryLine("/a", "pool", NOON, 1.0, 1999, 4000),
         HistoryLine(None, "pool", NOON, 1.0, 1, 0),
     ]
-    again = History(tmp_path, clock)
+    again = History(place, clock)
     assert again.read(None, "/a") == history.read(None, "/a")
     assert again.read(None, "/b") == []
     again.close()
@@ -93,7 +101,8 @@ def test_only_the_time_that_was_asked_for(history: History, clock: Clock) -> Non
     assert line == HistoryLine("/a", "pool", NOON + 6 * MINUTE, 4.0, 20, 20)
 
 
-def test_minutes_become_hours_and_hours_end(history: History, clock: Clock) -> None:
+def test_minutes_become_hours_and_hours_end(history: History, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.history.HOURS_KEPT", hours := 50)
     minutes = MINUTES_KEPT + 3 * HOUR // MINUTE
     for _ in range(minutes):
         history.write({("/a", "pool"): Usage(1000, 3000, 0), ("/b", "pool"): Usage(1000, 1000, 0)})
@@ -103,10 +112,10 @@ def test_minutes_become_hours_and_hours_end(history: History, clock: Clock) -> N
     assert spans[MINUTE] == 2 * MINUTES_KEPT
     assert spans[HOUR] == 2 * 3
     clock.now = NOON + 10 * HOUR
-    for _ in range(HOURS_KEPT + MINUTES_KEPT + 20):
+    for _ in range(hours + MINUTES_KEPT + 20):
         history.write({("/a", "pool"): Usage(1000, 3000, 0)})
         clock.now += HOUR
-    assert share(history, "/a") == 3 * (HOURS_KEPT + MINUTES_KEPT)
+    assert share(history, "/a") == 3 * (hours + MINUTES_KEPT)
     assert share(history, "/b") == 0
 
 
@@ -158,7 +167,7 @@ def test_a_damaged_database_is_told_and_stops_nobody(tmp_path: Path, caplog: pyt
     history.close()
 
 
-def test_killed_while_it_writes_all_or_nothing_is_kept(tmp_path: Path) -> None:
+def test_killed_while_it_writes_all_or_nothing_is_kept(place: Path) -> None:
     """At every line of ours: SQLite's own promise does the rest."""
     usage = {("/a", "pool"): Usage(1000, 1000, 0), ("/b", "pool"): Usage(1000, 1000, 0)}
 
@@ -167,13 +176,13 @@ def test_killed_while_it_writes_all_or_nothing_is_kept(tmp_path: Path) -> None:
         history.write(usage)
         history.write(usage)
 
-    (tmp_path / "dry").mkdir()
+    (place / "dry").mkdir()
     where = str(Path(__file__).parents[3] / "controller")
-    lines = lines_of(lambda: write(tmp_path / "dry"), where)
+    lines = lines_of(lambda: write(place / "dry"), where)
     for line in range(0, lines, 3):
-        place = tmp_path / str(line)
-        place.mkdir()
-        assert run_in_child(lambda place=place, line=line: killed_at_line(lambda: write(place), where, line)) == -9
-        history = History(place, lambda: NOON)
+        at = place / str(line)
+        at.mkdir()
+        assert run_in_child(lambda at=at, line=line: killed_at_line(lambda: write(at), where, line)) == -9
+        history = History(at, lambda: NOON)
         assert (share(history, "/a"), share(history, "/b")) in ((0, 0), (1, 1), (2, 2))
         history.close()
