@@ -37,7 +37,7 @@ _FIELDS: dict[int, int] = {
     Opcode.READDIRPLUS: 40,
     Opcode.LSEEK: 24,
     Opcode.COPY_FILE_RANGE: 56,
-    Opcode.STATX: 32,
+    Opcode.STATX: names.STATX_IN.size,
 }
 
 # The same, where as many names end the request: each one component, and none else.

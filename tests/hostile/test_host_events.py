@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from sharedfs import inodes
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.kernel import proc
 from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.store import Store
@@ -168,7 +170,11 @@ def test_a_process_that_cannot_be_looked_at_does_not_keep_the_scan_from_the_othe
 
     monkeypatch.setattr(proc, "mappings_of_device", read_maps)
     monkeypatch.setattr(proc, "process_ids", lambda: iter([os.getppid(), stuck]))
-    scan = MappingScan(Books(find_memory_hierarchy(), PAGE, TenantRules("leaf")), (255, 255))
+    store, books = (
+        Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])),
+        Books(find_memory_hierarchy(), PAGE, TenantRules("leaf")),
+    )
+    scan = MappingScan(books, Allocation(store, books, NEVER), (255, 255))
     first: list[object] = []
     thread = threading.Thread(target=lambda: first.append(scan.scan()))
     thread.start()

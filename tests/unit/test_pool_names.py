@@ -1,12 +1,14 @@
 """Names of pools: made from mountpoints, and refused where they could not be a directory, a cgroup or a socket."""
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs import pools
+from sharedfs import claims, pools
 from sharedfs.errors import CallerMistake
 
 
@@ -45,19 +47,19 @@ def test_a_socket_needs_a_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lock_whose_directory_went_away_is_taken_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A daemon that ends removes its directory before it lets go of the lock in it."""
     monkeypatch.setenv("SHAREDFS_RUN_DIR", str(tmp_path))
-    flock, ended = pools.fcntl.flock, []
+    set_lock, ended = fcntl.fcntl, []
 
-    def another_ends_first(lock: int, operation: int) -> None:
+    def another_ends_first(lock: int, operation: int, argument: bytes) -> object:
         if not ended:
             ended.append(lock)
-            pools.forget("name")
-        flock(lock, operation)
+            claims.forget("name")
+        return set_lock(lock, operation, argument)
 
-    monkeypatch.setattr(pools.fcntl, "flock", another_ends_first)
-    lock = pools.claim("name")
+    monkeypatch.setattr(claims.fcntl, "fcntl", another_ends_first)
+    lock = claims.claim("name")
     try:
-        assert pools.os.fstat(lock).st_ino == (tmp_path / "pools" / "name" / "lock").stat().st_ino
+        assert os.fstat(lock).st_ino == (tmp_path / "pools" / "name" / "lock").stat().st_ino
         with pytest.raises(CallerMistake, match="already mounted"):
-            pools.claim("name")
+            claims.claim("name")
     finally:
-        pools.os.close(lock)
+        os.close(lock)
