@@ -44,7 +44,7 @@ def charged(pool: MountedPool, *tenants: Tenant) -> int:
     def agree() -> bool:
         return pool.check_conservation().foreign_bytes == sum(tenant.statistic("shmem") for tenant in tenants)
 
-    wait_until(agree, "what is charged to tenants is foreign in the books", 10)
+    wait_until(agree, "what is charged to tenants is foreign in the books", 30)
     return pool.holdings().foreign_bytes
 
 
@@ -56,10 +56,10 @@ def test_what_is_reserved_is_huge_and_the_pools(pool: MountedPool, tenants: Tena
     assert pool.check_conservation().resident_bytes == expected
     mapper.do(f"fd = os.open('{pool.path}/f', os.O_RDWR); m = mmap.mmap(fd, {8 * MIB}); m[{3 * MIB}] = 1")
     assert mapper.do(PMD_MAPPED) == HUGE
-    wait_until(lambda: pool.mapped(mapper) == HUGE, "what one page table entry maps is in use")
+    wait_until(lambda: pool.mapped(mapper) == HUGE, "what one page table entry maps is in use", 30)
     assert charged(pool, maker, mapper) == 0
     maker.exit()
-    wait_until(lambda: len(pool.holdings().tenants) == 1, "its exit is seen")
+    wait_until(lambda: len(pool.holdings().tenants) == 1, "its exit is seen", 30)
     assert pool.used(mapper) == HUGE
     assert pool.check_conservation().resident_bytes == expected
 
@@ -73,7 +73,7 @@ def test_small_pages_that_are_mapped_become_huge_on_the_pools_account(pool: Moun
     def is_mapped_huge() -> bool:
         return mapper.do(f"m[{HUGE}] = 120; {PMD_MAPPED}") == HUGE
 
-    wait_until(is_mapped_huge, "the window that is used is huge", 10)
+    wait_until(is_mapped_huge, "the window that is used is huge", 30)
     assert mapper.do(f"result = m[:] == b'x' * {5 * MIB}")
     assert charged(pool, writer, mapper) == 0
 
@@ -86,12 +86,12 @@ def test_a_fault_that_asks_for_a_huge_page_in_a_hole_is_foreign_to_the_byte(
         f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.ftruncate(fd, 1 << 30)\n"
         f"m = mmap.mmap(fd, {4 * HUGE}); m.madvise(mmap.MADV_HUGEPAGE); m[{HUGE} + 5] = 1"
     )
-    wait_until(lambda: pool.holdings().foreign_bytes == HUGE, "the fault's pages are found")
+    wait_until(lambda: pool.holdings().foreign_bytes == HUGE, "the fault's pages are found", 30)
     assert pool.used(tenant) == HUGE
     assert charged(pool, tenant) == HUGE
     # A mapping that cannot hold a huge page whole brings one all the same, but for this page table.
     tenant.do(f"n = mmap.mmap(fd, {3 * HUGE}, offset={4 * HUGE + PAGE}); n.madvise(mmap.MADV_HUGEPAGE); n[{HUGE}] = 1")
-    wait_until(lambda: pool.holdings().foreign_bytes > HUGE, "these too")
+    wait_until(lambda: pool.holdings().foreign_bytes > HUGE, "these too", 30)
     assert charged(pool, tenant) > HUGE
     tenant.do("m.close(); n.close(); os.ftruncate(fd, 0)")
     assert charged(pool, tenant) == 0
@@ -146,7 +146,7 @@ def test_random_operations_of_two_tenants_keep_the_books(pool: MountedPool, tena
         tenant.do("m = None; held.clear()")
         assert tenant.do("result = all(os.pread(fd, 1, 0) in (b'', b'\\0', b'\\1') for fd in fds.values())")
     pair[0].exit()
-    wait_until(lambda: len(pool.holdings().tenants) == 1, "its exit is seen")
+    wait_until(lambda: len(pool.holdings().tenants) == 1, "its exit is seen", 30)
     pool.check_conservation()
     pair[1].do("for fd in fds.values(): os.ftruncate(fd, 0)")
     assert pool.check_conservation().resident_bytes == 0
