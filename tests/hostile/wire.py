@@ -108,7 +108,7 @@ def served(outside: Path, engine: str = "C", extension: Path | None = None, **en
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     for end in (kernel, device):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-    kernel.settimeout(20)
+    kernel.settimeout(120)  # a busy host takes its time to start Python
     environment: Mapping[str, str] = {**os.environ, **env, "SHAREDFS_PURE_PYTHON": "1" if engine == "Python" else ""}
     command = [sys.executable, "-m", "tests.hostile.wire_server", str(device.fileno())]
     server = subprocess.Popen(
