@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What recording costs a pool: random 4 KiB reads of one file by one process, while nobody records and while somebody does.
+"""What recording costs a pool: random 4 KiB reads of one file, while nobody records and while somebody does.
 
 bench/record.py [--rounds N] [--seconds S]
 """
