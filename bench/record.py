@@ -52,7 +52,8 @@ def _compare(file: Path, trace: Path, rounds: int, seconds: float) -> None:
         trace.unlink()
     off, on = statistics.median(without), statistics.median(beside)
     print(
-        f"{off:,.0f} reads a second; {on:,.0f} while recorded ({on / off:.2f}), {statistics.median(sizes):.1f} bytes each"
+        f"{off:,.0f} reads a second; {on:,.0f} while recorded ({on / off:.2f}), "
+        f"{statistics.median(sizes):.1f} bytes each"
     )
 
 
