@@ -79,7 +79,7 @@ def test_pages_in_swap_are_known_and_shared_out(pool: MountedPool, tenants: Tena
         def limit_is_right() -> bool:
             bill = bill_of(b.path, bills())
             in_memory = bill["share_bytes"] - bill["swapped_bytes"]
-            return bool(256 * MIB - bill["limit_bytes"] == in_memory // PAGE * PAGE + in_memory % PAGE)
+            return bool(256 * MIB - bill["limit_bytes"] == -(-in_memory // PAGE) * PAGE)
 
         wait_until(limit_is_right, "what is in swap comes off no memory limit", PATIENCE)
     assert a.do(f"result = os.pread(fd, {16 * MIB}, 0) == content")

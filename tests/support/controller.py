@@ -47,7 +47,7 @@ def running_controller() -> Iterator[subprocess.Popen[bytes]]:
         wait_until(
             lambda: places.controller_socket().exists() and run_sharedctl("bills").returncode == 0,
             "the controller answers",
-            20,
+            60,
         )
         yield process
     finally:
