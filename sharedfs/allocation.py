@@ -8,7 +8,7 @@ fault brought along, is asked of the kernel page by page.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from sharedfs.books import Books
 from sharedfs.inodes import Inodes, Node
@@ -18,7 +18,6 @@ from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.model.ranges import LAST_PAGE, PageRange, common, merged
 from sharedfs.model.tenant import TenantId
 
-_STAT_BLOCK_BYTES = 512
 # Making a huge page of small ones takes 1 to 3 ms, and faults in it wait.
 _COLLAPSED_AT_ONCE = 8
 
@@ -50,7 +49,7 @@ class Allocation:
 
     def allocate(self, node: Node, mode: int, start: int, end: int, tenant: TenantId) -> None:
         """fallocate(2) on bytes `start`..`end` (exclusive) for `tenant`. When it fails, nothing was allocated."""
-        with self._opened(node, os.O_RDWR) as fd, self._books.changing(node.inode):
+        with self._inodes.opened(node, os.O_RDWR) as fd, self._books.changing(node.inode):
             self.book_strays(node)  # or they would be taken for what this call brings
             made: list[ByteRange] = []
             size = os.fstat(fd).st_size
@@ -60,8 +59,7 @@ class Allocation:
                 syscalls.fallocate(fd, mode, start, end - start)
             except OSError:
                 for first, last in made:
-                    hole = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-                    syscalls.fallocate(fd, hole, first, last - first)
+                    syscalls.punch_hole(fd, first, last - first)
                 if os.fstat(fd).st_size > size:
                     os.ftruncate(fd, size)
                     self._uncharge(node, fd, size, None)
@@ -98,13 +96,13 @@ class Allocation:
 
     def punch(self, node: Node, mode: int, start: int, end: int) -> None:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE."""
-        with self._opened(node, os.O_RDWR) as fd:
+        with self._inodes.opened(node, os.O_RDWR) as fd:
             syscalls.fallocate(fd, mode, start, end - start)
             self._uncharge(node, fd, start, end)
 
     def truncated(self, node: Node, size: int) -> None:
         """The file was cut to `size`."""
-        with self._opened(node) as fd:
+        with self._inodes.opened(node) as fd:
             self._uncharge(node, fd, size, None)
 
     def _uncharge(self, node: Node, fd: int, start: int, end: int | None) -> None:
@@ -123,13 +121,13 @@ class Allocation:
         When no write or allocation of the file is between its system call and its line in the books.
         """
         if self._has_strays(node):
-            with self._opened(node) as fd:
+            with self._inodes.opened(node) as fd:
                 self._books.charge_strays(node.inode, self._resident(fd, 0, LAST_PAGE))
 
     def _has_strays(self, node: Node) -> bool:
         with self._inodes.lock:
             blocks = self._inodes.stat(node).st_blocks
-        return blocks * _STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode)
+        return blocks * syscalls.STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode)
 
     def keep_up(self, mapped: Sequence[tuple[int, list[PageRange]]]) -> None:
         """After each mapping scan, with what it saw mapped of which inode. For one thread."""
@@ -153,14 +151,14 @@ class Allocation:
     def _unbooked(self, node: Node) -> list[PageRange]:
         if node.inode in self._books.in_change or not self._has_strays(node):
             return []
-        with self._opened(node) as fd:
+        with self._inodes.opened(node) as fd:
             return self._books.absent(node.inode, self._resident(fd, 0, LAST_PAGE))
 
     def brought_along(self, inode: int, pages: Iterable[PageRange]) -> list[PageRange]:
         """What is resident in the huge pages around `pages`, which a tenant's fault brought into a hole."""
         per_huge = self._huge_bytes // PAGE_BYTES
         windows = merged((first // per_huge * per_huge, last | per_huge - 1) for first, last in pages)
-        with suppress(OSError), self._opened(self._known(inode)) as fd:
+        with suppress(OSError), self._inodes.opened(self._known(inode)) as fd:
             if any(last * PAGE_BYTES >= os.fstat(fd).st_size for _, last in windows):
                 self._with_tail.add(inode)
             return [run for window in windows for run in self._resident(fd, *window)]
@@ -174,7 +172,7 @@ class Allocation:
             except OSError:  # it is gone
                 self._with_tail.discard(inode)
                 continue
-            with self._opened(node) as fd:
+            with self._inodes.opened(node) as fd:
                 first = -(-os.fstat(fd).st_size // PAGE_BYTES)
                 kept = self._resident(fd, first, LAST_PAGE)
                 if not kept:
@@ -195,7 +193,7 @@ class Allocation:
                 continue
             done = self._collapsed.setdefault(inode, set())
             # It may be gone, or its pages be held just now: perhaps with the next mapping.
-            with suppress(OSError), self._opened(self._known(inode), os.O_RDWR) as fd:
+            with suppress(OSError), self._inodes.opened(self._known(inode), os.O_RDWR) as fd:
                 for window in self._windows(pages, os.fstat(fd).st_size):
                     start, end = window * self._huge_bytes, (window + 1) * self._huge_bytes
                     full = self._huge_bytes // PAGE_BYTES
@@ -220,14 +218,6 @@ class Allocation:
     def _known(self, inode: int) -> Node:
         with self._inodes.lock:
             return self._inodes.find(inode)
-
-    @contextmanager
-    def _opened(self, node: Node, flags: int = os.O_RDONLY) -> Iterator[int]:
-        fd = self._inodes.open(node, flags)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
 
 
 def _pages(start: int, end: int) -> PageRange:

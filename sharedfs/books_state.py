@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from sharedfs.errors import HostFault
+from sharedfs.kernel.syscalls import STAT_BLOCK_BYTES
 from sharedfs.model.storage import REGION_BYTES, LedgerStorage, Record
 
 DIRECTORY = "books"
@@ -22,7 +23,6 @@ _FORMAT = ["sharedfs books", 1]
 _LEAST_BACKING_BYTES = 64 << 10
 _OVERGROWN_BYTES = 64 << 10
 _OVERGROWN_TIMES = 4
-_BLOCK_BYTES = 512
 
 
 class FileRegion:
@@ -36,7 +36,7 @@ class FileRegion:
             self.view = memoryview(mmap.mmap(self._fd, REGION_BYTES))
         except OSError as error:
             raise HostFault(f"the state of the books: cannot map {name}: {error.strerror}") from error
-        self.backed_bytes = os.fstat(self._fd).st_blocks * _BLOCK_BYTES
+        self.backed_bytes = os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES
 
     def back(self, size_bytes: int) -> None:
         """A store to memory that the tmpfs cannot give would be a SIGBUS: it is asked for before."""
@@ -47,7 +47,7 @@ class FileRegion:
             os.posix_fallocate(self._fd, self.backed_bytes, -(-more // mmap.PAGESIZE) * mmap.PAGESIZE)
         except OSError as error:
             raise HostFault(f"the state of the books: no memory for {self._name}: {error.strerror}") from error
-        self.backed_bytes = os.fstat(self._fd).st_blocks * _BLOCK_BYTES
+        self.backed_bytes = os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES
 
     def close(self) -> None:
         os.close(self._fd)

@@ -9,7 +9,8 @@ import fcntl
 import os
 import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from sharedfs.descriptors import Descriptors, open_for_data
 from sharedfs.journal import PUMP, Journal
@@ -140,6 +141,15 @@ class Inodes:
         """A new descriptor of the inode, the caller's to close. Safe from any thread."""
         return syscalls.open_by_handle(self.mount_fd, node.handle, flags)
 
+    @contextmanager
+    def opened(self, node: Node, flags: int = os.O_RDONLY) -> Iterator[int]:
+        """As `open`, for as long as the block lasts. Safe from any thread."""
+        fd = self.open(node, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
     def open_for_data(self, node: Node) -> int:
         """A new descriptor of a regular file with all access that its inode flags allow, the caller's to close."""
         return open_for_data(self.mount_fd, node.handle)
@@ -150,16 +160,11 @@ class Inodes:
         Where we cannot look there may be.
         """
         try:
-            fd = self.open(node, os.O_RDONLY)
+            with self.opened(node) as fd:
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError:
             return True
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except OSError:
-            return True
-        finally:
-            os.close(fd)
         return False
 
     def descriptor_path(self, node: Node) -> str:

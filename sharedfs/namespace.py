@@ -35,7 +35,6 @@ log = logging.getLogger("sharedfs")
 ENTRY_SECONDS = 3600
 # A file's times and blocks change under the kernel when somebody writes to it through a mapping.
 _MAPPED_FILE_SECONDS = 1
-_STAT_BLOCK_BYTES = 512
 _ACCESS_ACL = b"system.posix_acl_access"
 
 Found = tuple[Node, os.stat_result]
@@ -271,7 +270,7 @@ class Namespace:
         tenant = self._callers.tenant_of(thread_id)
         node, found = self.store.make_symlink(self.store.node(parent), name, target, uid, gid)
         if found.st_blocks:  # tmpfs keeps a long target in a page
-            self._books.charge(node.inode, 0, found.st_blocks * _STAT_BLOCK_BYTES, tenant)
+            self._books.charge(node.inode, 0, found.st_blocks * syscalls.STAT_BLOCK_BYTES, tenant)
         self.store.refer(node)
         return node, found
 
@@ -450,11 +449,8 @@ class Namespace:
     def inode_flags(self, inode: int, command: int, argument: bytearray) -> None:
         """Read or set inode flags (chattr(1)) with the ioctl `command`."""
         node = self.store.node(inode)
-        fd = self.store.open(node, os.O_RDONLY | os.O_NONBLOCK)
-        try:
+        with self.store.opened(node, os.O_RDONLY | os.O_NONBLOCK) as fd:
             fcntl.ioctl(fd, command, argument)
-        finally:
-            os.close(fd)
         if node.opens <= 1:  # by this call: the next descriptor has the access that is allowed then
             self._data_path.discard(inode)
 

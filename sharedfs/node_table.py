@@ -57,11 +57,7 @@ class _Array:
         mapped, _ = self._windows[inode // _WINDOW_INODES]
         start = inode % _WINDOW_INODES * self._inode_bytes & -mmap.PAGESIZE
         if page < self._newest_page and mapped[start : start + mmap.PAGESIZE] == _NOTHING:
-            hole = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
-            syscalls.fallocate(self._fd, hole, page * mmap.PAGESIZE, mmap.PAGESIZE)
-
-    def resident_bytes(self) -> int:
-        return os.fstat(self._fd).st_blocks * 512
+            syscalls.punch_hole(self._fd, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
     def close(self) -> None:
         for mapped, items in self._windows.values():
@@ -119,9 +115,6 @@ class NodeTable:
         self._generations.window(inode // _WINDOW_INODES)[inode % _WINDOW_INODES] = _UNUSED
         self._generations.cleared(inode)
         self.save(inode, 0, 0)
-
-    def resident_bytes(self) -> int:
-        return self._generations.resident_bytes() + self._words.resident_bytes()
 
     def close(self) -> None:
         self._generations.close()

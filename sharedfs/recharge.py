@@ -27,6 +27,7 @@ from sharedfs.inodes import Node
 from sharedfs.kernel import proc, syscalls
 from sharedfs.kernel.holders import does_asynchronous_io, holders_of
 from sharedfs.kernel.stopping import CannotStop, Stopper
+from sharedfs.model.ranges import byte_parts
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY
 from sharedfs.namespace import Namespace
@@ -137,33 +138,24 @@ class Recharge:
 
     def _rewrite(self, node: Node, deadline: float) -> None:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
-        fd = self._store.open(node, os.O_RDWR)
-        try:
+        page_bytes = self._books.page_bytes
+        with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
-            for start, end in self._stray_chunks(node.inode, found.st_size):
+            runs = self._books.runs_where(node.inode, _is_stray)
+            for start, end in byte_parts(runs, page_bytes, found.st_size, _CHUNK_BYTES):
                 if time.monotonic() > deadline:
                     break
                 self._rewrite_chunk(fd, start, end - start)
                 self._books.recharge(node.inode, start, end)
-                self.recharged_bytes += -(-(end - start) // self._books.page_bytes) * self._books.page_bytes
-            syscalls.set_times(fd, divmod(found.st_atime_ns, 1_000_000_000), divmod(found.st_mtime_ns, 1_000_000_000))
-        finally:
-            os.close(fd)
-
-    def _stray_chunks(self, inode: int, size: int) -> Iterator[tuple[int, int]]:
-        """The bytes to move of a file of `size`, in parts."""
-        page_bytes = self._books.page_bytes
-        for first, last in self._books.runs_where(inode, _is_stray):
-            end = min((last + 1) * page_bytes, size)
-            for start in range(first * page_bytes, end, _CHUNK_BYTES):
-                yield start, min(start + _CHUNK_BYTES, end)
+                self.recharged_bytes += -(-(end - start) // page_bytes) * page_bytes
+            syscalls.restore_times(fd, found)
 
     def _rewrite_chunk(self, fd: int, start: int, length: int) -> None:
         pool = os.fstatvfs(fd)
         if pool.f_bavail * pool.f_frsize < _SPARE_BYTES:
             raise CannotRecharge(f"the pool has less than {format_size(_SPARE_BYTES)} free")
         content = os.pread(fd, length, start)
-        syscalls.fallocate(fd, syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE, start, length)
+        syscalls.punch_hole(fd, start, length)
         written = 0
         while written < length:
             try:

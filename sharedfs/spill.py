@@ -16,7 +16,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EIO, ENOMEM, ENOSPC
@@ -25,7 +25,7 @@ from typing import BinaryIO
 from sharedfs.books import Books
 from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
-from sharedfs.model.ranges import LAST_PAGE, PageRange
+from sharedfs.model.ranges import LAST_PAGE, PageRange, byte_parts
 from sharedfs.model.tenant import NOBODY
 from sharedfs.store import Store
 
@@ -35,7 +35,6 @@ _MARK = b"trusted.sharedfs.spilled"
 _UNFINISHED = ".new"
 _CHUNK_BYTES = 1 << 20
 _ALL_BYTES = 1 << 62
-_PUNCH = syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +103,8 @@ class Spill:
         name = node.handle.hex()
         with self._busy:
             runs = self._books.runs_where(node.inode, lambda _: True)
-            fd = self._store.open(node, os.O_RDWR)
-            try:
+            with self._store.opened(node, os.O_RDWR) as fd:
                 self._copy_out(fd, name, runs)
-            finally:
-                os.close(fd)
             spilled_bytes = self._bytes_of(runs)
             with self._store.lock:
                 if not is_unchanged():
@@ -127,7 +123,7 @@ class Spill:
         try:
             with open(copy_fd, "wb", closefd=False) as copy:
                 copy.write(json.dumps({"runs": runs}).encode() + b"\n")
-                for start, end in self._chunks(runs, size):
+                for start, end in byte_parts(runs, self._books.page_bytes, size, _CHUNK_BYTES):
                     copy.write(os.pread(fd, end - start, start))
             os.fsync(copy_fd)
             os.rename(name + _UNFINISHED, name, src_dir_fd=directory, dst_dir_fd=directory)
@@ -142,14 +138,11 @@ class Spill:
             os.close(copy_fd)
 
     def _free(self, node: Node) -> None:
-        fd = self._store.open(node, os.O_RDWR)
-        try:
+        with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
-            syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
+            syscalls.punch_hole(fd, 0, _ALL_BYTES)
             self._books.uncharge(node.inode, 0, LAST_PAGE)
-            _set_times(fd, found)
-        finally:
-            os.close(fd)
+            syscalls.restore_times(fd, found)
 
     # -- back --------------------------------------------------------------------------------------------------------
 
@@ -163,15 +156,12 @@ class Spill:
             if copy is None:
                 return
             node = self._store.node(inode)
-            fd = self._store.open(node, os.O_RDWR)
-            try:
+            with self._store.opened(node, os.O_RDWR) as fd:
                 found = os.fstat(fd)
                 with self._books.changing(inode):
                     self._copy_in(node, fd, copy.name, found.st_size)
-                _set_times(fd, found)
+                syscalls.restore_times(fd, found)
                 os.removexattr(fd, _MARK)
-            finally:
-                os.close(fd)
             self.forget(inode)
             self.brought_back += 1
 
@@ -184,11 +174,11 @@ class Spill:
                     start, end = first * page_bytes, (last + 1) * page_bytes
                     syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
                     self._books.charge_allocated(node.inode, [(first, last)], NOBODY)
-                for start, end in self._chunks(runs, size):
+                for start, end in byte_parts(runs, page_bytes, size, _CHUNK_BYTES):
                     os.pwrite(fd, _read_exactly(copy, end - start), start)
         except (OSError, ValueError) as error:
             log.warning("inode %d cannot come back from its copy %s: %s", node.inode, name, error)
-            syscalls.fallocate(fd, _PUNCH, 0, _ALL_BYTES)
+            syscalls.punch_hole(fd, 0, _ALL_BYTES)
             self._books.uncharge(node.inode, 0, LAST_PAGE)
             full = isinstance(error, OSError) and error.errno in (ENOSPC, ENOMEM)
             raise OSError(error.errno if full else EIO, str(error)) from error  # type: ignore[union-attr]
@@ -211,13 +201,6 @@ class Spill:
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
-    def _chunks(self, runs: list[PageRange], size: int) -> Iterator[tuple[int, int]]:
-        """The bytes of page runs within a file's size, in parts."""
-        for first, last in runs:
-            end = min((last + 1) * self._books.page_bytes, size)
-            for start in range(first * self._books.page_bytes, end, _CHUNK_BYTES):
-                yield start, min(start + _CHUNK_BYTES, end)
-
     def _bytes_of(self, runs: list[PageRange]) -> int:
         return sum(last - first + 1 for first, last in runs) * self._books.page_bytes
 
@@ -234,7 +217,3 @@ def _read_exactly(copy: BinaryIO, length: int) -> bytes:
     if len(content) != length:
         raise ValueError("it is cut short")
     return content
-
-
-def _set_times(fd: int, found: os.stat_result) -> None:
-    syscalls.set_times(fd, divmod(found.st_atime_ns, 1_000_000_000), divmod(found.st_mtime_ns, 1_000_000_000))

@@ -161,12 +161,8 @@ class Store(Inodes):
         node.removed_name = name
 
     def _is_empty(self, node: Node) -> bool:
-        fd = self.open(node, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with os.scandir(fd) as entries:
-                return next(entries, None) is None
-        finally:
-            os.close(fd)
+        with self.opened(node, os.O_RDONLY | os.O_DIRECTORY) as fd, os.scandir(fd) as entries:
+            return next(entries, None) is None
 
     def rename(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> int | None:
         """renameat2(2); the number of the inode that is gone by that, else None."""

@@ -12,8 +12,7 @@ from pathlib import Path
 from sharedfs.books import Books
 from sharedfs.inodes import Inodes
 from sharedfs.kernel.page_cache import swapped_pages, swapped_runs
-
-_LAST_PAGE = (1 << 51) - 1  # of any file
+from sharedfs.model.ranges import LAST_PAGE, PageRange
 
 
 class SwapScan:
@@ -24,7 +23,7 @@ class SwapScan:
         self._books = books
 
     def look(self) -> None:
-        found: dict[int, list[tuple[int, int]]] = {}
+        found: dict[int, list[PageRange]] = {}
         if host_uses_swap():
             for inode in self._books.files_where(lambda _: True):
                 with suppress(OSError):  # gone meanwhile; or a kernel before 6.5, which cannot say
@@ -32,16 +31,13 @@ class SwapScan:
                         found[inode] = runs
         self._books.set_swapped(found)
 
-    def _look_at(self, inode: int) -> list[tuple[int, int]]:
+    def _look_at(self, inode: int) -> list[PageRange]:
         with self._inodes.lock:
             node = self._inodes.find(inode)
-        fd = self._inodes.open(node, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            if not swapped_pages(fd, 0, _LAST_PAGE):
+        with self._inodes.opened(node, os.O_RDONLY | os.O_NONBLOCK) as fd:
+            if not swapped_pages(fd, 0, LAST_PAGE):
                 return []
             return swapped_runs(fd, self._books.runs_where(inode, lambda _: True))
-        finally:
-            os.close(fd)
 
 
 def host_uses_swap(meminfo: Path = Path("/proc/meminfo")) -> bool:

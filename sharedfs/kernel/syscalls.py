@@ -41,7 +41,9 @@ _FSMOUNT_CLOEXEC = 0x1
 _FSPICK_CLOEXEC, _FSPICK_EMPTY_PATH = 0x1, 0x8
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
+_NANOSECONDS = 1_000_000_000
 STATX_BYTES = 256
+STAT_BLOCK_BYTES = 512  # of stat's st_blocks
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _PERF_FLAG_FD_CLOEXEC = 1 << 3
 
@@ -180,10 +182,20 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     _checked(_libc.fallocate(fd, mode, offset, length), "fallocate")
 
 
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """The file has none of these bytes' whole pages any more, and is as long as before."""
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
 def set_times(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
     """utimensat(2) of the inode behind a descriptor, O_PATH too. Times are (seconds, nanoseconds or UTIME_*)."""
     times = (_Timespec * 2)(_Timespec(*atime), _Timespec(*mtime))
     _checked(_libc.utimensat(fd, b"", times, AT_EMPTY_PATH), "utimensat")
+
+
+def restore_times(fd: int, found: os.stat_result) -> None:
+    """Have the access and modification times that a file was found with."""
+    set_times(fd, divmod(found.st_atime_ns, _NANOSECONDS), divmod(found.st_mtime_ns, _NANOSECONDS))
 
 
 def statx(fd: int, mask: int) -> bytearray:

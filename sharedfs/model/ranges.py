@@ -67,6 +67,18 @@ def common(some: Iterable[PageRange], others: Iterable[PageRange]) -> list[PageR
     return result
 
 
+def byte_parts(runs: Iterable[PageRange], page_bytes: int, size: int, part_bytes: int) -> Iterator[tuple[int, int]]:
+    """The bytes (end exclusive) of page runs within a file's `size`, at most `part_bytes` at a time. O(parts).
+
+    >>> list(byte_parts([(0, 2), (5, 9)], 4096, 22000, 8192))
+    [(0, 8192), (8192, 12288), (20480, 22000)]
+    """
+    for first_page, last_page in runs:
+        end = min((last_page + 1) * page_bytes, size)
+        for start in range(first_page * page_bytes, end, part_bytes):
+            yield start, min(start + part_bytes, end)
+
+
 def flat(ranges: Iterable[PageRange]) -> "array[int]":
     """The same numbers in 16 bytes a range, to remember and compare. O(n).
 

@@ -11,7 +11,7 @@ NOT_RANGES = [(-1, 0), (1, 0), (-2, -1), (0, LAST_PAGE + 1)]
 
 
 def test_examples_in_the_module_hold() -> None:
-    assert doctest.testmod(ranges) == doctest.TestResults(failed=0, attempted=3)
+    assert doctest.testmod(ranges) == doctest.TestResults(failed=0, attempted=4)
 
 
 @pytest.mark.parametrize(("first_page", "last_page"), NOT_RANGES)
