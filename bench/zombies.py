@@ -24,8 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from controller.zombies.census import take_census
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, find_memory_hierarchy
+from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, dying_memcgs, find_memory_hierarchy
 
 UPSTREAMS_CYCLES = 2001  # of the reproduction that came with the kernel's patches for reparenting LRU pages
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -48,7 +47,7 @@ class Groups:
 
     def dying(self) -> int:
         """On v1 the kernel counts the host's: others' that come and go meanwhile are in it."""
-        return take_census(self.hierarchy).dying
+        return dying_memcgs(self.hierarchy, self.directory)
 
     def run_in(self, name: str, work: Callable[[], None]) -> None:
         """Do `work` in a process that joined a new cgroup before; the cgroup stays."""

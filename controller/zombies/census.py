@@ -12,12 +12,13 @@ Sources: Documentation/admin-guide/cgroup-v1/memory.rst (5.2), cgroup-v2.rst (me
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import dirname
 
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, readable
+from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, dying_in, dying_memcgs, readable
 
 # A cgroup's statistics for each CPU, and more for each memory node: 2,424 and 1,920 bytes in Linux 6.x. There is more
 # to a cgroup, so this is the least that a dying one costs.
@@ -76,42 +77,42 @@ class _Usage:
 def take_census(hierarchy: MemoryHierarchy, proc_cgroups: Path = Path("/proc/cgroups")) -> Census:
     """Two readings, of which the smaller counts: tenants go on meanwhile, and what moves is no zombie's."""
     first, second = _usages(hierarchy), _usages(hierarchy)
-    held = [
-        smaller for path, usage in first.items() if path in second for smaller in [_least(path, first, second, usage)]
-    ]
-    if hierarchy.version is CgroupVersion.V2:
-        dying = second["/"].dying or 0
-    else:
-        dying = max(0, _counted(proc_cgroups) - len(second))
+    before, after = _children(first), _children(second)
+    held = [_least(path, first[path], before[path], second[path], after[path]) for path in first if path in second]
+    dying = max(0, dying_memcgs(hierarchy, proc_cgroups=proc_cgroups))
     return Census(
         dying, tuple(one for one in held if one.anything), {usage.inode: path for path, usage in second.items()}
     )
 
 
-def _least(path: str, first: Mapping[str, _Usage], second: Mapping[str, _Usage], usage: _Usage) -> Held:
-    shmem, cache, swap = map(min, _unaccounted(path, first), _unaccounted(path, second))
-    dying = usage.dying
+def _least(
+    path: str, first: _Usage, first_children: list[_Usage], second: _Usage, second_children: list[_Usage]
+) -> Held:
+    shmem, cache, swap = map(min, _unaccounted(first, first_children), _unaccounted(second, second_children))
+    dying = first.dying
     if dying is not None:
-        dying -= sum(first[child].dying or 0 for child in _children(path, first))
-    exact = usage.own is not None or (usage.hands_down and path != "/")
+        dying -= sum(child.dying or 0 for child in first_children)
+    exact = first.own is not None or (first.hands_down and path != "/")
     if not exact and not dying:  # what is its own, and nobody's else
         shmem = cache = swap = 0
-    pure = exact and not (usage.own and usage.own[0])
-    return Held(path, usage.inode, None if dying is None else max(0, dying), shmem, cache, swap, exact, pure)
+    pure = exact and not (first.own and first.own[0])
+    return Held(path, first.inode, None if dying is None else max(0, dying), shmem, cache, swap, exact, pure)
 
 
-def _unaccounted(path: str, usages: Mapping[str, _Usage]) -> tuple[int, ...]:
-    usage = usages[path]
+def _unaccounted(usage: _Usage, children: list[_Usage]) -> tuple[int, ...]:
     own = usage.own or (0, 0, 0)
-    below = [usages[child].total for child in _children(path, usages)]
     return tuple(
-        max(0, usage.total[kind] - own[kind] - sum(total[kind] for total in below)) for kind in range(len(own))
+        max(0, usage.total[kind] - own[kind] - sum(child.total[kind] for child in children)) for kind in range(len(own))
     )
 
 
-def _children(path: str, usages: Mapping[str, _Usage]) -> Iterator[str]:
-    prefix = path.rstrip("/") + "/"
-    return (other for other in usages if other.startswith(prefix) and other != path and "/" not in other[len(prefix) :])
+def _children(usages: Mapping[str, _Usage]) -> Mapping[str, list[_Usage]]:
+    """The live cgroups right below each one. O(cgroups)."""
+    found: defaultdict[str, list[_Usage]] = defaultdict(list)
+    for path, usage in usages.items():
+        if path != "/":
+            found[dirname(path)].append(usage)
+    return found
 
 
 def _usages(hierarchy: MemoryHierarchy) -> dict[str, _Usage]:
@@ -145,19 +146,8 @@ def _usage_v2(directory: Path) -> _Usage:
     swap = directory / "memory.swap.current"  # the root has none
     total = (shmem, max(0, stat.get("file", 0) - shmem), int(swap.read_text()) if swap.exists() else 0)
     hands_down = "memory" in (directory / "cgroup.subtree_control").read_text().split()
-    # Since Linux 6.13 those that are dying for the sake of memory are told apart.
-    dying = groups.get("nr_dying_subsys_memory", groups["nr_dying_descendants"])
-    return _Usage(directory.stat().st_ino, dying, total, None, hands_down)
+    return _Usage(directory.stat().st_ino, dying_in(groups), total, None, hands_down)
 
 
 def _numbers(file: Path) -> dict[str, int]:
     return {key: int(value) for key, _, value in (line.partition(" ") for line in file.read_text().splitlines())}
-
-
-def _counted(proc_cgroups: Path) -> int:
-    """The memory cgroups that the kernel has, dying or not: /proc/cgroups, third column."""
-    for line in proc_cgroups.read_text().splitlines():
-        fields = line.split()
-        if fields[0] == "memory":
-            return int(fields[2])
-    raise HostFault(f"{proc_cgroups} has no line for memory")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from controller.api_types import Bills, TenantBill
 from deploy.demo import service
-from deploy.demo.host import dying_cgroups, wait_until
+from deploy.demo.host import wait_until
 from deploy.demo.tenants import Tenant, Tenants
 from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion
+from sharedfs.kernel.cgroups import CgroupVersion, dying_memcgs
 
 FILE_BYTES = 64 << 20
 BUDGET_BYTES = 256 << 20
@@ -107,7 +107,7 @@ def on_tmpfs(tenants: Tenants, directory: Path) -> TmpfsAct:
 
 def crowd(tenants: Tenants, directory: Path, name: str) -> CrowdAct:
     """Many tenants come, write a file of their own each, and go: which of their cgroups stay because of the files."""
-    before = dying_cgroups(tenants.hierarchy, tenants.directory)
+    before = dying_memcgs(tenants.hierarchy, tenants.directory)
     files = [directory / f"demo-{tenants.directory.name}-{number}" for number in range(CROWD)]
     try:
         for number, file in enumerate(files):
@@ -161,7 +161,7 @@ def _fewest_dying(tenants: Tenants, hoped: int) -> int:
     """Dying cgroups, once they are no more than `hoped`, or when they have had time enough to go."""
 
     def count() -> int:
-        return dying_cgroups(tenants.hierarchy, tenants.directory)
+        return dying_memcgs(tenants.hierarchy, tenants.directory)
 
     with suppress(HostFault):
         wait_until(lambda: count() <= hoped, "", _ZOMBIE_SECONDS)

@@ -1,4 +1,4 @@
-"""What the demonstration reads from the host: the kernel's version, cgroup files, dying cgroups."""
+"""What the demonstration reads from the host: the kernel's version, cgroup files."""
 
 import os
 import re
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
 
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.02
@@ -44,16 +43,3 @@ def statistic(directory: Path, name: str) -> int:
     """One line of a cgroup's memory.stat, in bytes."""
     lines = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
     return int(lines[name])
-
-
-def dying_cgroups(hierarchy: MemoryHierarchy, ours: Path) -> int:
-    """Memory cgroups that were removed and still exist in the kernel.
-
-    On v2 those that were below `ours`; v1 tells only of the whole host: the cgroups it counts, less the directories.
-    """
-    if hierarchy.version is CgroupVersion.V2:
-        lines = dict(line.split() for line in (ours / "cgroup.stat").read_text().splitlines())
-        return int(lines["nr_dying_descendants"])
-    rows = (line.split() for line in Path("/proc/cgroups").read_text().splitlines())
-    counted = next(int(row[2]) for row in rows if row[0] == "memory")
-    return counted - sum(1 for _ in os.walk(hierarchy.mount))

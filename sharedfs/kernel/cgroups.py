@@ -12,7 +12,7 @@ Every reader takes the hierarchy, so tests run on a directory that looks like on
 import os
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from errno import ENODEV, ENOENT
@@ -162,3 +162,26 @@ def find_memory_hierarchy(host_mounts: Sequence[Mount] | None = None) -> MemoryH
     if "memory" not in controllers.read_text().split():
         raise HostFault(f"{controllers} lacks memory: boot with cgroup_enable=memory")
     return MemoryHierarchy(CgroupVersion.V2, Path(v2.mountpoint))
+
+
+def dying_memcgs(
+    hierarchy: MemoryHierarchy, below: Path | None = None, proc_cgroups: Path = Path("/proc/cgroups")
+) -> int:
+    """Memory cgroups that were removed and that the kernel still has.
+
+    On v2 those that were below the directory `below` (default: all); v1 tells only of the whole host: the cgroups it
+    counts, less the directories, so it is a little off while some come and go. Raises HostFault where it tells nothing.
+    """
+    if hierarchy.version is CgroupVersion.V2:
+        text = ((below or hierarchy.mount) / "cgroup.stat").read_text()
+        return dying_in({key: int(value) for key, _, value in (line.partition(" ") for line in text.splitlines())})
+    for line in proc_cgroups.read_text().splitlines():
+        fields = line.split()
+        if fields[0] == "memory":
+            return int(fields[2]) - sum(1 for _ in os.walk(hierarchy.mount))
+    raise HostFault(f"{proc_cgroups} has no line for memory")
+
+
+def dying_in(cgroup_stat: Mapping[str, int]) -> int:
+    """Of v2's cgroup.stat. Since Linux 6.13 those that are dying for the sake of memory are told apart."""
+    return cgroup_stat.get("nr_dying_subsys_memory", cgroup_stat["nr_dying_descendants"])

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.deploy.conftest import REPOSITORY, Script
 from tests.support.tenants import wait_until
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root"),
     pytest.mark.skipif(not Path("/dev/fuse").exists(), reason="there is no /dev/fuse"),
 ]
@@ -39,14 +41,28 @@ def processes_of(places: dict[str, str]) -> set[int]:
     return found
 
 
-def assert_nothing_is_left(places: dict[str, str]) -> None:
+def traces() -> set[str]:
+    """What demonstrations leave on a host when they are killed."""
     hierarchy = find_memory_hierarchy()
-    assert processes_of(places) == set()
-    assert not [mount for mount in mounts() if "sharedfs-demo" in mount.source + mount.mountpoint]
-    assert not [*hierarchy.mount.glob("sharedfs-demo-*"), *hierarchy.mount.glob("sharedfs/demo-*")]
-    assert not [*Path("/tmp").glob("sharedfs-demo-*")]
-    assert not Path(places["SHAREDFS_RUN_DIR"]).exists()
-    assert not Path(places["SHAREDFS_STATE_DIR"]).exists()
+    return {
+        *(mount.mountpoint for mount in mounts() if "sharedfs-demo" in mount.source + mount.mountpoint),
+        *map(str, hierarchy.mount.glob("sharedfs-demo-*")),
+        *map(str, hierarchy.mount.glob("sharedfs/demo-*")),
+        *map(str, Path("/tmp").glob("sharedfs-demo-*")),
+    }
+
+
+@pytest.fixture
+def assert_nothing_is_left(places: dict[str, str]) -> Callable[[], None]:
+    before = traces()  # another one's, which was killed, is not ours to judge
+
+    def check() -> None:
+        assert processes_of(places) == set()
+        assert traces() <= before
+        assert not Path(places["SHAREDFS_RUN_DIR"]).exists()
+        assert not Path(places["SHAREDFS_STATE_DIR"]).exists()
+
+    return check
 
 
 def assert_story_is_true(facts: dict[str, Any]) -> None:
@@ -70,17 +86,19 @@ def assert_story_is_true(facts: dict[str, Any]) -> None:
         assert crowds["tmpfs"]["zombies"] >= crowds["tmpfs"]["tenants"] // 2
 
 
-def test_it_runs_twice_and_puts_everything_back(script: Script, places: dict[str, str], tmp_path: Path) -> None:
+def test_it_runs_twice_and_puts_everything_back(
+    script: Script, assert_nothing_is_left: Callable[[], None], tmp_path: Path
+) -> None:
     for run in ("first", "second"):
         done = script("quickstart", "--json", str(tmp_path / run))
         assert done.returncode == 0, done.stdout + done.stderr
         facts = json.loads((tmp_path / run).read_text())
         assert_story_is_true(facts)
         assert "Side by side" in done.stdout
-        assert_nothing_is_left(places)
+        assert_nothing_is_left()
 
 
-def test_with_containers(script: Script, places: dict[str, str], tmp_path: Path) -> None:
+def test_with_containers(script: Script, assert_nothing_is_left: Callable[[], None], tmp_path: Path) -> None:
     try:
         runtime = installed_runtime()
     except CallerMistake as mistake:
@@ -91,7 +109,7 @@ def test_with_containers(script: Script, places: dict[str, str], tmp_path: Path)
     assert facts["runtime"] == runtime
     assert f"containers of {runtime}" in done.stdout
     assert_story_is_true(facts)
-    assert_nothing_is_left(places)
+    assert_nothing_is_left()
 
 
 def test_without_a_container_runtime(places: dict[str, str], tmp_path: Path) -> None:
@@ -133,7 +151,9 @@ def test_keep_twice_then_without_then_uninstall(script: Script, places: dict[str
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_puts_everything_back(places: dict[str, str], number: signal.Signals) -> None:
+def test_interrupted_it_puts_everything_back(
+    places: dict[str, str], assert_nothing_is_left: Callable[[], None], number: signal.Signals
+) -> None:
     with subprocess.Popen(
         [REPOSITORY / "deploy/quickstart"],
         stdin=subprocess.DEVNULL,
@@ -149,4 +169,4 @@ def test_interrupted_it_puts_everything_back(places: dict[str, str], number: sig
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1, errors
     assert errors.decode().splitlines()[-1] == "quickstart: interrupted"
-    assert_nothing_is_left(places)
+    assert_nothing_is_left()

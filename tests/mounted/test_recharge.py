@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pytest
+
+from sharedfs.kernel.cgroups import dying_memcgs
 from tests.support.mount import MountedPool
-from tests.support.tenants import Tenant, Tenants, dying_memcgs, wait_until
+from tests.support.tenants import Tenant, Tenants, wait_until
+
+pytestmark = pytest.mark.alone
 
 PAGE = 4096
 MIB = 1 << 20

@@ -206,12 +206,3 @@ def _removed(directory: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def dying_memcgs(hierarchy: MemoryHierarchy) -> int:
-    """Memory cgroups that the kernel still has and whose directory is gone: the zombies of the whole host."""
-    if hierarchy.version is CgroupVersion.V2:
-        lines = dict(line.split() for line in (hierarchy.mount / "cgroup.stat").read_text().splitlines())
-        return int(lines["nr_dying_descendants"])
-    known = next(line.split() for line in Path("/proc/cgroups").read_text().splitlines() if line.startswith("memory"))
-    return int(known[2]) - sum(1 for _ in os.walk(hierarchy.mount))
