@@ -103,6 +103,12 @@ class Books:
             self.allowances.begin(tenant, room_bytes)
             return tenant
 
+    def cgroup_of(self, tenant: TenantId) -> CgroupRef | None:
+        """The cgroup of a tenant that lives, as far as is known."""
+        with self.lock:
+            known = self.tenants.get(tenant)
+        return None if known is None else CgroupRef(known.path, known.inode)
+
     def dead_tenants(self) -> list[TenantId]:
         """The tenants whose cgroup is gone, or whose path is another cgroup's now. Nobody without a hierarchy."""
         with self.lock:

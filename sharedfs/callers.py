@@ -3,7 +3,8 @@
 FUSE tells the calling thread's id. For each thread seen lately a descriptor of its /proc/TID/cgroup is kept: it cannot
 be fooled by a reused id (the descriptor belongs to the thread, not to the number) and says at each reading where the
 thread is then. Reading costs 4 us, so it is read again only when some thread of the host has moved or ended since
-(`TaskEvents`), or at every call where the kernel does not tell. The text is looked up in a dict.
+(`TaskEvents`), or at every call where the kernel does not tell. The text is looked up in a dict,
+and the cgroup's inode number compared: a path may come back as another cgroup sooner than its exit is noticed.
 """
 
 import os
@@ -30,7 +31,8 @@ class Callers:
         self.verified_at = 0
         self._threads: dict[int, int] = {}  # thread id -> descriptor, oldest first
         self._sweep_at = _SWEPT_THREADS
-        self._tenants: dict[bytes, TenantId] = {}  # text of /proc/TID/cgroup -> tenant
+        # Text of /proc/TID/cgroup -> tenant, and the directory and inode number of its cgroup.
+        self._tenants: dict[bytes, tuple[TenantId, str, int]] = {}
         self._exits = books.exits
 
     def tenant_of(self, thread_id: int) -> TenantId:
@@ -61,16 +63,18 @@ class Callers:
         text = self._cgroup_text(thread_id)
         if text is None:
             return NOBODY
-        if self._exits != self._books.exits:  # the same path may be another cgroup by now
+        if self._exits != self._books.exits:
             self._exits = self._books.exits
             self._tenants.clear()
-        tenant = self._tenants.get(text)
-        if tenant is None:
-            tenant = self._books.tenant_in(text)
-            if tenant != NOBODY:
-                if len(self._tenants) >= _KEPT_TEXTS:
-                    self._tenants.clear()
-                self._tenants[text] = tenant
+        known = self._tenants.get(text)
+        if known is not None and _inode_at(known[1]) in (known[2], None):  # else the path is another cgroup's by now
+            return known[0]  # None: it is only hidden, for the thread is in it
+        tenant = self._books.tenant_in(text)
+        cgroup = self._books.cgroup_of(tenant)
+        if cgroup is not None:
+            if len(self._tenants) >= _KEPT_TEXTS:
+                self._tenants.clear()
+            self._tenants[text] = tenant, str(self._books.hierarchy.directory(cgroup.path)), cgroup.inode
         return tenant
 
     def make_room(self) -> None:
@@ -101,3 +105,10 @@ class Callers:
             if read_thread_cgroup(fd) is None:
                 os.close(self._threads.pop(thread_id))
         self._sweep_at = max(_SWEPT_THREADS, 2 * len(self._threads))
+
+
+def _inode_at(path: str) -> int | None:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return None

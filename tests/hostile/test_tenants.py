@@ -85,11 +85,11 @@ for turn in range(3):
         os.close(fd)
 """,
     "tiny files": """
-for number in range(1200):
+for number in range(600):
     fd = os.open(f'{path}/tiny{number}', os.O_RDWR | os.O_CREAT)
     os.write(fd, b'x')
     os.close(fd)
-for number in range(1200):
+for number in range(600):
     os.unlink(f'{path}/tiny{number}')
 """,
     "readers that live briefly": """
@@ -169,7 +169,7 @@ def test_tenants_that_come_and_go_leave_nothing_in_the_books(shared_pool: Mounte
     """Two rounds of tenants, each with a page of its own and one that all use."""
     sizes, prefix = [], f"{tenants.path}/t"
     for turn in range(2):
-        for number in range(25):
+        for number in range(15):
             tenant = tenants.make(f"t{turn}-{number}")
             tenant.do(
                 f"fd = os.open({str(shared_pool.path / 'all')!r}, os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'x', 0)"
