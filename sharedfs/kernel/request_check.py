@@ -78,19 +78,18 @@ def fault_of(request: memoryview) -> int:
         other = _OTHERS.get(opcode)
         return 0 if other is None or other(request) else EINVAL
     texts = _texts(request, *shape)
-    if not texts or (named is not None and not _are_names(texts, dots=opcode == Opcode.LOOKUP)):
-        return EINVAL
-    return ENAMETOOLONG if max(map(len, texts)) > _NAME_BYTES else 0
-
-
-def _are_names(texts: list[bytes], *, dots: bool) -> bool:
-    return not any(b"/" in name or (name in _DOTS and not dots) for name in texts)
+    for text in texts:
+        if named is not None and (b"/" in text or (text in _DOTS and opcode != Opcode.LOOKUP)):
+            return EINVAL
+        if len(text) > _NAME_BYTES:
+            return ENAMETOOLONG
+    return 0 if texts else EINVAL
 
 
 def _texts(request: memoryview, fields: int, count: int) -> list[bytes]:
     """The texts that end a request, none when they are not `count`, each of a byte at least and ended by a zero."""
-    *texts, rest = bytes(request[_BODY + fields :]).split(b"\0")
-    return texts if len(texts) == count and not rest and all(texts) else []
+    texts = bytes(request[_BODY + fields :]).split(b"\0")
+    return texts if len(texts) == count + 1 and not texts.pop() and b"" not in texts else []
 
 
 def _is_symlink(request: memoryview) -> bool:
