@@ -53,7 +53,9 @@ class Tape:
         self.full = False
 
     def use(self, event: Event, tenant: TenantId, file: int, first_page: int, last_page: int) -> None:
-        """`tenant` touched or allocated a range. O(1)."""
+        """`tenant` touched or allocated a range. One that a trace cannot name (beyond 4 PiB) is left out. O(1)."""
+        if last_page > LAST_PAGE:
+            return
         known = self._uses.get(file)
         if known is not None:
             if (
@@ -74,11 +76,12 @@ class Tape:
     def free(self, file: int, first_page: int, last_page: int | None) -> None:
         """A range is resident no more; None: to the end."""
         self._end_all()
-        self._put(Event.FREE, 0, file, first_page, LAST_PAGE if last_page is None else last_page)
+        if first_page <= LAST_PAGE:
+            self._put(Event.FREE, 0, file, first_page, LAST_PAGE if last_page is None else min(last_page, LAST_PAGE))
 
     def mapped(self, file: int, tenant: TenantId, ranges: Iterable[PageRange]) -> None:
         """`tenant` maps just these pages of a file: what is new of them is a row, and what is gone."""
-        now = merged((first, min(last, LAST_PAGE)) for first, last in ranges)
+        now = merged((first, min(last, LAST_PAGE)) for first, last in ranges if first <= LAST_PAGE)
         before = self._mapped.get((file, tenant), [])
         if now == before:
             return

@@ -91,3 +91,12 @@ def test_a_tape_that_nobody_takes_is_full_some_day(monkeypatch) -> None:
     for page in range(0, 300, 3):
         tape.use(Event.TOUCH, A, FILE, page, page)
     assert tape.full
+
+
+def test_what_a_trace_cannot_name_is_cut_off() -> None:
+    tape = made()
+    tape.use(Event.ALLOCATE, A, FILE, LAST_PAGE + 1, LAST_PAGE + 1)
+    tape.free(FILE, LAST_PAGE + 5, None)
+    tape.free(FILE, 3, 1 << 51)
+    tape.mapped(FILE, A, [(0, 1 << 51), (1 << 52, 1 << 53)])
+    assert rows_of(tape) == [(Event.FREE, 0, FILE, 3, LAST_PAGE, 0), (Event.MAP, A, FILE, 0, LAST_PAGE, 0)]
