@@ -17,7 +17,6 @@ from struct import Struct
 from typing import TypeVar
 
 from sharedfs.descriptors import SCARCE
-from sharedfs.inodes import Node
 from sharedfs.journal import MOST_REPLY_BYTES, PUMP, Journal, Slot
 from sharedfs.kernel import dirents, syscalls
 from sharedfs.kernel import fuse_wire as wire
@@ -162,7 +161,9 @@ class FrequentRequests:
         _, _, _, _, mask = names.STATX_IN.unpack_from(request, _BODY)
         node, found = self._namespace.attributes(inode)
         status = syscalls.statx(self._namespace.store.path_descriptor(node), mask)
-        status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = _links(node, found).to_bytes(4, "little")
+        status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = self._namespace.store.links(node, found).to_bytes(
+            4, "little"
+        )
         status[_STATX_INODE_OFFSET : _STATX_INODE_OFFSET + 8] = inode.to_bytes(8, "little")
         seconds = self._namespace.attribute_seconds(node)
         return names.STATX_OUT.pack(seconds, 0, 0, 0, 0) + bytes(status)
@@ -406,17 +407,14 @@ class FrequentRequests:
     def _entry(self, answer: Found) -> bytes:
         node, found = answer
         seconds = self._namespace.attribute_seconds(node)
-        attributes = names.attributes(node.inode, _links(node, found), found)
+        attributes = names.attributes(node.inode, self._namespace.store.links(node, found), found)
         return names.ENTRY_OUT.pack(node.inode, 0, ENTRY_SECONDS, seconds, 0, 0, *attributes)
 
     def _attributes(self, inode: int) -> bytes:
         node, found = self._namespace.attributes(inode)
         seconds = self._namespace.attribute_seconds(node)
-        return names.ATTR_OUT.pack(seconds, 0, 0, *names.attributes(inode, _links(node, found), found))
-
-
-def _links(node: Node, found: os.stat_result) -> int:
-    return found.st_nlink if node.removed_name is None else 0
+        attributes = names.attributes(inode, self._namespace.store.links(node, found), found)
+        return names.ATTR_OUT.pack(seconds, 0, 0, *attributes)
 
 
 def _owner(request: memoryview) -> tuple[int, int]:

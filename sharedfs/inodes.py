@@ -33,7 +33,7 @@ class Node:
     `lookups`, `opens`, `backing_id` and `may_be_mapped` outlive the daemon: who changes one tells `Inodes.changed`.
     """
 
-    __slots__ = ("backing_id", "handle", "inode", "lookups", "may_be_mapped", "opens", "removed_name", "set_id")
+    __slots__ = ("backing_id", "handle", "inode", "lookups", "may_be_mapped", "opens", "set_id")
 
     def __init__(self, inode: int, handle: bytes, first: int = 0, second: int = 0) -> None:
         self.inode = inode
@@ -43,7 +43,6 @@ class Node:
         self.may_be_mapped = bool(second >> 31 & 1)  # a mapping may outlive opens, and changes times without asking us
         self.backing_id = second >> 32  # of FUSE passthrough, 0 for none
         self.set_id = False  # may have set-id bits: a write must clear them
-        self.removed_name: bytes | None = None  # the last name of what has none now, and is in removed/ therefore
 
     @property
     def words(self) -> Words:
@@ -65,7 +64,7 @@ class Inodes:
         root = Node(ROOT_NODE, syscalls.name_to_handle(tmpfs.mount_fd, TREE))
         root.lookups = 1  # the kernel never forgets the root
         self.nodes: dict[int, Node] = {ROOT_NODE: root}
-        self.removed_before: dict[int, bytes] = {}  # last names, of what another daemon removed and is no `Node` yet
+        self.removed: dict[int, bytes] = {}  # the last names of what has none now, and is in removed/ therefore
         self._changed: list[Node] = []
 
     def close(self) -> None:
@@ -90,19 +89,14 @@ class Inodes:
         """An inode that need not be known to the kernel. ESTALE when there is none."""
         found = self.nodes.get(inode)
         if found is None:
-            found = self._node(inode, self.table.handle(inode))
+            found = Node(inode, self.table.handle(inode), *self.table.words(inode))
             found.set_id = bool(self.stat(found).st_mode & SET_ID_BITS)  # ESTALE when it was removed since
         return found
 
     def add(self, handle: bytes) -> Node:
         """The inode of a file handle, which may be known or new; it is remembered until it is gone."""
         inode = self.table.remember(handle)
-        node = self.nodes[inode] = self._node(inode, handle)
-        return node
-
-    def _node(self, inode: int, handle: bytes) -> Node:
-        node = Node(inode, handle, *self.table.words(inode))
-        node.removed_name = self.removed_before.pop(inode, None)
+        node = self.nodes[inode] = Node(inode, handle, *self.table.words(inode))
         return node
 
     # -- what outlives us --------------------------------------------------------------------------------------------
@@ -171,6 +165,10 @@ class Inodes:
         """A path of this process's own that names the inode, for calls that take no O_PATH descriptor."""
         return f"/proc/self/fd/{self._paths.get(node)}"
 
+    def links(self, node: Node, found: os.stat_result) -> int:
+        """How many names the inode has: its place in removed/ is none."""
+        return 0 if node.inode in self.removed else found.st_nlink
+
     def read_symlink(self, node: Node) -> bytes:
         return os.readlink(b"", dir_fd=self._paths.get(node))
 
@@ -180,8 +178,8 @@ class Inodes:
         Names are bytes to the kernel; what is no UTF-8 or cannot be printed is shown with escapes: JSON and terminals
         must not be at the mercy of who makes names.
         """
-        if node.removed_name is not None:
-            return f"{_printable(node.removed_name)} (deleted)"
+        if node.inode in self.removed:
+            return f"{_printable(self.removed[node.inode])} (deleted)"
         return _printable(self.path_of(node))
 
     def path_of(self, node: Node) -> bytes:
@@ -194,13 +192,11 @@ class Inodes:
 
         An inode that the kernel no longer refers to is found again by name or by handle, so no `Node` is kept of it.
         """
-        node = self.nodes.get(inode)
-        name = self.removed_before.get(inode) if node is None else node.removed_name
-        if lookups == 0 and name is not None:
-            self.removed_before.pop(inode, None)
-            self.tmpfs.remove_for_good(inode, name)
+        if lookups == 0 and inode in self.removed:
+            self.tmpfs.remove_for_good(inode, self.removed.pop(inode))
             self.drop(inode)
             return True
+        node = self.nodes.get(inode)
         if node is not None:
             node.lookups = lookups
             if lookups == 0:

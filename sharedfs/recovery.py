@@ -156,11 +156,7 @@ class _Recovery:
     def sweep_removed(self) -> None:
         """What is in removed/ waits for the kernel to forget it; what the kernel does not know never had its answer."""
         names = self._store.tmpfs.removed_names()
-        self._store.removed_before = dict(names)
-        for inode in names:  # those that somebody has found already, and did not know to have no name
-            node = self._store.nodes.get(inode)
-            if node is not None:
-                node.removed_name = self._store.removed_before.pop(inode)
+        self._store.removed = dict(names)
         for inode in names:
             if self._store.lookups_of(inode) == 0:
                 self._namespace.forget(inode, 0)

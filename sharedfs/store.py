@@ -74,9 +74,9 @@ class Store(Inodes):
         with _Masked(umask):
             fd = os.open(b".", os.O_TMPFILE | os.O_RDWR, mode & 0o7777, dir_fd=directory)
         node, found, fd = self._created(parent, fd, uid, gid)
-        node.removed_name = NAMELESS
-        entry = self.tmpfs.removed_entry(node.inode, node.removed_name)
+        entry = self.tmpfs.removed_entry(node.inode, NAMELESS)
         os.link(f"/proc/self/fd/{fd}", entry, dst_dir_fd=self.tmpfs.removed_fd, follow_symlinks=True)
+        self.removed[node.inode] = NAMELESS
         return node, found, fd
 
     def _created(self, parent: Node, fd: int, uid: int, gid: int) -> tuple[Node, os.stat_result, int]:
@@ -109,14 +109,14 @@ class Store(Inodes):
     def link(self, node: Node, parent: Node, name: bytes) -> None:
         directory = self._directory(parent, name)
         self._check_absent(directory, name)
-        if node.removed_name is None:
+        if node.inode not in self.removed:
             self.slot.intend(Kind.LINK, node.inode, parent.inode, name)
             os.link(self.descriptor_path(node), name, dst_dir_fd=directory, follow_symlinks=True)
         else:  # a file of O_TMPFILE: for others the kernel does not ask
             self.slot.intend(Kind.LINK_NAMELESS, node.inode, parent.inode, name)
-            entry = self.tmpfs.removed_entry(node.inode, node.removed_name)
+            entry = self.tmpfs.removed_entry(node.inode, self.removed[node.inode])
             syscalls.rename(self.tmpfs.removed_fd, entry, directory, name, syscalls.RENAME_NOREPLACE)
-            node.removed_name = None
+            del self.removed[node.inode]
 
     def unlink(self, parent: Node, name: bytes, *, journalled: bool = True) -> int | None:
         """Remove a name that is no directory; the inode's number when the inode is gone by that, else None.
@@ -158,7 +158,7 @@ class Store(Inodes):
     def _move_to_removed(self, directory: int, name: bytes, node: Node) -> None:
         entry = self.tmpfs.removed_entry(node.inode, name)
         os.rename(name, entry, src_dir_fd=directory, dst_dir_fd=self.tmpfs.removed_fd)
-        node.removed_name = name
+        self.removed[node.inode] = name
 
     def _is_empty(self, node: Node) -> bool:
         with self.opened(node, os.O_RDONLY | os.O_DIRECTORY) as fd, os.scandir(fd) as entries:
@@ -196,7 +196,7 @@ class Store(Inodes):
         try:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
         except OSError:
-            node.removed_name = None
+            del self.removed[node.inode]
             entry = self.tmpfs.removed_entry(node.inode, new_name)
             os.rename(entry, new_name, src_dir_fd=self.tmpfs.removed_fd, dst_dir_fd=new_directory)
             raise
@@ -215,7 +215,7 @@ class Store(Inodes):
         except OSError:
             syscalls.rename(old_directory, name, new_directory, new_name, syscalls.RENAME_EXCHANGE)
             raise
-        node.removed_name = new_name
+        self.removed[node.inode] = new_name
 
     def _replaced_by_rename(
         self, source: Node, new_parent: Node, new_name: bytes
@@ -233,7 +233,7 @@ class Store(Inodes):
         """The descriptor of a directory in which `new_name` may be used; one component and nothing else."""
         if not new_name or b"/" in new_name or new_name in (b".", b".."):
             raise OSError(EINVAL, os.strerror(EINVAL))
-        if node.removed_name is not None:
+        if node.inode in self.removed:
             raise OSError(ENOENT, os.strerror(ENOENT))
         return self._paths.get(node)
 

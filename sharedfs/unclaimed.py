@@ -124,7 +124,7 @@ class UnclaimedFiles:
         """Whether nobody can be using the file now. Call with the store's lock held."""
         return (
             stat.S_ISREG(found.st_mode)
-            and node.removed_name is None
+            and node.inode not in self._store.removed
             and node.opens == 0
             and all(_has_no_user(held) for held, _ in self._books.file_holdings(node.inode))
             and not self._store.is_open_elsewhere(node)

@@ -101,10 +101,18 @@ def test_a_killed_daemon_is_followed_by_another_and_nobody_notices(pool: Mounted
     assert (status["restarts"], status["survives"]) == (3, "the daemon's death")
 
 
+def paths_in_use(pool: MountedPool) -> set[str]:
+    answers = [pool.get("/v1/tenants/files", path=tenant.path) for tenant in pool.holdings().tenants]
+    return {file["path"] for answer in answers for file in answer.raise_for_status().json()["files"]}
+
+
 def test_what_has_no_name_any_more_lives_on_until_it_is_closed(pool: MountedPool) -> None:
     free = pool.resident_by_statfs()
-    root = os.open(pool.path, os.O_PATH)
-    with opened(pool.path / "f", NEW) as fd, opened(pool.path, os.O_TMPFILE | os.O_RDWR) as nameless:
+    with (
+        opened(pool.path, os.O_PATH) as root,
+        opened(pool.path / "f", NEW) as fd,
+        opened(pool.path, os.O_TMPFILE | os.O_RDWR) as nameless,
+    ):
         os.write(fd, b"x" * PAGE)
         os.write(nameless, b"y" * PAGE)
         (pool.path / "d").mkdir()
@@ -112,12 +120,12 @@ def test_what_has_no_name_any_more_lives_on_until_it_is_closed(pool: MountedPool
             os.unlink(pool.path / "f")
             os.rmdir(pool.path / "d")
             kill_daemon(pool)
+            assert "f (deleted)" in paths_in_use(pool)  # asked before the kernel does, which must be told the same
             assert os.pread(fd, PAGE, 0) == b"x" * PAGE
             assert os.pread(nameless, PAGE, 0) == b"y" * PAGE
             assert os.fstat(fd).st_nlink == os.fstat(nameless).st_nlink == 0
             assert os.listdir(directory) == []
             os.link(f"/proc/self/fd/{nameless}", "named", dst_dir_fd=root, follow_symlinks=True)
-    os.close(root)
     assert (pool.path / "named").read_bytes() == b"y" * PAGE
     os.unlink(pool.path / "named")
     wait_until(lambda: pool.resident_by_statfs() == free, "all memory is back")

@@ -91,7 +91,11 @@ class MountedPool:
             assert sum(held.bytes for held in holdings.classes) == holdings.resident_bytes
             return holdings if holdings.resident_bytes == resident else None
 
-        return wait_until(books_and_tmpfs_agree, "the books have what the tmpfs holds")
+        try:
+            return wait_until(books_and_tmpfs_agree, "the books have what the tmpfs holds")
+        except AssertionError as failure:
+            in_books, in_tmpfs = self.holdings().resident_bytes, self.resident_by_statfs()
+            raise AssertionError(f"{failure}: {in_books} and {in_tmpfs} bytes") from failure
 
 
 @contextmanager
