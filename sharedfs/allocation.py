@@ -145,8 +145,14 @@ class Allocation:
                     found = self._unbooked(node)
                     if found:
                         suspects[node.inode] = found
-                        self._books.charge_strays(node.inode, common(found, self._suspects.get(node.inode, ())))
+                        self._charge_strays(node, common(found, self._suspects.get(node.inode, ())))
         self._suspects = suspects
+
+    def _charge_strays(self, node: Node, pages: list[PageRange]) -> None:
+        """Unless the file is gone: we had it open, and the books will not be told once more."""
+        with self._inodes.lock:
+            if self._inodes.nodes.get(node.inode) is node:
+                self._books.charge_strays(node.inode, pages)
 
     def _unbooked(self, node: Node) -> list[PageRange]:
         if node.inode in self._books.in_change or not self._has_strays(node):

@@ -22,6 +22,7 @@ class Point(IntEnum):
     DONE = 3  # the store has changed
     COMMITTED = 4  # the answer is in the journal
     ANSWERED = 5  # the kernel has the answer
+    HALFWAY = 6  # the books have let go of a forgotten file, which the store still has
 
 
 def armed_word(opcode: int, point: Point) -> int:

@@ -187,22 +187,21 @@ class Inodes:
         path = os.readlink(os.fsencode(self.descriptor_path(node)))
         return path.removeprefix(b"/" + TREE).removeprefix(b"/")
 
-    def forget(self, inode: int, lookups: int) -> bool:
-        """The kernel has only so many references left; True when the inode is gone from the store by that.
+    def forget(self, inode: int, lookups: int) -> None:
+        """The kernel has only so many references left. An inode without a name that has none is gone.
 
         An inode that the kernel no longer refers to is found again by name or by handle, so no `Node` is kept of it.
         """
         if lookups == 0 and inode in self.removed:
-            self.tmpfs.remove_for_good(inode, self.removed.pop(inode))
             self.drop(inode)
-            return True
+            self.tmpfs.remove_for_good(inode, self.removed.pop(inode))
+            return
         node = self.nodes.get(inode)
         if node is not None:
             node.lookups = lookups
             if lookups == 0:
                 self._release(inode)
         self.table.save(inode, lookups, self.table.words(inode)[1] if lookups else 0)
-        return False
 
     def lookups_of(self, inode: int) -> int:
         node = self.nodes.get(inode)

@@ -19,6 +19,7 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.descriptors import SCARCE
+from sharedfs.faults import Point
 from sharedfs.inodes import SET_ID_BITS, Node, Words
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
@@ -122,9 +123,14 @@ class Namespace:
         return node, found
 
     def forget(self, inode: int, lookups: int) -> None:
-        """The kernel has only so many references left. To do this twice does no harm."""
-        if self.store.forget(inode, lookups):
+        """The kernel has only so many references left. To do this twice does no harm.
+
+        The books close the account first: what is killed after that is found in removed/ and done again.
+        """
+        if lookups == 0 and inode in self.store.removed:
             self.gone(inode)
+            self.store.slot.reached(Point.HALFWAY)
+        self.store.forget(inode, lookups)
 
     def forget_all(self, unique: int, dropped: Sequence[tuple[int, int]]) -> None:
         """The kernel drops references: (inode, how many). Goes on where a daemon before us was killed in it."""
@@ -287,11 +293,10 @@ class Namespace:
             self.gone(gone)
 
     def unlink_unasked(self, parent: int, name: bytes) -> None:
-        """As `unlink`, on our own account: nobody is answered, so no journal is kept."""
-        gone = self.store.unlink(self.store.node(parent), name, journalled=False)
-        if gone is not None:
-            self.gone(gone)
-        self.store.save(self.store.take_changes())
+        """As `unlink` of a last name, on our own account: nobody is answered, so no journal is kept."""
+        node = self.store.set_aside(self.store.node(parent), name)
+        if node.lookups == 0:
+            self.forget(node.inode, 0)
 
     def remove_directory(self, parent: int, name: bytes) -> None:
         self.store.remove_directory(self.store.node(parent), name)
@@ -466,7 +471,7 @@ class Namespace:
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def gone(self, inode: int) -> None:
-        """An inode left the store: nothing of ours may hold its pages, and the books close its account."""
+        """An inode leaves the store: nothing of ours may hold its pages, and the books close its account."""
         self._data_path.discard(inode)
         self._spill.forget(inode)
         self._books.drop(inode)

@@ -108,10 +108,10 @@ class _Recovery:
             entry = self._store.tmpfs.removed_entry(intent.inode, NAMELESS)
             os.rename(intent.name, entry, src_dir_fd=directory, dst_dir_fd=self._store.tmpfs.removed_fd)
             return
-        (os.rmdir if stat.S_ISDIR(found.st_mode) else os.unlink)(intent.name, dir_fd=directory)
-        if intent.kind is Kind.MAKE:
-            self._store.drop(found.st_ino)
+        if intent.kind is Kind.MAKE:  # the name goes last: who is killed here finds it
             self._namespace.gone(found.st_ino)
+            self._store.drop(found.st_ino)
+        (os.rmdir if stat.S_ISDIR(found.st_mode) else os.unlink)(intent.name, dir_fd=directory)
 
     def _is_removed(self, intent: Intent) -> bool:
         if self._inode_at(intent.directory, intent.name) == intent.inode:

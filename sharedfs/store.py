@@ -118,7 +118,7 @@ class Store(Inodes):
             syscalls.rename(self.tmpfs.removed_fd, entry, directory, name, syscalls.RENAME_NOREPLACE)
             del self.removed[node.inode]
 
-    def unlink(self, parent: Node, name: bytes, *, journalled: bool = True) -> int | None:
+    def unlink(self, parent: Node, name: bytes) -> int | None:
         """Remove a name that is no directory; the inode's number when the inode is gone by that, else None.
 
         A file without a name lives on in removed/ while the kernel has a reference: it may be open or mapped (a mapping
@@ -126,8 +126,7 @@ class Store(Inodes):
         """
         directory = self._directory(parent, name)
         node, found = self.lookup(parent, name)
-        if journalled:
-            self.slot.intend(Kind.REMOVE, node.inode, parent.inode, name)
+        self.slot.intend(Kind.REMOVE, node.inode, parent.inode, name)
         if found.st_nlink > 1:
             os.unlink(name, dir_fd=directory)
             return None
@@ -147,9 +146,15 @@ class Store(Inodes):
             os.rmdir(name, dir_fd=directory)
             self.drop(node.inode)
         else:
-            self._set_aside(directory, name, node)
+            self._set_aside_empty(directory, name, node)
 
-    def _set_aside(self, directory: int, name: bytes, node: Node) -> None:
+    def set_aside(self, parent: Node, name: bytes) -> Node:
+        """Move what has no other name to removed/, as if the kernel had a reference."""
+        node, _ = self.lookup(parent, name)
+        self._move_to_removed(self._directory(parent, name), name, node)
+        return node
+
+    def _set_aside_empty(self, directory: int, name: bytes, node: Node) -> None:
         """Move an empty directory to removed/."""
         if not self._is_empty(node):
             raise OSError(ENOTEMPTY, os.strerror(ENOTEMPTY))
@@ -192,7 +197,7 @@ class Store(Inodes):
     def _rename_over_directory(
         self, old_directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int, node: Node
     ) -> None:
-        self._set_aside(new_directory, new_name, node)
+        self._set_aside_empty(new_directory, new_name, node)
         try:
             syscalls.rename(old_directory, name, new_directory, new_name, flags)
         except OSError:

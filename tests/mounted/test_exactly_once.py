@@ -105,6 +105,9 @@ def armed() -> Iterator[Armed]:
             yield Armed(pool)
 
 
+JOURNALLED = (Point.TAKEN, Point.INTENDED, Point.DONE, Point.COMMITTED, Point.ANSWERED)
+
+
 @dataclass(frozen=True)
 class Operation:
     """`act` is hit by the kill; what it returns goes to `check` with the place as it is afterwards."""
@@ -113,7 +116,7 @@ class Operation:
     act: Callable[[Place], object]
     check: Callable[[Place, object], None]
     prepare: Callable[[Place], object] = lambda place: None
-    points: tuple[Point, ...] = tuple(Point)
+    points: tuple[Point, ...] = JOURNALLED
 
 
 UNINTENDED = (Point.TAKEN, Point.DONE, Point.COMMITTED, Point.ANSWERED)
@@ -351,13 +354,13 @@ OPERATIONS = {
         Opcode.FORGET,
         directory_full,
         lambda place, _: truth(place.names() == ["d"]),
-        points=(Point.TAKEN, Point.INTENDED, Point.DONE, Point.COMMITTED),
+        points=(Point.TAKEN, Point.INTENDED, Point.HALFWAY, Point.DONE, Point.COMMITTED),
     ),
     "forget-many": Operation(
         Opcode.BATCH_FORGET,
         drop_many,
         lambda place, _: truth(place.names() == []),
-        points=(Point.TAKEN, Point.INTENDED, Point.DONE, Point.COMMITTED),
+        points=(Point.TAKEN, Point.INTENDED, Point.HALFWAY, Point.DONE, Point.COMMITTED),
     ),
 }
 
