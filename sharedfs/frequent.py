@@ -30,8 +30,12 @@ _BODY = names.BODY
 # A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
 _SLOW_RESERVATION_BYTES = 16 << 20
 # FUSE asks for these two only; struct fsxattr and an int of flags. What tmpfs refuses is refused by tmpfs.
-_GET_FLAGS, _SET_FLAGS, _GET_XFLAGS, _SET_XFLAGS = 0x80086601, 0x40086602, 0x801C581F, 0x401C5820
-_IOCTL_BYTES = {_GET_FLAGS: 8, _SET_FLAGS: 8, _GET_XFLAGS: 28, _SET_XFLAGS: 28}
+_IOCTL_BYTES = {
+    syscalls.FS_IOC_GETFLAGS: 8,
+    syscalls.FS_IOC_SETFLAGS: 8,
+    syscalls.FS_IOC_FSGETXATTR: 28,
+    syscalls.FS_IOC_FSSETXATTR: 28,
+}
 _STATX_NLINK_OFFSET, _STATX_INODE_OFFSET = 16, 32
 _NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
 # fuse_dirent for each length of a name, so that packing pads it.

@@ -5,6 +5,7 @@ Layout:   tree/ what tenants see       removed/ what has no name any more and so
 and last name: what is in removed/ is what the kernel has to forget before it is gone.
 """
 
+import fcntl
 import os
 import stat
 
@@ -89,7 +90,16 @@ class PrivateTmpfs:
             is_directory = stat.S_ISDIR(os.stat(entry, dir_fd=self.removed_fd, follow_symlinks=False).st_mode)
         except FileNotFoundError:
             return
-        (os.rmdir if is_directory else os.unlink)(entry, dir_fd=self.removed_fd)
+        remove = os.rmdir if is_directory else os.unlink
+        try:
+            remove(entry, dir_fd=self.removed_fd)
+        except PermissionError:  # chattr's +i or +a, set by who had it open: without a name that keeps nothing
+            fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self.removed_fd)
+            try:
+                fcntl.ioctl(fd, syscalls.FS_IOC_SETFLAGS, bytes(4))
+            finally:
+                os.close(fd)
+            remove(entry, dir_fd=self.removed_fd)
 
     def used_bytes(self) -> int:
         pool = os.fstatvfs(self.mount_fd)

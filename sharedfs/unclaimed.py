@@ -109,6 +109,8 @@ class UnclaimedFiles:
             if now - self._since[inode] >= rule.grace_seconds:
                 try:
                     self._delete(inode) if rule.name == _DELETE else self._move_to_disk(inode)
+                except PermissionError:
+                    continue  # chattr's +i or +a: it stays, and the others do not wait for it
                 except OSError as error:
                     log.warning("%s of unclaimed files fails, and is tried again in a minute: %s", rule.name, error)
                     self._retry_at = now + _PAUSE_AFTER_FAILURE_SECONDS

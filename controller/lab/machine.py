@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from controller.billing.page import Page, Place
 from controller.billing.policies import Policy
+from controller.billing.policies.kinds import ByAccess
 from controller.lab.events import OWN_EVENTS, PAGE_BYTES, Event
 from controller.lab.groups import Groups
 from sharedfs.errors import BrokenInvariant
@@ -94,7 +95,7 @@ class Machine:
         self._tenants: dict[int, CgroupRef] = {}
         self._next = np.full((_OWN_ROWS, 16), _UNKNOWN, dtype=np.int32)
         by_file = [
-            self._intern(Page(kind, file=number if policy.weighs_accesses else None))
+            self._intern(Page(kind, file=number if isinstance(policy, ByAccess) else None))
             for number, kind in enumerate(groups.kinds)
         ]
         self._states: States = np.array(by_file or [0], dtype=np.int32)[groups.file]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from controller.billing.page import Page, Place
 from controller.billing.policies import Demand, Parts, Policy
 from controller.billing.policies.fairride import FairRide
+from controller.billing.policies.kinds import ByAccess
 from controller.lab.accounts import Accounts
 from controller.lab.machine import ExitCost, Machine
 from controller.lab.yardsticks import Yardsticks
@@ -91,7 +92,7 @@ class Meter:
         policy = self.policy
         for page, held_bytes in changes:
             self._rebill(page, held_bytes)
-        if policy.weighs_accesses:
+        if isinstance(policy, ByAccess):
             if demand is None:
                 return
             resident = self.machine.resident()
@@ -149,7 +150,7 @@ class Meter:
             self._held_by_orphans[page.owner] += held_bytes - before_bytes
         if held_bytes and page.place is not Place.ABSENT:
             parts = {}
-            if page.place is Place.RESIDENT and not self.policy.weighs_accesses:
+            if page.place is Place.RESIDENT and not isinstance(self.policy, ByAccess):
                 parts = self.policy.charge(page, held_bytes)
             self._parts[page] = held_bytes, parts
             self._add(parts, 1)

@@ -195,25 +195,12 @@ class Chaos:
                 _PATIENCE_SECONDS,
             )
         except AssertionError as failure:
-            errors.append(f"{failure}; {self._what_is_left()}")
+            errors.append(str(failure))
         log = (Path(os.environ["SHAREDFS_RUN_DIR"]) / "pools" / self._pool.name / "daemon.log").read_text()
         errors += [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line]
         left = [tenant.path for tenant in self._tenants.left() if tenant.limit() != _LIMIT_BYTES]
         if left:
             errors.append(f"limits that were not put back: {left}")
-
-    def _what_is_left(self) -> str:
-        store = self._store()
-        names = {
-            path.stat().st_ino: f"{path.relative_to(store)}: {path.stat().st_blocks // 8} pages"
-            for path in store.rglob("*")
-        }
-        held = {
-            file["inode"]: f"{file['path']}: {file['resident_bytes']} bytes"
-            for tenant in self._pool.holdings().tenants
-            for file in self._pool.get("/v1/tenants/files", path=tenant.path).json()["files"]
-        }
-        return f"in the tmpfs {names}, in the books {held}"
 
     def _keeper_descriptors(self) -> int:
         return len(os.listdir(self._keeper() / "fd"))

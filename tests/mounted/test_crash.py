@@ -1,6 +1,7 @@
 """Daemon or keeper dies, is stopped, or has no passthrough: what users see, and what is left on the host afterwards."""
 
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from sharedfs import keeper, places, pools
+from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount_whatever_happened
@@ -24,6 +26,7 @@ from tests.support.posix import Child, fails, opened
 from tests.support.tenants import wait_until
 
 PAGE = 4096
+FS_IMMUTABLE_FL = 0x10
 _SYS_PIDFD_GETFD = 438  # on every architecture
 NEW = os.O_RDWR | os.O_CREAT
 
@@ -129,6 +132,23 @@ def test_what_has_no_name_any_more_lives_on_until_it_is_closed(pool: MountedPool
     assert (pool.path / "named").read_bytes() == b"y" * PAGE
     os.unlink(pool.path / "named")
     wait_until(lambda: pool.resident_by_statfs() == free, "all memory is back")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_what_has_no_name_any_more_goes_whatever_chattr_said(pool: MountedPool, killed: bool) -> None:
+    free = pool.resident_by_statfs()
+    (pool.path / "d").mkdir()
+    with opened(pool.path / "f", NEW) as fd, opened(pool.path / "d", os.O_RDONLY) as directory:
+        os.write(fd, b"x" * PAGE)
+        os.unlink(pool.path / "f")
+        os.rmdir(pool.path / "d")
+        for held in (fd, directory):
+            fcntl.ioctl(held, syscalls.FS_IOC_SETFLAGS, FS_IMMUTABLE_FL.to_bytes(4, "little"))
+        if killed:
+            kill_daemon(pool)
+    wait_until(lambda: pool.resident_by_statfs() == free, "all memory is back")
+    assert pool.check_conservation().resident_bytes == free
+    assert "ERROR" not in places.daemon_log(pool.name).read_text()
 
 
 def test_a_directory_that_is_being_read_is_read_on(pool: MountedPool) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from controller.billing.page import Kind, Page, Place
 from controller.billing.policies import Demand, Policy
 from controller.billing.policies.fairride import FairRide
+from controller.billing.policies.kinds import ByAccess
 from controller.lab.events import PAGE_BYTES, Event
 from controller.lab.replay import Clocks
 from sharedfs.kernel.cgroups import CgroupRef
@@ -41,7 +42,7 @@ class Books:
 
     def play(self, row: Row, tenant: CgroupRef | None) -> None:
         for number in range(row.first_page, row.last_page + 1):
-            known = row.file if self.policy.weighs_accesses else None
+            known = row.file if isinstance(self.policy, ByAccess) else None
             before = self.pages.get((row.file, number), Page(self.kinds[row.file], file=known))
             after = self._after(row.event, before, tenant)
             self.pages[row.file, number] = after
@@ -85,7 +86,7 @@ class Books:
         return {page: pages * PAGE_BYTES for page, pages in sorts.items()}
 
     def bill(self, demand: Demand) -> dict[CgroupRef, int]:
-        if self.policy.weighs_accesses:
+        if isinstance(self.policy, ByAccess):
             return {tenant: part for tenant, part in self.policy.bill(self.resident(), demand).items() if part}
         bill: Counter[CgroupRef] = Counter()
         for page, held_bytes in self.resident().items():
@@ -275,7 +276,7 @@ class SlowReplay:
             self.used[tenant] += even.get(tenant, 0) * seconds
             self.error[tenant] += abs(self.level.get(tenant, 0) - even.get(tenant, 0)) * seconds
             self.access_error[tenant] += abs(self.level.get(tenant, 0) - by_access.get(tenant, 0)) * seconds
-        if demand is not None or not self.books.policy.weighs_accesses:
+        if demand is not None or not isinstance(self.books.policy, ByAccess):
             self.level = self.books.bill(demand or Demand())
 
 

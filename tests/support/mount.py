@@ -68,11 +68,13 @@ class MountedPool:
 
     def state_bytes(self) -> int:
         """What the pool keeps of itself: a tmpfs in which the keeper, and nobody by name, has a directory open."""
+        files = self._kept("journal").rglob("*")
+        return 512 * sum(file.stat().st_blocks for file in files)  # statvfs tells none of a tmpfs without bound
+
+    def _kept(self, name: str) -> Path:
+        """The directory with `name` in it that the keeper has open, and that has no path of its own."""
         held = Path(f"/proc/{self.status().keeper_pid}/fd")
-        state = next(place for place in held.iterdir() if (place / "journal").exists())
-        return 512 * sum(
-            file.stat().st_blocks for file in state.rglob("*")
-        )  # statvfs tells none of a tmpfs without bound
+        return next(place for place in held.iterdir() if (place / name).exists())
 
     def wait_for_scan(self) -> None:
         """Until a mapping scan has begun and ended after now."""
@@ -94,8 +96,22 @@ class MountedPool:
         try:
             return wait_until(books_and_tmpfs_agree, "the books have what the tmpfs holds")
         except AssertionError as failure:
-            in_books, in_tmpfs = self.holdings().resident_bytes, self.resident_by_statfs()
-            raise AssertionError(f"{failure}: {in_books} and {in_tmpfs} bytes") from failure
+            raise AssertionError(f"{failure}: {self.what_is_where()}") from failure
+
+    def what_is_where(self) -> str:
+        """For a message: the pages of each file in the tmpfs, and its bytes in the books."""
+        store = self._kept("removed")
+        in_tmpfs = {
+            path.lstat().st_ino: f"{path.relative_to(store)}: {path.lstat().st_blocks // 8} pages"
+            for path in store.rglob("*")
+        }
+        in_books = {
+            file["inode"]: f"{file['path']}: {file['resident_bytes']} bytes"
+            for tenant in self.holdings().tenants
+            for file in self.get("/v1/tenants/files", path=tenant.path).json()["files"]
+        }
+        sums = f"{self.resident_by_statfs()} bytes in the tmpfs, {self.holdings().resident_bytes} in the books"
+        return f"{sums}; in the tmpfs {in_tmpfs}, in the books {in_books}"
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 A policy is a set of pure rules about one page, and there are two ways to apply it:
 
 - *On live books* it is asked `charge` for each sharing class: who pays what of these bytes. Nothing else is needed
-  for a policy whose answer follows from who owns a page and who uses it. Those with `needs_history` have no such
-  answer.
+  for a policy whose answer follows from who owns a page and who uses it. Those with a `history` have no such answer.
 - *On a trace* (the lab) it also says what becomes of a page at each event, and `charge` is asked for each sort of page.
 
 Either way a bill costs time in sorts of pages, and is rounded once for each. The rules know nothing of files, clocks or
@@ -53,14 +52,13 @@ class Demand:
 class Policy(ABC):
     """`conserves`: the parts of a resident page's bytes are never more than these bytes, so that a bill adds up (I1).
 
-    `weighs_accesses`: the bill changes with how often files are used. `ages`: touches are forgotten after a while.
-    `rules`: policies that name the same ones make the same of a page, and differ in the bill only.
+    `history`: what would have to be known of a page and live books do not say. `ages`: touches are forgotten after a
+    while. `rules`: policies that name the same ones make the same of a page, and differ in the bill only.
     """
 
     name: ClassVar[str]
     conserves: ClassVar[bool] = True
-    needs_history: ClassVar[bool] = False
-    weighs_accesses: ClassVar[bool] = False
+    history: ClassVar[str] = ""
     ages: ClassVar[bool] = False
     rules: ClassVar[str] = ""
 
@@ -69,10 +67,6 @@ class Policy(ABC):
     @abstractmethod
     def charge(self, held: Held, held_bytes: int) -> Parts:
         """What each tenant pays of `held_bytes`; what nobody pays is unclaimed. Raises NeedsHistory."""
-
-    def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
-        """The bill of everything that is resident, where files matter. Only for policies that weigh accesses."""
-        raise NotImplementedError
 
     # -- what becomes of a page; each returns an equal page when nothing changes
 

@@ -10,27 +10,21 @@ from collections import Counter
 from collections.abc import Mapping
 
 from controller.billing.page import Page
-from controller.billing.policies import Demand, Held, NeedsHistory, Parts
-from controller.billing.policies.kinds import ByUse
+from controller.billing.policies import Demand, Parts
+from controller.billing.policies.kinds import ByAccess, file_of
 from controller.billing.split import apportion, by_path
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class AccessWeighted(ByUse):
+class AccessWeighted(ByAccess):
     """A user whose accesses nobody counted, such as one that maps the file, weighs as much as one access."""
 
     name = "access_weighted"
-    rules = "use of files"
-    needs_history = True
-    weighs_accesses = True
-
-    def charge(self, held: Held, held_bytes: int) -> Parts:
-        raise NeedsHistory("how often each tenant accessed a file")
 
     def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
         bill: Counter[CgroupRef] = Counter()
         for page, held_bytes in holdings.items():
-            counted = demand.accesses.get(-1 if page.file is None else page.file, {})
+            counted = demand.accesses.get(file_of(page), {})
             bill.update(by_weight(held_bytes, {user: counted.get(user, 0) or 1 for user in page.users}))
         return bill
 

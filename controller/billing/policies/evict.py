@@ -6,27 +6,18 @@ zombie.
 """
 
 from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Held, NeedsHistory, Parts
-from controller.billing.policies.kinds import OneOwner, orphaned
+from controller.billing.policies.kinds import EmptiedFirst, orphaned
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class Evict(OneOwner):
+class Evict(EmptiedFirst):
     name = "evict"
-    needs_history = True
-
-    def charge(self, held: Held, held_bytes: int) -> Parts:
-        if held.owner is None:
-            raise NeedsHistory("who would have read a page again that was thrown out")
-        return super().charge(held, held_bytes)
+    history = "who would have read a page again that was thrown out"
 
     def release(self, page: Page, tenant: CgroupRef) -> Page:
         if page.place is Place.RESIDENT and page.kind is Kind.CACHE:
             return evicted(page)
         return orphaned(page)
-
-    def visits(self, page: Page, tenant: CgroupRef) -> bool:
-        return page.owner == tenant
 
 
 def evicted(page: Page) -> Page:

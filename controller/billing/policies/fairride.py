@@ -10,22 +10,16 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 from controller.billing.page import Page
-from controller.billing.policies import Demand, Held, NeedsHistory, Parts
-from controller.billing.policies.kinds import ByUse
+from controller.billing.policies import Demand, Parts
+from controller.billing.policies.kinds import ByAccess, file_of
 from controller.billing.split import by_path, split
 from sharedfs.kernel.cgroups import CgroupRef
 
 Payers = Mapping[int, frozenset[CgroupRef]]
 
 
-class FairRide(ByUse):
+class FairRide(ByAccess):
     name = "fairride"
-    rules = "use of files"
-    needs_history = True
-    weighs_accesses = True
-
-    def charge(self, held: Held, held_bytes: int) -> Parts:
-        raise NeedsHistory("how often each tenant accessed a file")
 
     def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
         return self.bill_and_delays(holdings, demand)[0]
@@ -38,7 +32,7 @@ class FairRide(ByUse):
         paying = self.payers(holdings, demand)
         bill: Counter[CgroupRef] = Counter()
         for page, held_bytes in holdings.items():
-            for tenant, part in split(held_bytes, page.users & paying.get(_file(page), frozenset())).items():
+            for tenant, part in split(held_bytes, page.users & paying.get(file_of(page), frozenset())).items():
                 bill[tenant] += part
         delayed: defaultdict[CgroupRef, float] = defaultdict(float)
         for file, by_tenant in demand.latest.items():
@@ -54,8 +48,8 @@ class FairRide(ByUse):
         users: defaultdict[int, set[CgroupRef]] = defaultdict(set)
         for page, held_bytes in holdings.items():
             for user in page.users:
-                wanted[user][_file(page)] += held_bytes
-                users[_file(page)].add(user)
+                wanted[user][file_of(page)] += held_bytes
+                users[file_of(page)].add(user)
         paying: defaultdict[int, set[CgroupRef]] = defaultdict(set)
         for tenant in sorted(wanted, key=by_path):
             left = demand.budgets.get(tenant)
@@ -70,7 +64,3 @@ class FairRide(ByUse):
                     paying[file].add(tenant)
                     left = None if left is None else left - cost_bytes
         return {file: frozenset(paying[file]) for file in users}
-
-
-def _file(page: Page) -> int:
-    return -1 if page.file is None else page.file

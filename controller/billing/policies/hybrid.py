@@ -6,23 +6,17 @@ of page where the bad is least. What it gives up: simplicity, and nothing is kno
 """
 
 from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Held, NeedsHistory, Parts
 from controller.billing.policies.evict import evicted
-from controller.billing.policies.kinds import OneOwner, orphaned
+from controller.billing.policies.kinds import EmptiedFirst, orphaned
 from controller.billing.policies.recharge_deferred import claimed, parked
 from controller.billing.policies.recharge_mapped import chosen, mapped, unmapped
 from controller.billing.policies.reparent import to_parent
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class Hybrid(OneOwner):
+class Hybrid(EmptiedFirst):
     name = "hybrid"
-    needs_history = True
-
-    def charge(self, held: Held, held_bytes: int) -> Parts:
-        if held.owner is None:
-            raise NeedsHistory("what the worker did to a page when its owner had gone, and who came next")
-        return super().charge(held, held_bytes)
+    history = "what the worker did to a page when its owner had gone, and who came next"
 
     def touch(self, page: Page, tenant: CgroupRef) -> Page:
         return claimed(page, tenant) if page.parked else super().touch(page, tenant)
@@ -41,6 +35,3 @@ class Hybrid(OneOwner):
         if page.kind is Kind.CACHE:
             return evicted(page)
         return parked(page, tenant) if page.kind is Kind.SHMEM else orphaned(page)
-
-    def visits(self, page: Page, tenant: CgroupRef) -> bool:
-        return page.owner == tenant

@@ -1,10 +1,13 @@
-"""The two families that policies belong to: one cgroup is charged for a page, or its users are known and share.
+"""The families that policies belong to: one cgroup is charged for a page, or its users are known and share.
 
 What every policy of a family does alike is here, and nothing that tells one from another.
 """
 
+from abc import abstractmethod
+from collections.abc import Mapping
+
 from controller.billing.page import Page, Place
-from controller.billing.policies import Held, Parts, Policy
+from controller.billing.policies import Demand, Held, NeedsHistory, Parts, Policy
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -37,6 +40,18 @@ class OneOwner(Policy):
         return orphaned(page)
 
 
+class EmptiedFirst(OneOwner):
+    """Before a cgroup is removed each page that is charged to it is looked at, and something is done about it."""
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        if held.owner is None and self.history:
+            raise NeedsHistory(self.history)
+        return super().charge(held, held_bytes)
+
+    def visits(self, page: Page, tenant: CgroupRef) -> bool:
+        return page.owner == tenant
+
+
 class ByUse(Policy):
     """The users of a page are known, as the ledger knows them, and no charge moves when one of them exits."""
 
@@ -60,6 +75,24 @@ class ByUse(Policy):
 
     def age(self, page: Page) -> Page:
         return page.aged()
+
+
+class ByAccess(ByUse):
+    """How often each user accesses a file is known as well, and changes the bill with no page changing."""
+
+    rules = "use of files"
+    history = "how often each tenant accessed a file"
+
+    def charge(self, held: Held, held_bytes: int) -> Parts:
+        raise NeedsHistory(self.history)
+
+    @abstractmethod
+    def bill(self, holdings: Mapping[Page, int], demand: Demand) -> Parts:
+        """The bill of everything that is resident."""
+
+
+def file_of(page: Page) -> int:
+    return -1 if page.file is None else page.file
 
 
 def orphaned(page: Page) -> Page:

@@ -6,20 +6,14 @@ entries until they do. What it gives up: the time of everybody who shares. Pinne
 """
 
 from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Held, NeedsHistory, Parts
 from controller.billing.policies.evict import evicted
-from controller.billing.policies.kinds import OneOwner, orphaned
+from controller.billing.policies.kinds import EmptiedFirst, orphaned
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class ManualReclaim(OneOwner):
+class ManualReclaim(EmptiedFirst):
     name = "manual_reclaim"
-    needs_history = True
-
-    def charge(self, held: Held, held_bytes: int) -> Parts:
-        if held.owner is None:
-            raise NeedsHistory("what was swapped out when the owner went, and who brought it back")
-        return super().charge(held, held_bytes)
+    history = "what was swapped out when the owner went, and who brought it back"
 
     def release(self, page: Page, tenant: CgroupRef) -> Page:
         if page.place is Place.RESIDENT and page.kind is Kind.CACHE:
@@ -27,6 +21,3 @@ class ManualReclaim(OneOwner):
         if page.place is Place.RESIDENT and page.kind is Kind.SHMEM:
             return orphaned(page)._replace(place=Place.SWAPPED)
         return orphaned(page)
-
-    def visits(self, page: Page, tenant: CgroupRef) -> bool:
-        return page.owner == tenant

@@ -6,28 +6,19 @@ the parent for good. The one who comes first pays for all others, as before.
 """
 
 from controller.billing.page import Page, Place, parent_of
-from controller.billing.policies import Held, NeedsHistory, Parts
-from controller.billing.policies.kinds import OneOwner
+from controller.billing.policies.kinds import EmptiedFirst
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class RechargeDeferred(OneOwner):
+class RechargeDeferred(EmptiedFirst):
     name = "recharge_deferred"
-    needs_history = True
-
-    def charge(self, held: Held, held_bytes: int) -> Parts:
-        if held.owner is None:
-            raise NeedsHistory("who touched a page first after its owner had gone")
-        return super().charge(held, held_bytes)
+    history = "who touched a page first after its owner had gone"
 
     def touch(self, page: Page, tenant: CgroupRef) -> Page:
         return claimed(page, tenant) if page.parked else super().touch(page, tenant)
 
     def release(self, page: Page, tenant: CgroupRef) -> Page:
         return parked(page, tenant)
-
-    def visits(self, page: Page, tenant: CgroupRef) -> bool:
-        return page.owner == tenant
 
 
 def parked(page: Page, tenant: CgroupRef) -> Page:

@@ -9,12 +9,12 @@ from collections.abc import Collection
 
 from controller.billing.page import Page, Place
 from controller.billing.policies import Held, Parts
-from controller.billing.policies.kinds import OneOwner, orphaned
+from controller.billing.policies.kinds import EmptiedFirst, OneOwner, orphaned
 from controller.billing.split import by_path
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class RechargeMapped(OneOwner):
+class RechargeMapped(EmptiedFirst):
     """On live books whom the kernel chose at the exit is not known: who would be chosen now is charged."""
 
     name = "recharge_mapped"
@@ -34,9 +34,6 @@ class RechargeMapped(OneOwner):
         if page.place is Place.RESIDENT and page.mapped:
             return page.charged_to(chosen(page.mapped))
         return orphaned(page)
-
-    def visits(self, page: Page, tenant: CgroupRef) -> bool:
-        return page.owner == tenant
 
 
 def chosen(mapped: Collection[CgroupRef]) -> CgroupRef:

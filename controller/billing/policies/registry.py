@@ -38,7 +38,7 @@ _ALL: tuple[Callable[[], Policy], ...] = (
 )
 POLICIES: Mapping[str, Callable[[], Policy]] = {make().name: make for make in _ALL}
 DEFAULT = "proportional"
-LIVE = tuple(name for name, make in POLICIES.items() if not make().needs_history)
+LIVE = tuple(name for name, make in POLICIES.items() if not make().history)
 """Those that live books are enough for."""
 SETTLED = tuple(name for name in LIVE if POLICIES[name]().conserves)
 """Those that limits can follow: what is taken off them is not more than what there is."""
@@ -55,7 +55,7 @@ def policy_to_settle(name: str, payer: CgroupRef | None = None) -> Policy:
     """A policy that limits can follow. Raises CallerMistake for any other."""
     policy = policy_named(name, payer)
     if name not in SETTLED:
-        why = "needs the history of each page" if policy.needs_history else "bills more bytes than there are"
+        why = "needs the history of each page" if policy.history else "bills more bytes than there are"
         raise CallerMistake(f"{name} {why}, so limits cannot follow it: choose one of {', '.join(SETTLED)}")
     return policy
 

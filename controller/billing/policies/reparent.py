@@ -5,18 +5,15 @@ next one up, to the root where nothing is limited. What it gives up: that the ch
 """
 
 from controller.billing.page import Page, parent_of
-from controller.billing.policies.kinds import OneOwner
+from controller.billing.policies.kinds import EmptiedFirst
 from sharedfs.kernel.cgroups import CgroupRef
 
 
-class Reparent(OneOwner):
+class Reparent(EmptiedFirst):
     name = "reparent"
 
     def release(self, page: Page, tenant: CgroupRef) -> Page:
         return to_parent(page, tenant)
-
-    def visits(self, page: Page, tenant: CgroupRef) -> bool:
-        return page.owner == tenant
 
 
 def to_parent(page: Page, tenant: CgroupRef) -> Page:
