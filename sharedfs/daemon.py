@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EINVAL
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pyfuse3
@@ -293,7 +294,12 @@ class Pool:
     # -- the service -------------------------------------------------------------------------------------------------
 
     async def serve(self, keeper: socket.socket) -> None:
-        """Serve until the mount is gone or the keeper says so, which is told when we do. Raises what broke us."""
+        """Serve until the mount is gone or the keeper says so, which is told when we do.
+
+        What breaks us before anybody was served is raised. What does later must not end the mount: we die of it, and
+        another daemon takes over.
+        """
+        served = self._start.resumes
         self._trio_token = trio.lowlevel.current_trio_token()
         self.channel.start()
         pyfuse3.init(RareRequests(self.namespace), self.channel.libfuse_mountpoint, set())
@@ -301,10 +307,7 @@ class Pool:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, keeper, name="keeper")
                 nursery.start_soon(pyfuse3.main, name="namespace")
-                if not await trio.to_thread.run_sync(
-                    self.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
-                ):
-                    raise HostFault("the kernel did not start the FUSE connection")
+                await self._wait_for_kernel()
                 nursery.start_soon(self._keep_scanning, name="mappings")
                 nursery.start_soon(self._keep_tenants, name="tenants")
                 nursery.start_soon(self._keep_aging, name="aging")
@@ -313,13 +316,28 @@ class Pool:
                 nursery.start_soon(self._keep_page_cache_empty, name="page cache")
                 await nursery.start(self._serve_feed, name="feed")
                 keeper.send(b"serving")
-                await self._end.wait()
+                served = True
+                await self._wait_for_end()
                 pyfuse3.terminate()
                 nursery.cancel_scope.cancel()
+        except BaseException:
+            if served:
+                log.exception("the daemon broke")
+                self._die()
+            raise
         finally:
-            self._unmount()
             self.channel.close()
             pyfuse3.close(unmount=False)
+
+    async def _wait_for_kernel(self) -> None:
+        if not await trio.to_thread.run_sync(
+            self.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
+        ):
+            raise HostFault("the kernel did not start the FUSE connection")
+
+    async def _wait_for_end(self) -> None:
+        """Raises what broke a pump, if that was the end."""
+        await self._end.wait()
         if self.ended_by is not None:
             raise self.ended_by
 
@@ -340,6 +358,11 @@ class Pool:
         with self.namespace.lock, self.books.lock:
             logging.shutdown()
             os._exit(HANDED_OVER)
+
+    def _die(self) -> NoReturn:
+        """As if we were killed: nothing is taken apart, and our successor finds what it has to know."""
+        logging.shutdown()
+        os._exit(EXIT_OUR_FAILURE)
 
     def clean_up_for_keeper(self) -> None:
         """The keeper has died, so we leave the host as it would have."""
@@ -405,7 +428,8 @@ class Pool:
     async def _keep_looking_for_swap(self) -> None:
         while True:
             started = time.monotonic()
-            await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)
+            with _put_off_when_scarce("looking for what is in swap"):
+                await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)
             took = time.monotonic() - started
             await trio.sleep(max(self.options.scan_seconds, took / _SCAN_SHARE))
 
@@ -415,18 +439,21 @@ class Pool:
         while True:
             await trio.sleep(self.options.scan_seconds)
             if self.recharge.is_due:
-                await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
+                with _put_off_when_scarce("moving foreign pages"):
+                    await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
             pause = min(_LONGEST_SWEEP_PAUSE_SECONDS, self.options.grace_seconds / 4)
             if trio.current_time() - swept_at >= pause:
                 rule = Rule(self.options.unclaimed, self.options.grace_seconds)
-                await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
+                with _put_off_when_scarce("looking after unclaimed files"):
+                    await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
                 swept_at = trio.current_time()
 
     async def _keep_page_cache_empty(self) -> None:
         """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""
         while True:
             await trio.sleep(self.options.scan_seconds)
-            await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
+            with _put_off_when_scarce("emptying the page cache"):
+                await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
 
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
         app = make_feed(

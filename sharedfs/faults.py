@@ -1,4 +1,4 @@
-"""Death at a chosen moment, for tests: the daemon kills itself at a named point of a chosen operation.
+"""Death at a chosen moment, for tests: the daemon kills itself, or breaks, at a named point of a chosen operation.
 
 Off unless the environment says so when the pool is mounted; then a test arms a point by writing to a file of the state.
 """
@@ -25,20 +25,32 @@ class Point(IntEnum):
     HALFWAY = 6  # the books have let go of a forgotten file, which the store still has
 
 
+BREAK, AGAIN = 1 << 62, 1 << 63
+"""Or-ed to an armed word: an exception that nobody foresaw instead of a kill; not once, but whenever it is reached."""
+
+
 def armed_word(opcode: int, point: Point) -> int:
     """What to write (eight bytes, little endian) at the beginning of the file."""
     return opcode << 8 | point
 
 
+class ArmedError(Exception):
+    """What a daemon breaks of."""
+
+
 class Faults:
-    """The armed point; each kills once."""
+    """The armed point; each kills once, unless it is to do so again."""
 
     def __init__(self, state: StateFiles) -> None:
         self._armed = memoryview(state.map(FILE, _BYTES)).cast("Q")
 
     def reached(self, opcode: int, point: Point) -> None:
-        if self._armed[0] == opcode << 8 | point:
-            self._armed[0] = 0
+        armed = self._armed[0]
+        if armed & ~(BREAK | AGAIN) == opcode << 8 | point:
+            if not armed & AGAIN:
+                self._armed[0] = 0
+            if armed & BREAK:
+                raise ArmedError
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -28,7 +28,8 @@ from sharedfs.state import StateFiles
 
 SLOTS = 3  # the request pump's, and one for each thread of the slow lane
 PUMP = 0
-_FILE, _REQUEST_FILE = "journal", "request"
+_FILE, _REQUEST_FILE, _DEATHS_FILE = "journal", "request", "deaths"
+_DEATHS_BYTES = 4096
 
 # Words of a slot. An intent is valid when its UNIQUE is not 0, and so is a commit.
 _INTENT_UNIQUE, _COMMIT_UNIQUE = 0, 1
@@ -265,3 +266,5 @@ class Journal:
             Slot(memory[start : start + _SLOT_BYTES], faults) for start in range(0, SLOTS * _SLOT_BYTES, _SLOT_BYTES)
         ]
         self.request = state.map(_REQUEST_FILE, wire.REQUEST_BYTES)
+        self.deaths = memoryview(state.map(_DEATHS_FILE, _DEATHS_BYTES)).cast("Q")
+        """A request's number, and how many daemons in a row have died when it was the last that they had read."""

@@ -25,7 +25,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from errno import ENOENT, ESTALE
+from errno import EIO, ENOENT, ESTALE
 
 from sharedfs.frequent import forgets
 from sharedfs.inodes import Node
@@ -36,6 +36,9 @@ from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.namespace import Namespace
 from sharedfs.store import NAMELESS
+
+MOST_DEATHS = 5
+"""A request that has taken so many daemons along fails. Fewer than the keeper bears (`keeper.MOST_FAILURES`)."""
 
 log = logging.getLogger("sharedfs")
 
@@ -53,6 +56,7 @@ def recover(namespace: Namespace, journal: Journal, backing: BackingFiles, reply
             journal.slots[PUMP].last_backing + 1
         )  # if one was made, it is for a request that was not committed
         recovery.forget_the_rest(memoryview(journal.request))
+        recovery.refuse_what_kills(journal)
         recovery.sweep_removed()
 
 
@@ -152,6 +156,19 @@ class _Recovery:
                 self._store.slot.end_begun_forget()
             unique, _, dropped = forgets(request[:length])
             self._namespace.forget_all(unique, dropped)
+
+    def refuse_what_kills(self, journal: Journal) -> None:
+        """Nobody's request may end the pool: one over which daemon after daemon dies is answered with EIO.
+
+        Where they died of something else it has its answer long since, and the kernel takes no second one.
+        """
+        _, opcode, unique, _, _, _, _, _, _ = wire.IN_HEADER.unpack_from(journal.request)
+        number, before = unique & ~wire.UNIQUE_RESEND, journal.deaths.tolist()[:2]
+        deaths = before[1] + 1 if before[0] == number else 1
+        journal.deaths[0], journal.deaths[1] = number, deaths
+        if deaths >= MOST_DEATHS and number and opcode not in wire.UNANSWERED:
+            log.error("%d daemons have died with request %d (opcode %d): it fails with EIO", deaths, number, opcode)
+            self._reply(unique, EIO, b"")
 
     def sweep_removed(self) -> None:
         """What is in removed/ waits for the kernel to forget it; what the kernel does not know never had its answer."""

@@ -83,7 +83,8 @@ class Host:
         self._resources.callback(oci.remove, self.runtime, container.name)
         self._resources.callback(agent.end, 30)
         agent.do("pass")
-        text = process_cgroup(int(pid_file.read_text()))
+        process_id = wait_until(lambda: pid_file.exists() and pid_file.read_text(), "the runtime has told the process")
+        text = process_cgroup(int(process_id))
         assert text is not None
         hierarchy = self.tenants.hierarchy
         return Running(agent, hierarchy, hierarchy.path_in(text), container.name)

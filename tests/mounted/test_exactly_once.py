@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from errno import EIO
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,9 @@ from sharedfs import faults, places, pools
 from sharedfs.faults import Point, armed_word
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.recovery import MOST_DEATHS
 from tests.support.mount import MountedPool, mounted_pool
-from tests.support.posix import opened
+from tests.support.posix import fails, opened
 from tests.support.tenants import wait_until
 
 PAGE = 4096
@@ -43,9 +45,14 @@ class Armed:
         self.store = next(place for place in descriptors.iterdir() if (place / "removed").exists())
         self.log = places.daemon_log(pool.name)
 
-    def arm(self, opcode: int, point: Point) -> None:
+    def arm(self, opcode: int, point: Point, how: int = 0) -> None:
+        """`how` are flags of `faults`."""
         with (self.state / faults.FILE).open("r+b") as file:
-            file.write(armed_word(opcode, point).to_bytes(8, "little"))
+            file.write((armed_word(opcode, point) | how).to_bytes(8, "little"))
+
+    def disarm(self) -> None:
+        with (self.state / faults.FILE).open("r+b") as file:
+            file.write(bytes(8))
 
     def restarted_since(self, restarts: int) -> bool:
         status = self.pool.status_or_none()
@@ -185,11 +192,13 @@ def drop_many(place: Place) -> object:
     names = [f"f{number}" for number in range(100)]
     for name in names:
         (place.path / name).write_bytes(b"x")
-    with ExitStack() as descriptors:
-        for name in names:
-            descriptors.enter_context(opened(place.path / name, os.O_PATH))
-            os.unlink(place.path / name)
-        descriptors.enter_context(place.armed.stopped())  # or it would forget one after the other
+    descriptors = []
+    for name in names:
+        descriptors.append(os.open(place.path / name, os.O_PATH))
+        os.unlink(place.path / name)
+    with place.armed.stopped():  # or it would forget one after the other
+        for descriptor in descriptors:
+            os.close(descriptor)
     return None
 
 
@@ -385,3 +394,31 @@ def test_killed_in_an_operation(armed: Armed, name: str, point: Point) -> None:
     wait_until(lambda: not any(map(armed.opens_of, inodes)), "no open is counted any more")
     armed.remove_all()
     pool.check_conservation()
+
+
+def test_a_daemon_that_breaks_is_followed_by_another(armed: Armed) -> None:
+    """What it did not foresee ends a daemon, not the mount."""
+    restarts = armed.pool.status().restarts
+    armed.arm(Opcode.MKDIR, Point.INTENDED, faults.BREAK)
+    (armed.pool.path / "d").mkdir()
+    wait_until(lambda: armed.restarted_since(restarts), "another daemon answers", 20)
+    assert "the daemon broke" in armed.log.read_text()
+    armed.remove_all()
+    armed.pool.check_conservation()
+
+
+@pytest.mark.parametrize("how", [0, faults.BREAK])
+def test_a_request_that_kills_every_daemon_fails_and_the_pool_lives(armed: Armed, how: int) -> None:
+    (armed.pool.path / "d").mkdir()
+    restarts = armed.pool.status().restarts
+    armed.arm(Opcode.MKNOD, Point.INTENDED, faults.AGAIN | how)
+    try:
+        with fails(EIO):
+            os.mkfifo(armed.pool.path / "d" / "p")
+    finally:
+        armed.disarm()
+    wait_until(lambda: armed.restarted_since(restarts + MOST_DEATHS - 1), "another daemon answers", 20)
+    assert os.listdir(armed.pool.path / "d") == []
+    os.mkfifo(armed.pool.path / "d" / "p")
+    armed.remove_all()
+    armed.pool.check_conservation()
