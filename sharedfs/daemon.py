@@ -32,6 +32,7 @@ from sharedfs.faults import faults_of
 from sharedfs.feed import make_feed
 from sharedfs.feed_types import PoolStatus
 from sharedfs.frequent import FrequentRequests
+from sharedfs.http_server import serve_http
 from sharedfs.journal import Journal
 from sharedfs.keeper import CANNOT_RESUME, HANDED_OVER
 from sharedfs.kernel import syscalls
@@ -66,7 +67,6 @@ from sharedfs.swap import SwapScan
 from sharedfs.tmpfs import PrivateTmpfs
 from sharedfs.unclaimed import Rule, UnclaimedFiles
 from sharedfs.units import format_size
-from sharedfs.unix_http import serve_on_socket
 
 log = logging.getLogger("sharedfs")
 
@@ -459,7 +459,7 @@ class Pool:
         app = make_feed(
             self.options.name, self.store, self.books, self.status, self.reconfigure, self.unclaimed.listing
         )
-        await serve_on_socket(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status)
+        await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
 
 
 def _open_spill_directory(options: PoolOptions) -> int | None:

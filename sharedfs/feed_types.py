@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 NOBODY = 0
 NO_LIMIT = -1
+LAST_TRACE_PAGE = (1 << 40) - 1
+"""Of a file, in a trace: 4 PiB. A range that is to reach to the end ends here."""
 
 
 class Event(IntEnum):

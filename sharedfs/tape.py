@@ -12,12 +12,10 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sharedfs.feed_types import NO_LIMIT, Event
+from sharedfs.feed_types import LAST_TRACE_PAGE, NO_LIMIT, Event
 from sharedfs.model.ranges import PageRange, gaps, merged
 from sharedfs.model.tenant import TenantId
 
-LAST_PAGE = (1 << 40) - 1
-"""What a trace can name; a range without an end ends here."""
 COLUMNS = 7
 _MOST_ROWS = 1 << 20
 
@@ -54,7 +52,7 @@ class Tape:
 
     def use(self, event: Event, tenant: TenantId, file: int, first_page: int, last_page: int) -> None:
         """`tenant` touched or allocated a range. One that a trace cannot name (beyond 4 PiB) is left out. O(1)."""
-        if last_page > LAST_PAGE:
+        if last_page > LAST_TRACE_PAGE:
             return
         known = self._uses.get(file)
         if known is not None:
@@ -76,12 +74,18 @@ class Tape:
     def free(self, file: int, first_page: int, last_page: int | None) -> None:
         """A range is resident no more; None: to the end."""
         self._end_all()
-        if first_page <= LAST_PAGE:
-            self._put(Event.FREE, 0, file, first_page, LAST_PAGE if last_page is None else min(last_page, LAST_PAGE))
+        if first_page <= LAST_TRACE_PAGE:
+            self._put(
+                Event.FREE,
+                0,
+                file,
+                first_page,
+                LAST_TRACE_PAGE if last_page is None else min(last_page, LAST_TRACE_PAGE),
+            )
 
     def mapped(self, file: int, tenant: TenantId, ranges: Iterable[PageRange]) -> None:
         """`tenant` maps just these pages of a file: what is new of them is a row, and what is gone."""
-        now = merged((first, min(last, LAST_PAGE)) for first, last in ranges if first <= LAST_PAGE)
+        now = merged((first, min(last, LAST_TRACE_PAGE)) for first, last in ranges if first <= LAST_TRACE_PAGE)
         before = self._mapped.get((file, tenant), [])
         if now == before:
             return

@@ -20,7 +20,6 @@ What `settle` promises, each a test of its own:
 - *Raise before lower*, over all tenants: what one gives up is not needed by another that has not got it yet.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from controller.limits.base import Account, Limits, Order, is_above, round_down, round_up
@@ -143,24 +142,6 @@ def settle(position: Position, version: CgroupVersion, floor_bytes: int = FLOOR_
         room_bytes = reach(round_down(target_bytes - 2 * floor_bytes), now.high_bytes, soft_bytes, found.max_bytes)
         high_bytes = room_bytes if high_bytes is None else min(high_bytes, room_bytes)
     return Limits(max_bytes, high_bytes)
-
-
-def plan(
-    positions: Iterable[Position], version: CgroupVersion, floor_bytes: int = FLOOR_BYTES
-) -> tuple[list[Order], list[Order]]:
-    """The orders that settle `positions`: those that raise a limit, to be carried out first, and those that lower one.
-
-    A tenant whose limits are where they should be, or as near as they can be, has no order.
-    """
-    raising: list[Order] = []
-    lowering: list[Order] = []
-    for position in positions:
-        now = position.account.limits
-        intended = settle(position, version, floor_bytes)
-        if intended != now:
-            order = Order(position.cgroup, now, intended)
-            (raising if raises(order) else lowering).append(order)
-    return raising, lowering
 
 
 def raises(order: Order) -> bool:

@@ -12,8 +12,6 @@ from sharedfs.feed_types import NO_LIMIT, Event
 __all__ = ["NO_LIMIT", "Event", "Events", "MemoryTrace", "Trace"]
 
 PAGE_BYTES = 4096
-LAST_PAGE = (1 << 40) - 1
-"""Of a file that can be in a trace: 4 PiB. A range that is to reach to the end ends here."""
 
 PAGE_EVENTS = 6
 OWN_EVENTS = 4

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.billing.page import Kind
-from controller.lab.events import LAST_PAGE, PAGE_EVENTS, Event, Events
+from controller.lab.events import PAGE_EVENTS, Event, Events
 from sharedfs.errors import CallerMistake
+from sharedfs.feed_types import LAST_TRACE_PAGE
 
 _FILE_SHIFT = 41  # one bit more than a page number has: the page after the last one
 
@@ -52,7 +53,7 @@ def find_groups(batches: Iterable[Events]) -> Groups:
     kinds: dict[int, Kind] = {}
     for events in batches:
         of_pages = events.event < PAGE_EVENTS
-        if (events.first_page[of_pages] < 0).any() or (events.last_page[of_pages] > LAST_PAGE).any():
+        if (events.first_page[of_pages] < 0).any() or (events.last_page[of_pages] > LAST_TRACE_PAGE).any():
             raise CallerMistake("the trace has a page number that no file has")
         base = events.file[of_pages].astype(np.int64) << _FILE_SHIFT
         seen = np.concatenate((base + events.first_page[of_pages], base + events.last_page[of_pages] + 1))

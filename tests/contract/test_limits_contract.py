@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from controller.billing.settlement import FLOOR_BYTES, Position, plan
+from controller.billing.settlement import FLOOR_BYTES, Position
 from controller.limits import kernel_limits
 from controller.limits.base import KernelLimits, Limits, Order
 from controller.limits.restore import restore
@@ -22,6 +22,7 @@ from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
 from tests.contract.fake_cgroups import FakeCgroups
 from tests.contract.real_cgroups import RealCgroups
+from tests.support.settlement import plan
 
 MIB = 1 << 20
 

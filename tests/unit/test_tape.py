@@ -4,9 +4,9 @@ from array import array
 from itertools import count
 
 from sharedfs import tape as tape_module
-from sharedfs.feed_types import Event
+from sharedfs.feed_types import LAST_TRACE_PAGE, Event
 from sharedfs.model.tenant import TenantId
-from sharedfs.tape import COLUMNS, LAST_PAGE, Tape
+from sharedfs.tape import COLUMNS, Tape
 
 A, B, FILE, OTHER = TenantId(1), TenantId(2), 10, 11
 
@@ -51,7 +51,7 @@ def test_nobodys_use_moves_past_anothers_on_the_same_file() -> None:
         (Event.ALLOCATE, A, FILE, 0, 0, 1),
         (Event.ALLOCATE, B, FILE, 1, 1, 1),
         (Event.ALLOCATE, A, FILE, 1, 1, 1),
-        (Event.FREE, 0, FILE, 0, LAST_PAGE, 0),
+        (Event.FREE, 0, FILE, 0, LAST_TRACE_PAGE, 0),
         (Event.ALLOCATE, A, FILE, 2, 2, 1),
     ]
 
@@ -95,8 +95,8 @@ def test_a_tape_that_nobody_takes_is_full_some_day(monkeypatch) -> None:
 
 def test_what_a_trace_cannot_name_is_cut_off() -> None:
     tape = made()
-    tape.use(Event.ALLOCATE, A, FILE, LAST_PAGE + 1, LAST_PAGE + 1)
-    tape.free(FILE, LAST_PAGE + 5, None)
+    tape.use(Event.ALLOCATE, A, FILE, LAST_TRACE_PAGE + 1, LAST_TRACE_PAGE + 1)
+    tape.free(FILE, LAST_TRACE_PAGE + 5, None)
     tape.free(FILE, 3, 1 << 51)
     tape.mapped(FILE, A, [(0, 1 << 51), (1 << 52, 1 << 53)])
-    assert rows_of(tape) == [(Event.FREE, 0, FILE, 3, LAST_PAGE, 0), (Event.MAP, A, FILE, 0, LAST_PAGE, 0)]
+    assert rows_of(tape) == [(Event.FREE, 0, FILE, 3, LAST_TRACE_PAGE, 0), (Event.MAP, A, FILE, 0, LAST_TRACE_PAGE, 0)]

@@ -1,5 +1,5 @@
-"""Six workers with data of their own, and a scanner that reads one byte of every page now and then: a backup, say.
-scan).
+"""Six workers with data of their own, and a scanner that reads one byte of every page now and then: a
+backup, say.
 
 What hurts: where a touch is a use, one byte costs as much as a page, and the scanner carries a good part of everybody's
 bill for as long as its touch is remembered; where only the first touch counts, it gets away with anything but a new

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import controller
-from controller.billing.settlement import FLOOR_BYTES, Position, plan
+from controller.billing.settlement import FLOOR_BYTES, Position
 from controller.debts import KeptDebts
 from controller.limits.base import KernelLimits, Limits, Order, managers_limits
 from controller.limits.restore import restore
@@ -29,6 +29,7 @@ from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 from tests.contract.fake_cgroups import FakeCgroups
 from tests.support.kills import killed_at_line, lines_of, run_in_child
+from tests.support.settlement import plan
 
 MIB = 1 << 20
 

@@ -1,0 +1,25 @@
+"""All orders of a round at once and as far as they go: what the planner spreads over time."""
+
+from collections.abc import Iterable
+
+from controller.billing.settlement import FLOOR_BYTES, Position, raises, settle
+from controller.limits.base import Order
+from sharedfs.kernel.cgroups import CgroupVersion
+
+
+def plan(
+    positions: Iterable[Position], version: CgroupVersion, floor_bytes: int = FLOOR_BYTES
+) -> tuple[list[Order], list[Order]]:
+    """The orders that settle `positions`: those that raise a limit, to be carried out first, and those that lower one.
+
+    A tenant whose limits are where they should be, or as near as they can be, has no order.
+    """
+    raising: list[Order] = []
+    lowering: list[Order] = []
+    for position in positions:
+        now = position.account.limits
+        intended = settle(position, version, floor_bytes)
+        if intended != now:
+            order = Order(position.cgroup, now, intended)
+            (raising if raises(order) else lowering).append(order)
+    return raising, lowering
