@@ -35,14 +35,14 @@ def test_a_sharer_exits(pool: MountedPool, sharers: tuple[Tenant, Tenant]) -> No
     owner, sharer = sharers
     assert users_of_all_pages(pool) == {owner.path, sharer.path}
     sharer.exit()
-    wait_until(lambda: len(pool.holdings().tenants) == 1, "the exit is seen")
+    wait_until(lambda: not pool.knows(sharer), "the exit is seen")
     assert users_of_all_pages(pool) == {owner.path}
 
 
 def test_the_owner_exits(pool: MountedPool, sharers: tuple[Tenant, Tenant]) -> None:
     owner, sharer = sharers
     owner.exit()
-    wait_until(lambda: len(pool.holdings().tenants) == 1, "the exit is seen")
+    wait_until(lambda: not pool.knows(owner), "the exit is seen")
     assert users_of_all_pages(pool) == {sharer.path}
     (held,) = pool.holdings().classes
     assert held.owner == 0

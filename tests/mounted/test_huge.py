@@ -59,7 +59,7 @@ def test_what_is_reserved_is_huge_and_the_pools(pool: MountedPool, tenants: Tena
     wait_until(lambda: pool.mapped(mapper) == HUGE, "what one page table entry maps is in use", 30)
     assert charged(pool, maker, mapper) == 0
     maker.exit()
-    wait_until(lambda: len(pool.holdings().tenants) == 1, "its exit is seen", 30)
+    wait_until(lambda: not pool.knows(maker), "its exit is seen", 30)
     assert pool.used(mapper) == HUGE
     assert pool.check_conservation().resident_bytes == expected
 
@@ -146,7 +146,7 @@ def test_random_operations_of_two_tenants_keep_the_books(pool: MountedPool, tena
         tenant.do("m = None; held.clear()")
         assert tenant.do("result = all(os.pread(fd, 1, 0) in (b'', b'\\0', b'\\1') for fd in fds.values())")
     pair[0].exit()
-    wait_until(lambda: len(pool.holdings().tenants) == 1, "its exit is seen", 30)
+    wait_until(lambda: not pool.knows(pair[0]), "its exit is seen", 30)
     pool.check_conservation()
     pair[1].do("for fd in fds.values(): os.ftruncate(fd, 0)")
     assert pool.check_conservation().resident_bytes == 0

@@ -51,6 +51,10 @@ class MountedPool:
         except httpx.TransportError:
             return None
 
+    def knows(self, tenant: Tenant) -> bool:
+        """Whether the pool takes it for live. Others may be known as well: whoever asked while it was busy."""
+        return any(ref.path == tenant.path for ref in self.holdings().tenants)
+
     def used(self, tenant: Tenant) -> int:
         """Bytes of the pages that a tenant uses."""
         holdings = self.holdings()
