@@ -115,18 +115,19 @@ class Allocation:
 
     # -- what comes about without us ---------------------------------------------------------------------------------
 
-    def book_strays(self, node: Node) -> None:
+    def book_strays(self, node: Node, fd: int | None = None) -> None:
         """Find pages that a mapping brought into a hole and that no scan saw, for it was gone by then.
 
-        When no write or allocation of the file is between its system call and its line in the books.
+        When no write or allocation of the file is between its system call and its line in the books. `fd` saves to
+        open the file.
         """
-        if self._has_strays(node):
-            with self._inodes.opened(node) as fd:
-                self._books.charge_strays(node.inode, self._resident(fd, 0, LAST_PAGE))
+        if self._has_strays(node, fd):
+            with self._inodes.opened(node) as opened_fd:
+                self._books.charge_strays(node.inode, self._resident(opened_fd, 0, LAST_PAGE))
 
-    def _has_strays(self, node: Node) -> bool:
+    def _has_strays(self, node: Node, fd: int | None = None) -> bool:
         with self._inodes.lock:
-            blocks = self._inodes.stat(node).st_blocks
+            blocks = (self._inodes.stat(node) if fd is None else os.fstat(fd)).st_blocks
         return blocks * syscalls.STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode)
 
     def keep_up(self, mapped: Sequence[tuple[int, list[PageRange]]]) -> None:

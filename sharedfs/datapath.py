@@ -18,6 +18,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.descriptors import Descriptors
+from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
@@ -85,6 +86,7 @@ class DataPath:
         if self._fast is not None:
             counts["read"] += self._fast.reads
             counts["write"] += self._fast.writes
+            counts["getattr"] = self._fast.attributes
         return counts
 
     @property
@@ -99,7 +101,10 @@ class DataPath:
             self._fast = fastpath.FastPath(
                 device_fd=device_fd,
                 max_read=wire.MAX_WRITE,
+                attribute_seconds=ENTRY_SECONDS,
                 nodes=self._store.nodes,
+                paths=self._store.path_descriptors,
+                removed=self._store.removed,
                 files=self._files.by_inode,
                 callers=self._callers,
                 verified=self._callers.verified,
@@ -145,6 +150,14 @@ class DataPath:
             with self._engine:
                 if fast is not None and not self._distrusted:
                     fast.enabled = 1
+
+    def adopt(self, inode: int, fd: int) -> None:
+        """A new file's descriptor becomes ours: who makes a file writes to it, as a rule. In the pump's thread only."""
+        self._files.put(inode, fd)
+
+    def descriptor_of(self, inode: int) -> int | None:
+        """The descriptor that is open of a file, not the caller's to close. In the request pump's thread only."""
+        return self._files.by_inode.get(inode)
 
     def discard(self, inode: int) -> None:
         """Hold no descriptor of an inode that nobody has open. From any thread."""

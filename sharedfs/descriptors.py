@@ -51,13 +51,17 @@ class Descriptors:
                 fd = self._put_aside.pop(node.inode, None)
             if fd is None:
                 fd = self._opened(node)
-            with self._changes:
-                while len(self.by_inode) >= self._capacity:
-                    self._put_oldest_aside()
-                while len(self._put_aside) > _PUT_ASIDE:
-                    self._close_oldest()
-                self.by_inode[node.inode] = fd
+            self.put(node.inode, fd)
         return fd
+
+    def put(self, inode: int, fd: int) -> None:
+        """A descriptor of an inode that has none here becomes ours. By the thread that calls `get`."""
+        with self._changes:
+            while len(self.by_inode) >= self._capacity:
+                self._put_oldest_aside()
+            while len(self._put_aside) > _PUT_ASIDE:
+                self._close_oldest()
+            self.by_inode[inode] = fd
 
     def discard(self, inode: int) -> None:
         with self._changes:

@@ -1,10 +1,10 @@
-/* The hot half of the data path in C: READ and WRITE of files, threads and tenants that are known already.
+/* What is asked most in C: READ and WRITE of files, threads and tenants that are known already, and GETATTR.
  *
  * `FastPath.next(request)` stands where the channel's request pump reads the device: it answers what it can, and
  * returns the length of the first request that wants Python, or of any when many wait and are to be served in turns.
  * `FastPath.serve(request)` answers one request, or not.
- * What is not answered has had no effect, so Python (sharedfs/datapath.py) can do it from the start: whatever is rare, new or
- * an error is written once, there. Both ways pass the same tests.
+ * What is not answered has had no effect, so Python (sharedfs/datapath.py, frequent.py) can do it from the start: whatever is
+ * rare, new or an error is written once, there. Both ways pass the same tests.
  *
  * It has no state of its own but counters. The dicts are Python's, and so are the books: everything here holds the
  * GIL but while it waits for a request and while it copies much.
@@ -20,6 +20,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -41,14 +42,15 @@ typedef struct {
     PyObject_HEAD
     int device_fd;
     Py_ssize_t max_read;
-    PyObject *nodes, *files;      /* dicts of the store and the data path */
+    PyObject *nodes, *paths, *removed, *files; /* dicts of the store and the data path */
+    unsigned long long attribute_seconds;      /* how long the kernel may keep what it is told */
     PyObject *callers, *verified; /* of sharedfs/callers.py, and its dict */
     PyObject *books, *ledger, *settled, *touch, *charge; /* the books, and of them */
     PyObject *left;               /* what is left of tenants' allowances (sharedfs/allowances.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
     char *reply;
-    unsigned long long reads, writes;
+    unsigned long long reads, writes, attributes;
     int enabled;
     int busy;
     int in_a_row;             /* requests that did not have to be waited for */
@@ -56,7 +58,7 @@ typedef struct {
     long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
 } FastPath;
 
-static PyObject *verified_at_name, *set_id_name, *sequence_name, *settled_at_name;
+static PyObject *verified_at_name, *set_id_name, *may_be_mapped_name, *sequence_name, *settled_at_name;
 
 static long long now_ns(void)
 {
@@ -241,6 +243,49 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
     return send_reply(self, &out, sizeof out);
 }
 
+/* The attributes of an inode that has a name and a descriptor, and that no mapping changes behind the kernel's back. What
+ * happens in a directory makes the kernel ask for its attributes. No other thread can close the descriptor meanwhile: it
+ * would take it out of the dict first, for which it needs the GIL. */
+static int serve_getattr(FastPath *self, const struct fuse_in_header *header, PyObject *node, int fd)
+{
+    struct {
+        struct fuse_out_header header;
+        struct fuse_attr_out body;
+    } out = {.header = {.len = sizeof out, .unique = header->unique}};
+    struct fuse_attr *attr = &out.body.attr;
+    struct stat found;
+    PyObject *known, *may_be_mapped;
+    int removed = PyDict_Contains(self->removed, node);
+
+    if (removed != 0)
+        return removed < 0 ? -1 : 0;
+    known = PyDict_GetItemWithError(self->nodes, node);
+    may_be_mapped = known ? PyObject_GetAttr(known, may_be_mapped_name) : NULL;
+    Py_XDECREF(may_be_mapped); /* True and False live on */
+    if (may_be_mapped != Py_False)
+        return PyErr_Occurred() ? -1 : 0;
+    if (fstat(fd, &found) < 0)
+        return 0;
+    out.body.attr_valid = self->attribute_seconds;
+    attr->ino = header->nodeid; /* the root's number is not tmpfs's */
+    attr->size = found.st_size;
+    attr->blocks = found.st_blocks;
+    attr->atime = found.st_atim.tv_sec;
+    attr->mtime = found.st_mtim.tv_sec;
+    attr->ctime = found.st_ctim.tv_sec;
+    attr->atimensec = found.st_atim.tv_nsec;
+    attr->mtimensec = found.st_mtim.tv_nsec;
+    attr->ctimensec = found.st_ctim.tv_nsec;
+    attr->mode = found.st_mode;
+    attr->nlink = found.st_nlink;
+    attr->uid = found.st_uid;
+    attr->gid = found.st_gid;
+    attr->rdev = found.st_rdev;
+    attr->blksize = found.st_blksize;
+    self->attributes++;
+    return send_reply(self, &out, sizeof out);
+}
+
 /* 1: answered; 0: for Python; -1: with an exception. */
 static int serve(FastPath *self, const char *request, size_t length)
 {
@@ -258,14 +303,16 @@ static int serve(FastPath *self, const char *request, size_t length)
         if (length < sizeof *header + sizeof(struct fuse_write_in) ||
             length != sizeof *header + sizeof(struct fuse_write_in) + ((const struct fuse_write_in *)body)->size)
             return 0;
-    } else {
+    } else if (header->opcode != FUSE_GETATTR || length < sizeof *header + sizeof(struct fuse_getattr_in)) {
         return 0;
     }
     node = PyLong_FromUnsignedLongLong(header->nodeid);
     if (node == NULL)
         return -1;
-    answered = look_up_int(self->files, node, &fd);
-    if (answered == 1) {
+    answered = look_up_int(header->opcode == FUSE_GETATTR ? self->paths : self->files, node, &fd);
+    if (answered == 1 && header->opcode == FUSE_GETATTR) {
+        answered = serve_getattr(self, header, node, fd);
+    } else if (answered == 1) {
         self->busy = 1; /* others see it when a long copy lets go of the GIL */
         answered = header->opcode == FUSE_READ ? serve_read(self, header, body, node, fd)
                                                : serve_write(self, header, body, node, fd);
@@ -342,14 +389,18 @@ static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
 
 static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"device_fd", "max_read", "nodes", "files", "callers", "verified", "heads", "books", NULL};
+    static char *names[] = {"device_fd", "max_read", "attribute_seconds", "nodes", "paths", "removed", "files", "callers",
+                            "verified", "heads", "books", NULL};
     PyObject *heads, *allowances;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inO!O!OO!O!O", names, &self->device_fd, &self->max_read,
-                                     &PyDict_Type, &self->nodes, &PyDict_Type, &self->files, &self->callers,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inKO!O!O!O!OO!O!O", names, &self->device_fd, &self->max_read,
+                                     &self->attribute_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths,
+                                     &PyDict_Type, &self->removed, &PyDict_Type, &self->files, &self->callers,
                                      &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->books))
         return -1;
     Py_INCREF(self->nodes);
+    Py_INCREF(self->paths);
+    Py_INCREF(self->removed);
     Py_INCREF(self->files);
     Py_INCREF(self->callers);
     Py_INCREF(self->verified);
@@ -386,6 +437,8 @@ static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords
 static void fastpath_dealloc(FastPath *self)
 {
     Py_XDECREF(self->nodes);
+    Py_XDECREF(self->paths);
+    Py_XDECREF(self->removed);
     Py_XDECREF(self->files);
     Py_XDECREF(self->callers);
     Py_XDECREF(self->verified);
@@ -413,6 +466,7 @@ static PyMethodDef methods[] = {
 static PyMemberDef members[] = {
     {"reads", T_ULONGLONG, offsetof(FastPath, reads), READONLY, "READ requests answered here"},
     {"writes", T_ULONGLONG, offsetof(FastPath, writes), READONLY, "WRITE requests answered here"},
+    {"attributes", T_ULONGLONG, offsetof(FastPath, attributes), READONLY, "GETATTR requests answered here"},
     {"enabled", T_INT, offsetof(FastPath, enabled), 0, "0: leave everything to Python"},
     {"busy", T_INT, offsetof(FastPath, busy), READONLY, "a read or write is under way"},
     {NULL},
@@ -421,7 +475,7 @@ static PyMemberDef members[] = {
 static PyTypeObject type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedfs.fastpath.FastPath",
-    .tp_doc = "Answers READ and WRITE of what is known, on the wire. For one thread.",
+    .tp_doc = "Answers READ, WRITE and GETATTR of what is known, on the wire. For one thread.",
     .tp_basicsize = sizeof(FastPath),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = PyType_GenericNew,
@@ -434,7 +488,7 @@ static PyTypeObject type = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "fastpath",
-    .m_doc = "READ and WRITE in C, as far as all is known that they need.",
+    .m_doc = "READ, WRITE and GETATTR in C, as far as all is known that they need.",
     .m_size = -1,
 };
 
@@ -444,10 +498,11 @@ PyMODINIT_FUNC PyInit_fastpath(void)
 
     verified_at_name = PyUnicode_InternFromString("verified_at");
     set_id_name = PyUnicode_InternFromString("set_id");
+    may_be_mapped_name = PyUnicode_InternFromString("may_be_mapped");
     sequence_name = PyUnicode_InternFromString("sequence");
     settled_at_name = PyUnicode_InternFromString("settled_at");
     if (made == NULL || verified_at_name == NULL || sequence_name == NULL || settled_at_name == NULL || set_id_name == NULL ||
-        PyModule_AddType(made, &type) < 0)
+        may_be_mapped_name == NULL || PyModule_AddType(made, &type) < 0)
         return NULL;
     return made;
 }

@@ -2,18 +2,22 @@ import mmap
 from typing import Any
 
 class FastPath:
-    """Answers READ and WRITE of what is known, on the wire. For one thread. See fastpath.c."""
+    """Answers READ, WRITE and GETATTR of what is known, on the wire. For one thread. See fastpath.c."""
 
     enabled: int
     busy: int
     reads: int
     writes: int
+    attributes: int
     def __init__(
         self,
         *,
         device_fd: int,
         max_read: int,
+        attribute_seconds: int,
         nodes: dict[int, Any],
+        paths: dict[int, int],
+        removed: dict[int, bytes],
         files: dict[int, int],
         callers: object,
         verified: dict[Any, Any],

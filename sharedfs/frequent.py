@@ -17,6 +17,7 @@ from struct import Struct
 from typing import TypeVar
 
 from sharedfs.descriptors import SCARCE
+from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.journal import MOST_REPLY_BYTES, PUMP, Journal, Slot
 from sharedfs.kernel import dirents, syscalls
 from sharedfs.kernel import fuse_wire as wire
@@ -24,7 +25,7 @@ from sharedfs.kernel import name_wire as names
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.namespace import ENTRY_SECONDS, OMIT, Changes, ContentOnDisk, Found, Namespace
+from sharedfs.namespace import OMIT, Changes, ContentOnDisk, Found, Namespace
 
 _BODY = names.BODY
 # A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.

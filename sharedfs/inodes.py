@@ -21,6 +21,8 @@ from sharedfs.state import StateFiles
 from sharedfs.tmpfs import TREE, PrivateTmpfs
 
 _PATH_DESCRIPTORS = 2048
+# Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
+ENTRY_SECONDS = 3600
 SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
 
 Words = tuple[int, int, int]
@@ -131,6 +133,11 @@ class Inodes:
         """An O_PATH descriptor of the inode, not the caller's to close, good while the lock is held."""
         return self._paths.get(node)
 
+    @property
+    def path_descriptors(self) -> dict[int, int]:
+        """Those that are open now, by inode. For sharedfs/fastpath.c."""
+        return self._paths.by_inode
+
     def open(self, node: Node, flags: int) -> int:
         """A new descriptor of the inode, the caller's to close. Safe from any thread."""
         return syscalls.open_by_handle(self.mount_fd, node.handle, flags)
@@ -149,17 +156,21 @@ class Inodes:
         return open_for_data(self.mount_fd, node.handle)
 
     def is_open_elsewhere(self, node: Node) -> bool:
-        """Whether any descriptor or mapping of the file is left: an exclusive lease is given to the only one.
+        """Whether any descriptor or mapping of the file is left. Where we cannot look there may be."""
+        return self.stat_unless_open(node) is None
 
-        Where we cannot look there may be.
+    def stat_unless_open(self, node: Node) -> os.stat_result | None:
+        """The attributes of a file that no mapping can change: an exclusive lease is given to the only descriptor.
+
+        None where there may be another one, or a mapping.
         """
         try:
             with self.opened(node) as fd:
                 fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
                 fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+                return os.fstat(fd)
         except OSError:
-            return True
-        return False
+            return None
 
     def descriptor_path(self, node: Node) -> str:
         """A path of this process's own that names the inode, for calls that take no O_PATH descriptor."""

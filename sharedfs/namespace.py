@@ -20,7 +20,7 @@ from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.descriptors import SCARCE
 from sharedfs.faults import Point
-from sharedfs.inodes import SET_ID_BITS, Node, Words
+from sharedfs.inodes import ENTRY_SECONDS, SET_ID_BITS, Node, Words
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
@@ -32,8 +32,6 @@ from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
 
-# Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
-ENTRY_SECONDS = 3600
 # A file's times and blocks change under the kernel when somebody writes to it through a mapping.
 _MAPPED_FILE_SECONDS = 1
 _ACCESS_ACL = b"system.posix_acl_access"
@@ -173,9 +171,12 @@ class Namespace:
 
     def attributes(self, inode: int) -> Found:
         node = self.store.node(inode)
-        if node.may_be_mapped and node.opens == 0 and not self.store.is_open_elsewhere(node):
-            node.may_be_mapped = False
-            self.store.changed(node)
+        if node.may_be_mapped and node.opens == 0:
+            found = self.store.stat_unless_open(node)
+            if found is not None:
+                node.may_be_mapped = False
+                self.store.changed(node)
+                return node, found
         return node, self.store.stat(node)
 
     def attribute_seconds(self, node: Node) -> int:
@@ -331,8 +332,10 @@ class Namespace:
     def _created(self, node: Node, found: os.stat_result, fd: int) -> Found:
         try:
             self._register(node, fd)
-        finally:
+        except OSError:
             os.close(fd)
+            raise
+        self._data_path.adopt(node.inode, fd)
         node.opens, node.may_be_mapped = 1, True
         self.store.refer(node)
         return node, found
@@ -414,7 +417,8 @@ class Namespace:
         if not node.opens:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if node.opens == 1:
-            self._allocation.book_strays(node)  # which may find no descriptor, before anything has changed
+            # Which may find no descriptor, before anything has changed.
+            self._allocation.book_strays(node, self._data_path.descriptor_of(inode))
         if reader != NOBODY:
             self._aftermath = Aftermath(read_inode=inode, reader=reader, handles=-1)
         node.opens -= 1

@@ -173,7 +173,8 @@ class _Recovery:
     def sweep_removed(self) -> None:
         """What is in removed/ waits for the kernel to forget it; what the kernel does not know never had its answer."""
         names = self._store.tmpfs.removed_names()
-        self._store.removed = dict(names)
+        self._store.removed.clear()
+        self._store.removed.update(names)
         for inode in names:
             if self._store.lookups_of(inode) == 0:
                 self._namespace.forget(inode, 0)

@@ -1,4 +1,4 @@
-"""READ and WRITE on the wire, by C and by Python: the same replies, the same bytes, the same books.
+"""READ and WRITE on the wire, by C and by Python: the same replies, the same bytes, the same books. GETATTR by C.
 
 The kernel is a socket here; the store, the books, the callers and the channel are real.
 """
@@ -20,7 +20,9 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
 from sharedfs.errors import HostFault
+from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel import name_wire as names
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.fuse_wire import Opcode
@@ -47,6 +49,7 @@ class Wire:
     store: Store
     books: Books
     data_path: DataPath
+    channel: Channel
     inode: int
 
     def ask(self, opcode: int, body: bytes, node: int | None = None) -> tuple[int, bytes]:
@@ -117,7 +120,7 @@ def served(engine: str) -> Iterator[Wire]:
         resources.callback(stop)
         node, _ = store.make(store.node(wire.ROOT_NODE), b"file", 0o100644, 0, 0, 0)
         assert data_path.engine == engine
-        yield Wire(kernel, store, books, data_path, node.inode)
+        yield Wire(kernel, store, books, data_path, channel, node.inode)
     assert ended == [None, None]
 
 
@@ -130,6 +133,35 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Wire]:
 def test_the_extension_was_built() -> None:
     """It is optional for users; where the tests run there is a compiler."""
     assert fastpath is not None
+
+
+def test_attributes_are_what_python_says_and_left_to_it_where_it_must_look() -> None:
+    with served("C") as ends:
+        store, node = ends.store, ends.store.node(ends.inode)
+        assert ends.write(0, b"a" * 5000) == (0, 5000)
+        os.utime(store.descriptor_path(node), ns=(1_500_000_001, -1_500_000_001))
+        for inode in (ends.inode, wire.ROOT_NODE):
+            found = store.stat(store.node(inode))
+            expected = names.ATTR_OUT.pack(ENTRY_SECONDS, 0, 0, *names.attributes(inode, found.st_nlink, found))
+            assert ends.ask(Opcode.GETATTR, bytes(16), inode) == (0, expected)
+        assert ends.data_path.requests["getattr"] == 2
+
+        def is_answered() -> bool:
+            assert ends.channel.shortcut is not None
+            return ends.channel.shortcut.serve(
+                wire.IN_HEADER.pack(56, Opcode.GETATTR, 78, ends.inode, 0, 0, 0, 0, 0) + bytes(16)
+            )
+
+        node.may_be_mapped = True
+        assert not is_answered()
+        node.may_be_mapped = False
+        store.removed[ends.inode] = b"file"
+        assert not is_answered()
+        del store.removed[ends.inode]
+        store.make_room()
+        assert not is_answered()
+        store.stat(node)
+        assert is_answered()
 
 
 def test_what_is_written_is_read_and_booked(ends: Wire) -> None:
