@@ -82,12 +82,13 @@ class Kernel:
         return answer
 
     def why(self) -> str:
-        """The server is gone: its last words."""
+        """The server is gone: how, and its last words."""
+        code: int | str = "still there"
         with suppress(subprocess.TimeoutExpired):
-            self.server.wait(2)
+            code = self.server.wait(2)
         self.server.kill()
         assert self.server.stderr is not None
-        return self.server.stderr.read()[-4000:]
+        return f"exit code {code}: {self.server.stderr.read()[-4000:]}"
 
     def check(self) -> None:
         """It serves, its books are right, nothing was done that was not asked for, and nothing outside of the pool."""
