@@ -188,7 +188,9 @@ class Chaos:
         try:
             self._pool.check_conservation()
             wait_until(lambda: self._pool.resident_by_statfs() == 0, "all memory is back", _PATIENCE_SECONDS)
-            wait_until(lambda: os.listdir(self._store() / "removed") == [], "removed/ is empty", _PATIENCE_SECONDS)
+            wait_until(
+                lambda: os.listdir(self._pool.kept("removed") / "removed") == [], "removed/ is empty", _PATIENCE_SECONDS
+            )
             wait_until(
                 lambda: self._keeper_descriptors() == keeper_descriptors,
                 "the keeper holds what it did",
@@ -204,9 +206,6 @@ class Chaos:
 
     def _keeper_descriptors(self) -> int:
         return len(os.listdir(self._keeper() / "fd"))
-
-    def _store(self) -> Path:
-        return next(place for place in (self._keeper() / "fd").iterdir() if (place / "removed").exists())
 
     def _keeper(self) -> Path:
         record = pools.record_at(str(self._pool.path))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import faults, places, pools
+from sharedfs import faults, places
 from sharedfs.faults import Point, armed_word
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
@@ -38,11 +38,8 @@ class Armed:
 
     def __init__(self, pool: MountedPool) -> None:
         self.pool = pool
-        record = pools.record_at(str(pool.path))
-        assert record is not None
-        descriptors = Path(f"/proc/{record.keeper_pid}/fd")
-        self.state = next(place for place in descriptors.iterdir() if (place / faults.FILE).exists())
-        self.store = next(place for place in descriptors.iterdir() if (place / "removed").exists())
+        self.state = pool.kept(faults.FILE)
+        self.store = pool.kept("removed")
         self.log = places.daemon_log(pool.name)
 
     def arm(self, opcode: int, point: Point, how: int = 0) -> None:

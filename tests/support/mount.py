@@ -72,10 +72,10 @@ class MountedPool:
 
     def state_bytes(self) -> int:
         """What the pool keeps of itself: a tmpfs in which the keeper, and nobody by name, has a directory open."""
-        files = self._kept("journal").rglob("*")
+        files = self.kept("journal").rglob("*")
         return 512 * sum(file.stat().st_blocks for file in files)  # statvfs tells none of a tmpfs without bound
 
-    def _kept(self, name: str) -> Path:
+    def kept(self, name: str) -> Path:
         """The directory with `name` in it that the keeper has open, and that has no path of its own."""
         held = Path(f"/proc/{self.status().keeper_pid}/fd")
         return next(place for place in held.iterdir() if (place / name).exists())
@@ -104,7 +104,7 @@ class MountedPool:
 
     def what_is_where(self) -> str:
         """For a message: the pages of each file in the tmpfs, and its bytes in the books."""
-        store = self._kept("removed")
+        store = self.kept("removed")
         in_tmpfs = {
             path.lstat().st_ino: f"{path.relative_to(store)}: {path.lstat().st_blocks // 8} pages"
             for path in store.rglob("*")

@@ -1,5 +1,4 @@
-"""Six workers with data of their own, and a scanner that reads one byte of every page now and then: a
-backup, say.
+"""Six workers with data of their own, and a scanner (a backup, say) that reads one byte of every page now and then.
 
 What hurts: where a touch is a use, one byte costs as much as a page, and the scanner carries a good part of everybody's
 bill for as long as its touch is remembered; where only the first touch counts, it gets away with anything but a new
@@ -25,8 +24,8 @@ ROLES = {"scanner": SCANNER}
 
 def generate(random: np.random.Generator, events: int) -> Iterator[Events]:
     sheet = Sheet()
-    workers = [sheet.start(0, f"/work/worker-{number}", LIMIT_BYTES) for number in range(WORKERS)]
-    scanner = sheet.start(0, "/work/scanner", LIMIT_BYTES)
+    workers = [sheet.start(0, f"/jobs/worker-{number}", LIMIT_BYTES) for number in range(WORKERS)]
+    scanner = sheet.start(0, "/jobs/scanner", LIMIT_BYTES)
     chunks = np.arange(0, DATA_PAGES, CHUNK_PAGES)
     reads = max(10, events // WORKERS)
     for worker in workers:
