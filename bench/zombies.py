@@ -2,7 +2,8 @@
 """What removed cgroups cost while shared files keep them, on the real kernel: upstream's reproduction, and a curve.
 
     bench/zombies.py breed            2,001 cgroups that wrote a shared file and went, on tmpfs and on a pool
-    bench/zombies.py curve            what the kernel takes for everyday things beside 0, 500, ... 5,000 dying cgroups
+    bench/zombies.py curve            what the kernel takes for everyday things beside 0, 500, ... 5,000 dying cgroups:
+                                      a table; bench-results/zombies.json and zombies.svg
 
 Needs root, and for `breed` the package installed. All that is made is removed, and with its files the zombies go.
 """
@@ -10,7 +11,6 @@ Needs root, and for `breed` the package installed. All that is made is removed, 
 import contextlib
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 from contenders import sharedfs, tmpfs
+from report import out_option, save
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -181,15 +182,12 @@ def breed(cycles: int, as_json: bool) -> None:
 # -- The curve ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Point:
-    """Medians in microseconds, beside `zombies` dying cgroups."""
-
-    zombies: int
-    stat_us: float
-    root_stat_us: float
-    make_us: float
-    reclaim_us: float
+ABOVE, ROOT, MAKE, RECLAIM = (
+    "memory.stat of the cgroup above them, us",
+    "memory.stat of the root, us",
+    "make a cgroup, us",
+    "reclaim 16 MiB, us",
+)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -209,29 +207,29 @@ class Everyday:
         os.fsync(descriptor)
         os.close(descriptor)
 
-    def measure(self, zombies: int, rounds: int) -> Point:
+    def measure(self, rounds: int) -> dict[str, list[float]]:
+        """Microseconds of each round, by what is done."""
         directory, root = self._made.directory, self._made.hierarchy.mount
-        return Point(
-            zombies,
-            self._median(rounds, (directory / "memory.stat").read_bytes),
-            self._median(rounds, (root / "memory.stat").read_bytes),
-            self._median(rounds, (directory / "made").mkdir, lambda: remove(directory / "made")),
-            self._median(max(3, rounds // 10), self._reclaim, before=self._fill),
-        )
+        return {
+            ABOVE: self._times(rounds, (directory / "memory.stat").read_bytes),
+            ROOT: self._times(rounds, (root / "memory.stat").read_bytes),
+            MAKE: self._times(rounds, (directory / "made").mkdir, after=lambda: remove(directory / "made")),
+            RECLAIM: self._times(max(3, rounds // 10), self._reclaim, before=self._fill),
+        }
 
     @staticmethod
-    def _median(
+    def _times(
         rounds: int,
         work: Callable[[], object],
         after: Callable[[], object] = lambda: None,
         before: Callable[[], object] = lambda: None,
-    ) -> float:
+    ) -> list[float]:
         times = []
         for _ in range(rounds):
             before()
             times.append(timed(work))
             after()
-        return statistics.median(times)
+        return times
 
     def _fill(self) -> None:
         """Page cache that can be reclaimed, charged to a cgroup that lives beside the dying ones."""
@@ -262,9 +260,10 @@ class Everyday:
 @click.option("--at", "numbers", multiple=True, type=click.IntRange(0, 50_000), default=CURVE, show_default=True)
 @click.option("--rounds", default=50, show_default=True, type=click.IntRange(10))
 @as_json
-def curve(numbers: Sequence[int], rounds: int, as_json: bool) -> None:
+@out_option
+def curve(numbers: Sequence[int], rounds: int, as_json: bool, out: Path) -> None:
     """Time reading memory.stat, making a cgroup and reclaiming 16 MiB, beside more and more dying cgroups."""
-    points = []
+    figures: dict[str, dict[str, list[float]]] = {}
     with ExitStack() as stack:
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sharedfs-bench-")))
         made = stack.enter_context(groups())
@@ -284,25 +283,19 @@ def curve(numbers: Sequence[int], rounds: int, as_json: bool) -> None:
                 raise click.ClickException(
                     f"Linux {os.uname().release} does not breed zombies: {left} of {number} stay"
                 )
-            points.append(everyday.measure(number, rounds))
+            for case, times in everyday.measure(rounds).items():
+                figures.setdefault(case, {})[f"{number:,}"] = times
         with contextlib.suppress(FileNotFoundError):
             file.unlink()
+    settings = {"kernel": os.uname().release, "cpus": os.cpu_count(), "rounds": rounds}
+    told = save(out, "zombies", settings, figures, "beside so many dying cgroups")
     if as_json:
-        told = {"kernel": os.uname().release, "cpus": os.cpu_count(), "points": [asdict(point) for point in points]}
         click.echo(json.dumps(told, indent=2))
         return
-    heads = (
-        "dying cgroups",
-        "memory.stat above them, us",
-        "root's memory.stat, us",
-        "make a cgroup, us",
-        "reclaim 16 MiB, us",
-    )
-    table = Table(*heads, box=None)
-    for point in points:
-        figures = (point.stat_us, point.root_stat_us, point.make_us, point.reclaim_us)
-        table.add_row(f"{point.zombies:,}", *(f"{figure:,.0f}" for figure in figures))
-    Console(width=140).print(table)
+    table = Table("dying cgroups", *figures, box=None)
+    for number in figures[RECLAIM]:
+        table.add_row(number, *(f"{sides[number]:,.0f}" for sides in told["medians"].values()))
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -115,6 +115,9 @@ def _line(
         debt_bytes=0 if position is None else position.debt_bytes(position.account.limits),
         debt_age_seconds=None if position is None else _debt_age(snapshot, position),
         borne_bytes=snapshot.planned.borne.get(cgroup, 0),
+        swap_budget_bytes=None if position is None else position.found.swap_bytes,
+        swap_limit_bytes=None if position is None else position.account.limits.swap_bytes,
+        swap_debt_bytes=0 if position is None else position.swap_debt_bytes(position.account.limits),
     )
 
 
@@ -129,11 +132,15 @@ def _group(snapshot: Snapshot, position: Position) -> GroupBill:
     return GroupBill(
         cgroup=position.cgroup.path,
         due_bytes=position.due_bytes,
-        budget_bytes=position.budget_bytes or 0,
+        budget_bytes=position.budget_bytes,
         limit_bytes=position.account.limits.enforced_bytes,
         kernel_usage_bytes=position.account.usage_bytes,
         debt_bytes=position.debt_bytes(position.account.limits),
         debt_age_seconds=_debt_age(snapshot, position),
+        swap_due_bytes=position.swap_due_bytes,
+        swap_budget_bytes=position.found.swap_bytes,
+        swap_limit_bytes=position.account.limits.swap_bytes,
+        swap_debt_bytes=position.swap_debt_bytes(position.account.limits),
     )
 
 

@@ -16,7 +16,8 @@ class TenantBill(_Frozen):
     whose limit that is. `over_bytes` is what the tenant uses and pays for beyond its own budget. A debt has an age;
     `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone. `name` is
     what the container is called by its runtime, where that is known.
-    `swapped_bytes` are the part of the share that is in swap: it comes off no memory limit.
+    `swapped_bytes` are the part of the share that is in swap: it comes off the limit of swap, where the manager has set
+    one (v2), and off no memory limit. The `swap_` fields are as those for memory, the tenant's own; None is no limit.
     """
 
     tenant: str
@@ -34,6 +35,9 @@ class TenantBill(_Frozen):
     debt_bytes: int
     debt_age_seconds: float | None
     borne_bytes: int
+    swap_budget_bytes: int | None
+    swap_limit_bytes: int | None
+    swap_debt_bytes: int
 
 
 class GroupBill(_Frozen):
@@ -41,11 +45,15 @@ class GroupBill(_Frozen):
 
     cgroup: str
     due_bytes: int
-    budget_bytes: int
+    budget_bytes: int | None
     limit_bytes: int | None
     kernel_usage_bytes: int
     debt_bytes: int
     debt_age_seconds: float | None
+    swap_due_bytes: int
+    swap_budget_bytes: int | None
+    swap_limit_bytes: int | None
+    swap_debt_bytes: int
 
 
 class Bills(_Frozen):

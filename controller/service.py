@@ -41,16 +41,16 @@ from controller.billing.policies import Policy
 from controller.billing.policies.designated import Designated
 from controller.billing.policies.registry import policy_to_settle
 from controller.billing.settlement import Position, raises
-from controller.billing.whatif import due_bytes, what_if_exit
+from controller.billing.whatif import due_bytes, swap_due_bytes, what_if_exit
 from controller.config import Config
 from controller.debts import KeptDebts
 from controller.history import History
-from controller.limits.base import KernelLimits, Limits, Order
+from controller.limits.base import Account, KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.names import Names
 from controller.pools import Answer, Feed, PoolBooks, PoolGone, Pools, PoolSilent
-from controller.settler import Readings, Settler
+from controller.settler import Settler
 from controller.state import Budget, State
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
@@ -152,8 +152,13 @@ class Controller:
         billed = (bill.tenants.keys() | readings.above) & readings.accounts.keys()
         bills = {pool: make_bill([held], (), self._policy) for pool, held in books.items()}
         self._meter.read(int(now_seconds * 1000), bills)
-        due = self._due(pools, bills, billed)
-        positions = {cgroup: self._position(cgroup, readings, found[cgroup], due[cgroup.path]) for cgroup in billed}
+        due, swap_due = (self._due(part, pools, bills, billed) for part in (due_bytes, swap_due_bytes))
+        positions = {
+            cgroup: self._position(
+                cgroup, readings.accounts[cgroup], found[cgroup], due[cgroup.path], swap_due[cgroup.path]
+            )
+            for cgroup in billed
+        }
         planned = self._planner.plan(now_seconds, positions.values() if self._config.settle else ())
         if not self._settler.dry_run:
             keep_debts = partial(self._debts.keep, now_seconds, dict(self._planner.ages.since))
@@ -186,27 +191,32 @@ class Controller:
             taken_seconds=now_seconds,
         )
 
-    def _position(self, cgroup: CgroupRef, readings: Readings, found: Limits, due_bytes: int) -> Position:
+    def _position(
+        self, cgroup: CgroupRef, account: Account, found: Limits, due_bytes: int, swap_due_bytes: int
+    ) -> Position:
         budget = self._budgets.get(cgroup.path)
         return Position(
             cgroup,
-            readings.accounts[cgroup],
+            account,
             found,
             None if budget is None else budget.budget_bytes,
             due_bytes,
             report_only=budget is not None and budget.report_only,
+            swap_due_bytes=swap_due_bytes,
         )
 
     def _due(
-        self, pools: Iterable[PoolBooks], bills: Mapping[str, Bill], cgroups: Iterable[CgroupRef]
+        self,
+        part: Callable[[Bill, CgroupRef], int],
+        pools: Iterable[PoolBooks],
+        bills: Mapping[str, Bill],
+        cgroups: Iterable[CgroupRef],
     ) -> dict[str, int]:
-        """What is due at each of `cgroups`, by path: of all tenants there and below.
+        """What is due at each of `cgroups`, by path: the `part` of the bills of all tenants there and below.
 
         Rounding happens once a class, and a class is of one pool: the pools' bills sum up to the bill of all.
         """
-        due_by_pool = {
-            pool: {tenant: due_bytes(part, tenant) for tenant in part.tenants} for pool, part in bills.items()
-        }
+        due_by_pool = {pool: {tenant: part(bill, tenant) for tenant in bill.tenants} for pool, bill in bills.items()}
         own = {pool.pool: pool.cgroup for pool in pools}
         return due_at(due_by_pool, own, {cgroup.path for cgroup in cgroups})
 

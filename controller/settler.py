@@ -197,4 +197,4 @@ class Settler:
         except HostFault as fault:
             self._complain(cgroup, str(fault))
             return None
-        return None if limits is None or limits.enforced_bytes is None else cgroup
+        return None if limits is None or limits == Limits() else cgroup

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS journal (
     found_max INTEGER, found_high INTEGER,       -- NULL is no limit
     wrote_max INTEGER, wrote_high INTEGER,       -- in force when the last order was given
     intended_max INTEGER, intended_high INTEGER, -- what that order was to write
+    found_swap INTEGER, wrote_swap INTEGER, intended_swap INTEGER,
     PRIMARY KEY (path, inode)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS debt (
@@ -78,9 +79,17 @@ class State:
             self._database.executescript(_SCHEMA)
             for table in ("journal", "debt"):
                 self._database.execute(f"DELETE FROM {table} WHERE boot_id != ?", (self._boot_id,))
+            self._add_missing_columns()
         except sqlite3.Error as error:
             self._database.close()
             raise HostFault(f"{path}: {error}") from error
+
+    def _add_missing_columns(self) -> None:
+        """A journal that a controller without limits of swap has written: it never touched any."""
+        present = {row[1] for row in self._database.execute("PRAGMA table_info(journal)")}
+        for column in ("found_swap", "wrote_swap", "intended_swap"):
+            if column not in present:
+                self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
 
     def close(self) -> None:
         self._database.close()
@@ -104,18 +113,16 @@ class State:
 
     def set_policy(self, name: str | None, payer: str | None) -> None:
         """`name` None: the configuration's again."""
-        self._database.execute("BEGIN")
-        with self._database:
-            self._database.execute("DELETE FROM policy")
-            if name is not None:
-                self._database.execute("INSERT INTO policy VALUES (?, ?)", (name, payer))
+        rows = [] if name is None else [(name, payer)]
+        self._change(("DELETE FROM policy", [()]), ("INSERT INTO policy VALUES (?, ?)", rows))
 
     def journal(self) -> dict[CgroupRef, Entry]:
         rows = self._database.execute(
-            "SELECT path, inode, found_max, found_high, wrote_max, wrote_high, intended_max, intended_high FROM journal"
+            "SELECT path, inode, found_max, found_high, found_swap, wrote_max, wrote_high, wrote_swap,"
+            " intended_max, intended_high, intended_swap FROM journal"
         )
         entries = (
-            Entry(CgroupRef(path, inode), Limits(*limits[:2]), Limits(*limits[2:4]), Limits(*limits[4:]))
+            Entry(CgroupRef(path, inode), Limits(*limits[:3]), Limits(*limits[3:6]), Limits(*limits[6:]))
             for path, inode, *limits in rows
         )
         return {entry.cgroup: entry for entry in entries}
@@ -144,10 +151,11 @@ class State:
                 *(found.max_bytes, found.high_bytes),
                 *(order.now.max_bytes, order.now.high_bytes),
                 *(order.intended.max_bytes, order.intended.high_bytes),
+                *(found.swap_bytes, order.now.swap_bytes, order.intended.swap_bytes),
             )
             for order, found in orders
         ]
-        self._change(("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows))
+        self._change(("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows))
 
     def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Drop the lines of cgroups that are gone, or whose limits are their manager's again."""

@@ -34,6 +34,17 @@ def bills(answer: Answer) -> None:
         ]
         say("")
         print_table(("ABOVE TENANTS", "DUE", "BUDGET", "LIMIT", "KERNEL USAGE", "DEBT"), groups, texts=1)
+    if answer["swapped_bytes"]:
+        swap = [
+            (
+                line["tenant"],
+                *(_size(line[f"{key}_bytes"]) for key in ("swapped", "swap_budget", "swap_limit", "swap_debt")),
+            )
+            for line in answer["tenants"]
+            if line["swapped_bytes"] or line["swap_debt_bytes"]
+        ]
+        say("")
+        print_table(("IN SWAP", "SHARE", "BUDGET", "LIMIT", "DEBT"), swap, texts=1)
     say(
         f"resident {_size(answer['pool_resident_bytes'])}, of this unclaimed {_size(answer['unclaimed_bytes'])},"
         f" foreign {_size(answer['foreign_bytes'])}, in swap {_size(answer['swapped_bytes'])}"

@@ -105,6 +105,7 @@ class Pacing:
         rises = (
             rise(order.now.max_bytes, order.intended.max_bytes),
             rise(order.now.high_bytes, order.intended.high_bytes),
+            rise(order.now.swap_bytes, order.intended.swap_bytes),
         )
         return all(risen is not None and 0 <= risen < self.pace.step_bytes for risen in rises)
 

@@ -17,6 +17,8 @@ What `settle` promises, each a test of its own:
 - *Convergent.* Settling again, once the limits are those intended, comes to rest: at once on v1, on v2 when
   memory.high, which has made the room for memory.max, is back where its manager wants it. Nothing is written twice.
 - *Home.* With nothing due, the limits of a manager are those the manager set.
+- *Swap.* Where the manager bounds swap (v2), the same is done with the share that is in swap: never above what it set,
+  not lowered below what is in swap plus a floor, the rest shown as debt in swap.
 - *Raise before lower*, over all tenants: what one gives up is not needed by another that has not got it yet.
 """
 
@@ -35,7 +37,7 @@ class Position:
 
     `report_only`: the operator's budget counts in any case, and no limit is written for it. `steady_bytes` is what the
     cgroup has needed of late, at its highest and with a margin (`controller.billing.peaks`). `descent_bytes`: what it
-    may be made to give up now; None is all.
+    may be made to give up now; None is all. `swap_due_bytes` is the part of its bill that is in swap.
     """
 
     cgroup: CgroupRef
@@ -46,6 +48,7 @@ class Position:
     report_only: bool = False
     steady_bytes: int = 0
     descent_bytes: int | None = None
+    swap_due_bytes: int = 0
 
     @property
     def budget_bytes(self) -> int | None:
@@ -84,6 +87,12 @@ class Position:
             return 0
         return max(0, limits.enforced_bytes - self.target_bytes)
 
+    def swap_debt_bytes(self, limits: Limits) -> int:
+        """What `limits` leave the tenant in swap over its manager's bound less what is due."""
+        if self.found.swap_bytes is None or self.report_only or limits.swap_bytes is None:
+            return 0
+        return max(0, limits.swap_bytes - aim(self.found.swap_bytes, self.swap_due_bytes))
+
     def headroom_bytes(self, floor_bytes: int) -> int | None:
         """How much more could come due and still be borne at once; None without a budget: no limit is in the way."""
         if self.target_bytes is None:
@@ -117,14 +126,29 @@ def lowest_paced(position: Position, now_bytes: int | None) -> int:
 
 def settle(position: Position, version: CgroupVersion, floor_bytes: int = FLOOR_BYTES) -> Limits:
     """The limits to write for `position` now."""
-    found, account, now = position.found, position.account, position.account.limits
-    if position.budget_bytes is None or position.report_only:
-        return found
-    needed_bytes = position.needed_bytes
+    if position.report_only:
+        return position.found
     if version is CgroupVersion.V1:
-        target_bytes = aim(position.budget_bytes, position.due_bytes)
-        bearable_bytes = max(round_up(needed_bytes + floor_bytes), lowest_paced(position, now.max_bytes))
-        return Limits(reach(target_bytes, now.max_bytes, bearable_bytes, found.max_bytes))
+        return _settle_v1(position, floor_bytes)
+    max_bytes, high_bytes = _settle_v2(position, floor_bytes)
+    return Limits(max_bytes, high_bytes, _settle_swap(position, floor_bytes))
+
+
+def _settle_v1(position: Position, floor_bytes: int) -> Limits:
+    found, now = position.found, position.account.limits
+    if position.budget_bytes is None:
+        return found
+    target_bytes = aim(position.budget_bytes, position.due_bytes)
+    bearable_bytes = max(round_up(position.needed_bytes + floor_bytes), lowest_paced(position, now.max_bytes))
+    return Limits(reach(target_bytes, now.max_bytes, bearable_bytes, found.max_bytes))
+
+
+def _settle_v2(position: Position, floor_bytes: int) -> tuple[int | None, int | None]:
+    """memory.max and memory.high."""
+    found, account, now = position.found, position.account, position.account.limits
+    if position.budget_bytes is None:
+        return found.max_bytes, found.high_bytes
+    needed_bytes = position.needed_bytes
     soft_bytes = max(round_up(needed_bytes + floor_bytes // 2), lowest_paced(position, now.high_bytes))
     high_bytes = None
     if found.high_bytes is not None:
@@ -132,7 +156,7 @@ def settle(position: Position, version: CgroupVersion, floor_bytes: int = FLOOR_
         high_bytes = reach(high_target_bytes, now.high_bytes, soft_bytes, found.high_bytes)
     hard_bytes = position.operator_bytes if found.enforced_bytes is None else found.max_bytes
     if hard_bytes is None:
-        return Limits(None, high_bytes)
+        return None, high_bytes
     target_bytes = aim(hard_bytes, position.due_bytes)
     usage_bytes = round_up(max(account.usage_bytes, needed_bytes) + floor_bytes)
     max_bytes = reach(target_bytes, now.max_bytes, usage_bytes, found.max_bytes)
@@ -141,7 +165,17 @@ def settle(position: Position, version: CgroupVersion, floor_bytes: int = FLOOR_
         # arrived, memory.high goes back to what its manager wants.
         room_bytes = reach(round_down(target_bytes - 2 * floor_bytes), now.high_bytes, soft_bytes, found.max_bytes)
         high_bytes = room_bytes if high_bytes is None else min(high_bytes, room_bytes)
-    return Limits(max_bytes, high_bytes)
+    return max_bytes, high_bytes
+
+
+def _settle_swap(position: Position, floor_bytes: int) -> int | None:
+    """memory.swap.max. An operator's budget is for memory: where the manager bounds no swap, nor do we."""
+    ceiling_bytes, account = position.found.swap_bytes, position.account
+    if ceiling_bytes is None:
+        return None
+    target_bytes = aim(ceiling_bytes, position.swap_due_bytes)
+    bearable_bytes = round_up(account.swap_usage_bytes + floor_bytes)
+    return reach(target_bytes, account.limits.swap_bytes, bearable_bytes, ceiling_bytes)
 
 
 def raises(order: Order) -> bool:
@@ -149,4 +183,5 @@ def raises(order: Order) -> bool:
     return not (
         is_above(order.now.max_bytes, order.intended.max_bytes)
         or is_above(order.now.high_bytes, order.intended.high_bytes)
+        or is_above(order.now.swap_bytes, order.intended.swap_bytes)
     )

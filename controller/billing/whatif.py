@@ -58,7 +58,9 @@ def what_if_exit(
         position = positions[cgroup]
         # When settlement is through, page cache has made way.
         account = replace(position.account, usage_bytes=position.account.unreclaimable_bytes)
-        later = replace(position, account=account, due_bytes=due_bytes(after, cgroup))
+        later = replace(
+            position, account=account, due_bytes=due_bytes(after, cgroup), swap_due_bytes=swap_due_bytes(after, cgroup)
+        )
         survivors.append(
             Survivor(
                 cgroup,

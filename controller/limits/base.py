@@ -1,4 +1,4 @@
-"""What every version of the memory controller has in common: two limits, an account, and one careful write.
+"""What every version of the memory controller has in common: limits, an account, and one careful write.
 
 No I/O here except through `CgroupDirectory`, which holds a cgroup by a descriptor: what is read and written is the
 group that was meant, also when its path meanwhile belongs to a later group of the same name.
@@ -24,15 +24,16 @@ class Limits:
     """What the kernel enforces; None is no limit.
 
     `max_bytes` kills when it cannot reclaim (v1 memory.limit_in_bytes, v2 memory.max), `high_bytes` throttles
-    (v2 memory.high; v1 has none).
+    (v2 memory.high), `swap_bytes` bounds what may be in swap beside that (v2 memory.swap.max). v1 has the first only.
     """
 
     max_bytes: int | None = None
     high_bytes: int | None = None
+    swap_bytes: int | None = None
 
     @property
     def enforced_bytes(self) -> int | None:
-        """The one number to show: the hard limit, or the soft one when it is all there is."""
+        """The one number to show for memory: the hard limit, or the soft one when it is all there is."""
         return self.high_bytes if self.max_bytes is None else self.max_bytes
 
 
@@ -42,13 +43,14 @@ class Account:
 
     `unreclaimable_bytes` is what no reclaim can be counted on to free: all but the page cache on the file LRUs.
     `ceiling_bytes` is what its manager set for memory and swap together, where the kernel has that (v1): the memory
-    limit cannot be above it.
+    limit cannot be above it. `swap_usage_bytes` is what it has in swap, where the kernel limits that (v2).
     """
 
     limits: Limits
     usage_bytes: int
     unreclaimable_bytes: int
     ceiling_bytes: int | None = None
+    swap_usage_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def managers_limits(found: Limits, ours: Sequence[Limits], now: Limits) -> Limit
     return Limits(
         found.max_bytes if now.max_bytes in {limits.max_bytes for limits in ours} else now.max_bytes,
         found.high_bytes if now.high_bytes in {limits.high_bytes for limits in ours} else now.high_bytes,
+        found.swap_bytes if now.swap_bytes in {limits.swap_bytes for limits in ours} else now.swap_bytes,
     )
 
 

@@ -23,7 +23,12 @@ from sharedfs.kernel.cgroups import MemoryHierarchy
 log = logging.getLogger(__name__)
 
 UNLIMITED = (1 << 64) - 1
-_PROPERTIES = {"memory.limit_in_bytes": "MemoryMax", "memory.max": "MemoryMax", "memory.high": "MemoryHigh"}
+_PROPERTIES = {
+    "memory.limit_in_bytes": "MemoryMax",
+    "memory.max": "MemoryMax",
+    "memory.high": "MemoryHigh",
+    "memory.swap.max": "MemorySwapMax",
+}
 _KINDS = {
     "service": "Service",
     "scope": "Scope",
@@ -45,7 +50,7 @@ class UnitManager(Protocol):
         """The unit whose own cgroup is at `path`, None when there is none."""
 
     def set_limit(self, unit: str, name: str, limit_bytes: int) -> None:
-        """Set a property (MemoryMax, MemoryHigh) until the next boot; UNLIMITED is none."""
+        """Set a property (MemoryMax, MemoryHigh, MemorySwapMax) until the next boot; UNLIMITED is none."""
 
 
 class Systemd:

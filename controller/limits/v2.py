@@ -5,6 +5,8 @@ half the floor at least (settlement aimed for a whole one). Between that reading
 not by so much: it is over memory.high by then, and throttled at each return to user space. What cannot follow now
 is left as it is for the next settlement: every value written is one that was ordered, so the journal knows it.
 A raise goes the other way round.
+
+memory.swap.max takes nothing from anybody when it is written: what is in swap beyond it stays there, and no more comes.
 """
 
 from controller.limits.base import (
@@ -23,6 +25,7 @@ from controller.limits.base import (
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 
 MAX, HIGH, CURRENT = "memory.max", "memory.high", "memory.current"
+SWAP, SWAP_CURRENT = "memory.swap.max", "memory.swap.current"
 
 
 class LimitsV2:
@@ -40,9 +43,10 @@ class LimitsV2:
             stat = directory.statistics("memory.stat")
             cache_bytes = stat.get("inactive_file", 0) + stat.get("active_file", 0) + stat.get("slab_reclaimable", 0)
             limits = _limits(directory)
+            swap_bytes = directory.number(SWAP_CURRENT) or 0
         if not self.hierarchy.lives(cgroup):
             return None
-        return Account(limits, usage_bytes, max(0, usage_bytes - cache_bytes))
+        return Account(limits, usage_bytes, max(0, usage_bytes - cache_bytes), swap_usage_bytes=swap_bytes)
 
     def limits(self, cgroup: CgroupRef) -> Limits | None:
         with open_cgroup(self.hierarchy, cgroup, self._write) as directory:
@@ -72,18 +76,21 @@ class LimitsV2:
 
 
 def _writes(now: Limits, intended: Limits) -> tuple[Write, ...]:
-    high, hard = (
+    high, hard, swap = (
         () if after == before else (Write(file, _text(after), _text(before)),)
         for file, before, after in (
             (HIGH, now.high_bytes, intended.high_bytes),
             (MAX, now.max_bytes, intended.max_bytes),
+            (SWAP, now.swap_bytes, intended.swap_bytes),
         )
     )
-    return hard + high if is_above(intended.max_bytes, now.max_bytes) else high + hard
+    memory = hard + high if is_above(intended.max_bytes, now.max_bytes) else high + hard
+    # More room in swap helps a lowering of memory; less of it is for afterwards.
+    return swap + memory if is_above(intended.swap_bytes, now.swap_bytes) else memory + swap
 
 
 def _limits(directory: CgroupDirectory) -> Limits:
-    return Limits(directory.number(MAX), directory.number(HIGH))
+    return Limits(directory.number(MAX), directory.number(HIGH), directory.number(SWAP))
 
 
 def _text(limit: int | None) -> str:

@@ -1,8 +1,8 @@
 """A memory controller in a plain directory, faithful in what settlement can be hurt by (kernel-documented behaviour).
 
 Limits are rounded down to a page. Reclaim takes page cache and nothing else. v1 refuses a limit below usage with EBUSY
-after reclaim; v2's memory.max reclaims and then kills, memory.high reclaims and never kills. Reads are plain files;
-writes come through `write`, which takes the place of the kernel's.
+after reclaim; v2's memory.max reclaims and then kills, memory.high reclaims and never kills, memory.swap.max takes
+nothing from anybody. Reads are plain files; writes come through `write`, which takes the place of the kernel's.
 """
 
 import os
@@ -38,6 +38,8 @@ class FakeCgroups:
         else:
             (directory / "memory.max").write_text("max\n")
             (directory / "memory.high").write_text("max\n")
+            (directory / "memory.swap.max").write_text("max\n")
+            (directory / "memory.swap.current").write_text("0\n")
             (directory / "cgroup.events").write_text("populated 0\nfrozen 0\n")
         self._publish(directory)
         return CgroupRef(path, directory.stat().st_ino)
@@ -58,6 +60,9 @@ class FakeCgroups:
         directory = self.hierarchy.directory(path)
         self._anon[directory], self._cache[directory] = anon_bytes, cache_bytes
         self._publish(directory)
+
+    def swap_out(self, path: str, swap_bytes: int) -> None:
+        (self.hierarchy.directory(path) / "memory.swap.current").write_text(f"{swap_bytes}\n")
 
     def manager_sets(self, path: str, limit: int | None, name: str | None = None) -> None:
         """What a manager writes, by its own hand."""
@@ -86,7 +91,7 @@ class FakeCgroups:
     def _set(self, directory: Path, name: str, text: str) -> None:
         unlimited = text in ("-1", "max")
         limit = V1_UNLIMITED if unlimited else int(text) // PAGESIZE * PAGESIZE
-        excess = self._reclaim(directory, limit)
+        excess = 0 if name == "memory.swap.max" else self._reclaim(directory, limit)
         if excess > 0 and self._v1:
             raise OSError(EBUSY, os.strerror(EBUSY))
         shown = "max" if unlimited and not self._v1 else str(limit)

@@ -173,6 +173,31 @@ def test_page_cache_makes_room_for_the_limit(world: World) -> None:
     assert world.cgroups.kills(group.path) == 0
 
 
+def test_the_limit_of_swap_is_settled_and_put_back(world: World, tmp_path: Path) -> None:
+    group = world.cgroups.make("/a")
+    if world.version is CgroupVersion.V1:
+        account = world.limits.read(group)
+        assert account is not None
+        assert account.limits.swap_bytes is None
+        return
+    world.cgroups.manager_sets(group.path, 64 * MIB)
+    world.cgroups.manager_sets(group.path, 32 * MIB, "memory.swap.max")
+    account = world.limits.read(group)
+    assert account is not None
+    assert account.limits == Limits(64 * MIB, None, 32 * MIB)
+    assert account.swap_usage_bytes == 0
+    position = Position(group, account, account.limits, None, 10 * MIB, swap_due_bytes=12 * MIB)
+    (), (order,) = plan([position], world.version)
+    state = State(tmp_path / "state")
+    state.announce([(order, account.limits)])
+    assert world.limits.apply(order).limits == Limits(54 * MIB, order.intended.high_bytes, 20 * MIB)
+    assert world.cgroups.limit(group.path, "memory.swap.max") == 20 * MIB
+    assert restore(world.limits, state, state.journal().values()) == []
+    assert world.cgroups.limit(group.path, "memory.swap.max") == 32 * MIB
+    assert world.cgroups.limit(group.path) == 64 * MIB
+    state.close()
+
+
 def test_page_cache_is_not_counted_as_memory_that_must_stay(world: World) -> None:
     group = world.cgroups.make("/a")
     world.cgroups.occupy(group.path, 4 * MIB, 24 * MIB)

@@ -56,6 +56,8 @@ def test_pages_in_swap_are_known_and_shared_out(pool: MountedPool, tenants: Tena
     a.do(f"content = os.urandom({16 * MIB}); fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT, 0o666)")
     a.do("os.pwrite(fd, content, 0)")
     b.do(f"fd = os.open('{pool.path}/f', os.O_RDONLY); os.pread(fd, {8 * MIB}, {8 * MIB})")
+    bound = a.directory / "memory.swap.max"
+    bound.write_text(str(128 * MIB))
     push_out(pool, tenants, 4 * MIB)
 
     def in_swap() -> int:
@@ -82,6 +84,17 @@ def test_pages_in_swap_are_known_and_shared_out(pool: MountedPool, tenants: Tena
             return bool(256 * MIB - bill["limit_bytes"] == -(-in_memory // PAGE) * PAGE)
 
         wait_until(limit_is_right, "what is in swap comes off no memory limit", PATIENCE)
+
+        def swap_limit_is_right() -> bool:
+            bill = bill_of(a.path, bills())
+            kept = bill["swap_budget_bytes"] == 128 * MIB and not bill["swap_debt_bytes"]
+            target = (128 * MIB - bill["swapped_bytes"]) // PAGE * PAGE
+            return bool(kept and int(bound.read_text()) == bill["swap_limit_bytes"] == target < 128 * MIB)
+
+        wait_until(swap_limit_is_right, "but off the limit of swap", PATIENCE)
+        told = bills()
+        assert bill_of(b.path, told)["swap_limit_bytes"] is None, "whose manager bounds no swap has no bound"
+    assert int(bound.read_text()) == 128 * MIB, "put back as it was found"
     assert a.do(f"result = os.pread(fd, {16 * MIB}, 0) == content")
     wait_until(lambda: in_swap() < 4 * MIB, "what was read is in memory", PATIENCE)
 

@@ -26,14 +26,14 @@ limit = st.none() | pages
 
 @st.composite
 def positions(draw: st.DrawFn, version: CgroupVersion) -> Position:
-    found = Limits(draw(limit), draw(limit) if version is V2 else None)
+    found, now = (Limits(draw(limit), *((draw(limit), draw(limit)) if version is V2 else ())) for _ in range(2))
     unreclaimable = draw(st.integers(0, 1 << 30))
-    now = Limits(draw(limit), draw(limit) if version is V2 else None)
     ceiling = draw(limit) if version is V1 else None
     if ceiling is not None:  # as the kernel has it, always
         found = Limits(min(ceiling, found.max_bytes or ceiling))
         now = Limits(min(ceiling, now.max_bytes or ceiling))
-    account = Account(now, unreclaimable + draw(st.integers(0, 1 << 30)), unreclaimable, ceiling)
+    usage, in_swap = (draw(st.integers(0, 1 << 30)) for _ in range(2))
+    account = Account(now, unreclaimable + usage, unreclaimable, ceiling, in_swap if version is V2 else 0)
     return Position(
         A,
         account,
@@ -43,6 +43,7 @@ def positions(draw: st.DrawFn, version: CgroupVersion) -> Position:
         report_only=draw(st.sampled_from([False, False, False, True])),
         steady_bytes=draw(st.just(0) | st.integers(0, 1 << 30)),
         descent_bytes=draw(st.none() | st.integers(0, 1 << 30)),
+        swap_due_bytes=draw(st.integers(0, 1 << 30)) if version is V2 else 0,
     )
 
 
@@ -109,7 +110,7 @@ def test_never_above(on_v1: Position, on_v2: Position) -> None:
     for given_position, version in ((on_v1, V1), (on_v2, V2)):
         intended = settle(given_position, version)
         if given_position.budget_bytes is None or given_position.report_only:
-            assert intended == given_position.found
+            assert replace(intended, swap_bytes=given_position.found.swap_bytes) == given_position.found
             continue
         assert intended.enforced_bytes is not None
         now, given = given_position.account.limits, given_position.found
@@ -211,6 +212,35 @@ def test_v2_lowers_the_managers_own_memory_high_too() -> None:
     only_high = Position(A, Account(Limits(None, 48 * MIB), 0, 0), Limits(None, 48 * MIB), None, 10 * MIB)
     assert settle(only_high, V2) == Limits(None, 38 * MIB)
     assert only_high.budget_bytes == 48 * MIB
+
+
+@given(any_v2)
+def test_swap(given_position: Position) -> None:
+    account, found = given_position.account, given_position.found.swap_bytes
+    intended, now = settle(given_position, V2), account.limits.swap_bytes
+    if given_position.report_only or found is None:
+        assert intended.swap_bytes == found
+        assert given_position.swap_debt_bytes(intended) == 0
+        return
+    written, target = intended.swap_bytes, (found - given_position.swap_due_bytes) // PAGESIZE * PAGESIZE
+    assert written is not None
+    assert written == target + given_position.swap_debt_bytes(intended), "shown"
+    assert written <= found, "never above"
+    if is_above(now, written) and written < found:
+        assert written >= account.swap_usage_bytes + FLOOR_BYTES or written == target, "never kills"
+    if target >= account.swap_usage_bytes + FLOOR_BYTES + PAGESIZE:
+        assert written == target, "exact"
+
+
+def test_swap_that_cannot_be_borne_is_debt_of_its_own() -> None:
+    account = Account(Limits(64 * MIB, None, 32 * MIB), 0, 0, swap_usage_bytes=24 * MIB)
+    full = Position(A, account, account.limits, None, 0, swap_due_bytes=16 * MIB)
+    intended = settle(full, V2)
+    assert intended == Limits(64 * MIB, None, 25 * MIB)
+    assert (full.debt_bytes(intended), full.swap_debt_bytes(intended)) == (0, 9 * MIB)
+    without_any = replace(full, account=Account(Limits(None, None, 0), 0, 0), found=Limits(None, None, 0))
+    assert settle(without_any, V2) == Limits(None, None, 0)
+    assert without_any.swap_debt_bytes(Limits(None, None, 0)) == 16 * MIB
 
 
 @given(pages, st.integers(-(1 << 30), 0))

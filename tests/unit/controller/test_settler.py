@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
 from errno import EROFS
 from functools import partial
 from mmap import PAGESIZE
@@ -138,15 +140,16 @@ def test_what_the_kernel_refuses_is_said_once_and_forgotten_groups_leave_the_jou
 def test_the_journal_and_the_budgets_survive_us_but_the_journal_no_reboot(tmp_path: Path) -> None:
     state = State(tmp_path, "this boot")
     a = CgroupRef("/a", 7)
-    state.announce([(Order(a, Limits(64 * MIB), Limits(50 * MIB, 49 * MIB)), Limits(64 * MIB))])
+    found = Limits(64 * MIB, None, 32 * MIB)
+    state.announce([(Order(a, found, Limits(50 * MIB, 49 * MIB, 30 * MIB)), found)])
     state.set_budget("/b", Budget(32 * MIB, report_only=True))
     state.set_budget("/c", Budget(32 * MIB))
     state.clear_budget("/c")
     state.close()
     again = State(tmp_path, "this boot")
     entry = again.journal()[a]
-    assert entry.found == Limits(64 * MIB)
-    assert entry.ours == (Limits(64 * MIB), Limits(50 * MIB, 49 * MIB))
+    assert entry.found == found
+    assert entry.ours == (found, Limits(50 * MIB, 49 * MIB, 30 * MIB))
     again.close()
     rebooted = State(tmp_path, "next boot")
     assert rebooted.journal() == {}
@@ -156,6 +159,23 @@ def test_the_journal_and_the_budgets_survive_us_but_the_journal_no_reboot(tmp_pa
     (tmp_path / "other" / "controller.db").write_text("no database, whatever it is, in at least sixteen bytes")
     with pytest.raises(HostFault, match=r"other/controller\.db"):
         State(tmp_path / "other")
+
+
+def test_a_journal_from_before_limits_of_swap_is_read_and_goes_on(tmp_path: Path) -> None:
+    a = CgroupRef("/a", 7)
+    order, found = Order(a, Limits(64 * MIB), Limits(50 * MIB)), Limits(64 * MIB, None, 32 * MIB)
+    state = State(tmp_path, "this boot")
+    state.announce([(order, Limits(64 * MIB))])
+    state.close()
+    with closing(sqlite3.connect(tmp_path / "controller.db")) as old:
+        for name in ("found", "wrote", "intended"):
+            old.execute(f"ALTER TABLE journal DROP COLUMN {name}_swap")
+    state = State(tmp_path, "this boot")
+    entry = state.journal()[a]
+    assert managers_limits(entry.found, entry.ours, found) == found, "what it never touched is its manager's"
+    state.announce([(order, found)])
+    assert state.journal()[a].found == found
+    state.close()
 
 
 events = st.one_of(

@@ -152,6 +152,9 @@ def test_shares_come_off_limits_and_an_exit_makes_the_others_fall(host: Host) ->
         "debt_age_seconds": None,
         "borne_bytes": 0,
         "swapped_bytes": 0,
+        "swap_budget_bytes": None,
+        "swap_limit_bytes": None,
+        "swap_debt_bytes": 0,
     }
     assert (host.limit(a), host.limit(b), host.limit(free)) == (50 * MIB, 70 * MIB, None)
     assert (bills[free.path]["budget_bytes"], bills[free.path]["limit_bytes"]) == (None, None)
