@@ -119,7 +119,8 @@ class Pool:
         self.options = parse(words, 0).options(start.mountpoint, start.name, 0)
         self.cgroup = start.pool_cgroup()
         self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
-        journal = Journal(self.state, faults_of(self.state))
+        faults = faults_of(self.state)
+        journal = Journal(self.state, faults)
         self.store = Store(PrivateTmpfs(kept["store"]), self.state, journal)
         resources.callback(self.store.close)
         self.events = _task_events()
@@ -177,8 +178,11 @@ class Pool:
             self.channel.forget_name,
             self.channel.expire_attributes,
         )
-        self.recharge = Recharge(self.store, self.books, self.data_path, self.namespace, mount.device)
+        self.recharge = Recharge(
+            self.store, self.books, self.data_path, self.namespace, mount.device, self.state, faults
+        )
         if start.resumes:
+            self.recharge.resume()
             self._resume(journal)
 
     def _resume(self, journal: Journal) -> None:

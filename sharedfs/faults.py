@@ -22,9 +22,11 @@ class Point(IntEnum):
     DONE = 3  # the store has changed
     COMMITTED = 4  # the answer is in the journal
     ANSWERED = 5  # the kernel has the answer
-    HALFWAY = 6  # the books have let go of a forgotten file, which the store still has
+    HALFWAY = 6  # the books have let go of a forgotten file, which the store still has; pages are punched out
 
 
+RECHARGE = 0
+"""In place of an opcode: no request, but pages that become the pool's."""
 BREAK, AGAIN = 1 << 62, 1 << 63
 """Or-ed to an armed word: an exception that nobody foresaw instead of a kill; not once, but whenever it is reached."""
 

@@ -1,8 +1,8 @@
 """Recharge: pages that the kernel charged to a cgroup that is gone become the pool's own, so that no zombie stays (I3).
 
 A page fault in a hole charges the tenant (I2). When its cgroup is removed, these pages would keep it in the kernel. The
-kernel moves no charge, so each page is copied, punched out, and written again by us, which charges the pool. Between
-these steps nobody may see the file or write to it:
+kernel moves no charge, so each page is copied, punched out, and written again by us, which charges the pool. The copy
+is where a kill does not reach it (`punched.py`). Between these steps nobody may see the file or write to it:
 
 - requests wait for us: the data path's and the namespace's (`DataPath.quiet`, the store's lock);
 - who maps the file or has it open is stopped (`kernel/stopping.py`), for at most STANDSTILL_SECONDS a batch. Where
@@ -17,12 +17,13 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 
 from sharedfs.books import Books
 from sharedfs.datapath import DataPath
+from sharedfs.faults import RECHARGE, Faults, Point
 from sharedfs.inodes import Node
 from sharedfs.kernel import proc, syscalls
 from sharedfs.kernel.holders import does_asynchronous_io, holders_of
@@ -31,6 +32,8 @@ from sharedfs.model.ranges import byte_parts
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY
 from sharedfs.namespace import Namespace
+from sharedfs.punched import PUNCHED_BYTES, Punched
+from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.units import format_size
 
@@ -40,7 +43,6 @@ STANDSTILL_SECONDS = 0.1
 """Nobody is stopped for longer, but for what the scheduler takes, and requests wait no longer. 0.1 s is a slow frame;
 a batch of a few MiB takes a tenth of it."""
 
-_CHUNK_BYTES = 64 << 10  # what is in no page for a moment: 30 us
 _SPARE_BYTES = 4 << 20  # room that nobody else can fill in that moment
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
 
@@ -60,13 +62,22 @@ class Recharge:
     """For one pool. `device` is the mount's, by which its mappings are known. `round` is for one thread."""
 
     def __init__(
-        self, store: Store, books: Books, data_path: DataPath, namespace: Namespace, device: tuple[int, int]
+        self,
+        store: Store,
+        books: Books,
+        data_path: DataPath,
+        namespace: Namespace,
+        device: tuple[int, int],
+        state: StateFiles,
+        faults: Faults | None = None,
     ) -> None:
         self._store = store
         self._books = books
         self._data_path = data_path
         self._namespace = namespace
         self._device = device
+        self._punched = Punched(state)
+        self._faults = faults
         self._refused: dict[int, _Refusal] = {}
         self.recharged_bytes = 0
 
@@ -79,6 +90,20 @@ class Recharge:
     def refusal(self) -> str:
         """Why pages stay foreign that should not, "" when none do."""
         return next((refusal.reason for refusal in list(self._refused.values())), "")
+
+    def resume(self) -> None:
+        """Put back what a killed daemon had punched out. Before any request is served; the pages stay foreign."""
+        if self._punched.held is None:
+            return
+        inode, start = self._punched.held
+        with suppress(FileNotFoundError), self._store.lock:  # it went, with its last user
+            node = self._store.find(inode)
+            with self._store.opened(node, os.O_RDWR) as fd:
+                self._punched.merge(fd)
+                self._write(fd, start)
+                syscalls.restore_times(fd, *self._punched.times_ns)
+            log.warning("pages of inode %d were being moved when the daemon was killed: they are back", inode)
+        self._punched.release()
 
     def round(self) -> None:
         """Recharge what can be in about STANDSTILL_SECONDS; the caller pauses for some times as long."""
@@ -142,29 +167,35 @@ class Recharge:
         with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
             runs = self._books.runs_where(node.inode, _is_stray)
-            for start, end in byte_parts(runs, page_bytes, found.st_size, _CHUNK_BYTES):
+            for start, end in byte_parts(runs, page_bytes, found.st_size, PUNCHED_BYTES):
                 if time.monotonic() > deadline:
                     break
-                self._rewrite_chunk(fd, start, end - start)
+                self._rewrite_chunk(fd, found, start, end - start)
                 self._books.recharge(node.inode, start, end)
                 self.recharged_bytes += -(-(end - start) // page_bytes) * page_bytes
-            syscalls.restore_times(fd, found)
+            syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 
-    def _rewrite_chunk(self, fd: int, start: int, length: int) -> None:
+    def _rewrite_chunk(self, fd: int, found: os.stat_result, start: int, length: int) -> None:
         pool = os.fstatvfs(fd)
         if pool.f_bavail * pool.f_frsize < _SPARE_BYTES:
             raise CannotRecharge(f"the pool has less than {format_size(_SPARE_BYTES)} free")
-        content = os.pread(fd, length, start)
+        self._punched.hold(fd, found, start, length)
         syscalls.punch_hole(fd, start, length)
-        written = 0
-        while written < length:
+        if self._faults is not None:
+            self._faults.reached(RECHARGE, Point.HALFWAY)
+        self._write(fd, start)
+        self._punched.release()
+
+    def _write(self, fd: int, start: int) -> None:
+        content, written = self._punched.content, 0
+        while written < len(content):
             try:
                 written += os.pwrite(fd, content[written:], start + written)
-            except OSError as error:  # the content is nowhere else
+            except OSError as error:  # the content is in no page
                 if error.errno != ENOSPC:
                     raise
-                log.warning("the pool filled up while a page was moved, and grows by %s", format_size(length))
-                self._store.tmpfs.grow(length)
+                log.warning("the pool filled up while a page was moved, and grows by %s", format_size(len(content)))
+                self._store.tmpfs.grow(len(content))
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class Spill:
             found = os.fstat(fd)
             syscalls.punch_hole(fd, 0, _ALL_BYTES)
             self._books.uncharge(node.inode, 0, LAST_PAGE)
-            syscalls.restore_times(fd, found)
+            syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 
     # -- back --------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Spill:
                 found = os.fstat(fd)
                 with self._books.changing(inode):
                     self._copy_in(node, fd, copy.name, found.st_size)
-                syscalls.restore_times(fd, found)
+                syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
                 os.removexattr(fd, _MARK)
             self.forget(inode)
             self.brought_back += 1

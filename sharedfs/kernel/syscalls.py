@@ -195,9 +195,9 @@ def set_times(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
     _checked(_libc.utimensat(fd, b"", times, AT_EMPTY_PATH), "utimensat")
 
 
-def restore_times(fd: int, found: os.stat_result) -> None:
-    """Have the access and modification times that a file was found with."""
-    set_times(fd, divmod(found.st_atime_ns, _NANOSECONDS), divmod(found.st_mtime_ns, _NANOSECONDS))
+def restore_times(fd: int, accessed_ns: int, modified_ns: int) -> None:
+    """Have the times that a file was found with."""
+    set_times(fd, divmod(accessed_ns, _NANOSECONDS), divmod(modified_ns, _NANOSECONDS))
 
 
 def statx(fd: int, mask: int) -> bytearray:

@@ -118,6 +118,85 @@ def test_a_pool_and_the_controller_as_units(hierarchy: MemoryHierarchy) -> None:
     assert_nothing_failed()
 
 
+WORK = """
+import time
+class Work:
+    rounds, errors, going = 0, [], True
+    def run(self):
+        while self.going:
+            try:
+                text = str(self.rounds).encode().ljust(64) * 512
+                with open(place + '/new', 'wb', 0) as file: file.write(text)
+                os.rename(place + '/new', place + '/f')
+                with open(place + '/f', 'rb', 0) as file: assert file.read() == text
+                shared[:8] = self.rounds.to_bytes(8, 'little')
+                assert os.pread(kept, 8, 0) == shared[:8]
+            except Exception as error:
+                self.errors.append(repr(error))
+            self.rounds += 1
+"""
+
+
+def test_a_reload_a_restart_and_a_killed_keeper_are_nothing_to_tenants(hierarchy: MemoryHierarchy) -> None:
+    """systemd keeps the descriptors; a tenant makes, renames, reads and maps files all the while, and sees no error."""
+    place, unit = Path("/mnt/kept"), "sharedfs@kept"
+    configuration = Path("/etc/sharedfs/pools/kept.conf")
+    configuration.parent.mkdir(parents=True, exist_ok=True)
+    configuration.write_text(f'MOUNTPOINT={place}\nSIZE=64M\nOPTIONS="--tenant unit"\n')
+    try:
+        systemctl("start", unit, "sharedfs-controller")
+        wait_until(lambda: run_sharedctl("bills").returncode == 0, "the controller answers", 60)
+        with service_with(BUDGET, "a") as a:
+            a.do(
+                f"place = '{place}'; kept = os.open(place + '/gone', os.O_RDWR | os.O_CREAT)\n"
+                f"os.ftruncate(kept, {8 * MIB}); os.unlink(place + '/gone'); shared = mmap.mmap(kept, {8 * MIB})"
+            )
+            a.do(WORK + "\nwork = Work(); thread = threading.Thread(target=work.run); thread.start()")
+
+            def rounds() -> int:
+                done = a.do("result = work.rounds")
+                assert isinstance(done, int)
+                return done
+
+            def work_goes_on() -> None:
+                before = rounds()
+                wait_until(lambda: rounds() > before + 5, "the tenant works on", 60)
+                assert a.do("result = work.errors") == []
+
+            def settled() -> bool:
+                line = bill_of("/system.slice/a.service", bills())
+                return bool(line["limit_bytes"] == BUDGET - 8 * MIB - 32768)
+
+            work_goes_on()
+            mounted = mount_at(str(place))
+            keeper = systemctl("show", "-P", "MainPID", unit)
+            systemctl("reload", unit)
+            work_goes_on()
+            assert systemctl("show", "-P", "MainPID", unit) == keeper, "a reload is the daemon's only"
+            systemctl("restart", unit)
+            work_goes_on()
+            after_restart = systemctl("show", "-P", "MainPID", unit)
+            assert after_restart != keeper
+            systemctl("kill", "--kill-whom=main", "--signal=KILL", unit)
+            wait_until(lambda: systemctl("show", "-P", "MainPID", unit) not in ("0", after_restart), "another one", 60)
+            work_goes_on()
+            assert mount_at(str(place)) == mounted, "it was never unmounted"
+            wait_until(settled, "the books are as before", 60)
+            systemctl("restart", "sharedfs-controller")
+            wait_until(lambda: run_sharedctl("bills").returncode == 0, "the controller answers", 60)
+            assert bill_of("/system.slice/a.service", bills())["budget_bytes"] == BUDGET
+            wait_until(settled, "the limit is the same after the controller's restart", 60)
+            a.do("work.going = False; thread.join()")
+            assert a.do("result = work.errors") == []
+        systemctl("stop", unit)
+    finally:
+        systemctl("stop", "sharedfs-controller", unit, check=False)
+        systemctl("reset-failed", check=False)
+        configuration.unlink()
+    assert mount_at(str(place)) is None
+    assert not list(Path("/run/sharedfs/pools").iterdir())
+
+
 def test_a_pool_as_a_line_of_fstab(hierarchy: MemoryHierarchy) -> None:
     place = Path("/mnt/fstab")
     fstab = Path("/etc/fstab")

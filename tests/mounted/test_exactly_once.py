@@ -24,9 +24,10 @@ from sharedfs.faults import Point, armed_word
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.recovery import MOST_DEATHS
+from tests.support.holes import content_is_there, fault_holes
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.posix import fails, opened
-from tests.support.tenants import wait_until
+from tests.support.tenants import Tenants, wait_until
 
 PAGE = 4096
 NEW = os.O_RDWR | os.O_CREAT
@@ -54,6 +55,16 @@ class Armed:
     def restarted_since(self, restarts: int) -> bool:
         status = self.pool.status_or_none()
         return status is not None and status.restarts > restarts
+
+    @contextmanager
+    def not_restarted(self) -> Iterator[Callable[[], bool]]:
+        """A daemon that dies within has no successor until afterwards. Gives what tells that it has died."""
+        status = self.pool.status()
+        os.kill(status.keeper_pid, signal.SIGSTOP)
+        try:
+            yield lambda: not Path(f"/proc/{status.daemon_pid}/exe").exists()
+        finally:
+            os.kill(status.keeper_pid, signal.SIGCONT)
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -400,6 +411,34 @@ def test_a_daemon_that_breaks_is_followed_by_another(armed: Armed) -> None:
     (armed.pool.path / "d").mkdir()
     wait_until(lambda: armed.restarted_since(restarts), "another daemon answers", 20)
     assert "the daemon broke" in armed.log.read_text()
+    armed.remove_all()
+    armed.pool.check_conservation()
+
+
+def test_pages_that_are_in_no_file_when_the_daemon_is_killed_come_back(armed: Armed, tenants: Tenants) -> None:
+    """Punched out to be charged to the pool; somebody who maps the file writes there before they are back."""
+    (armed.pool.path / "d").mkdir()
+    path, pages = armed.pool.path / "d" / "f", range(0, 16)
+    leaver, stayer = tenants.make("leaver"), tenants.make("stayer")
+    fault_holes(leaver, path, pages)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), len(pages) * PAGE) as mapped:
+        stayer.do(f"fd = os.open('{path}', os.O_RDWR); m = mmap.mmap(fd, {len(pages) * PAGE})")
+        wait_until(lambda: armed.pool.holdings().foreign_bytes == len(pages) * PAGE, "the pages are foreign", 20)
+        modified, restarts = path.stat().st_mtime_ns, armed.pool.status().restarts
+        armed.arm(faults.RECHARGE, Point.HALFWAY)
+        with armed.not_restarted() as is_dead:
+            leaver.exit()
+            wait_until(is_dead, "it kills itself", 20)
+            assert mapped[5 * PAGE] == 0, "the page is gone"
+            mapped[5 * PAGE + 1] = 7
+        wait_until(lambda: armed.restarted_since(restarts), "another daemon answers", 20)
+        assert "were being moved when the daemon was killed" in armed.log.read_text()
+        assert stayer.do(f"result = m[{5 * PAGE + 1}]") == 7, "what was written meanwhile is in it"
+        assert path.stat().st_mtime_ns == modified
+        mapped[5 * PAGE + 1] = 0
+        assert content_is_there(path, pages)
+    stayer.exit()
+    wait_until(lambda: armed.pool.holdings().foreign_bytes == 0, "the pool has taken them over", 20)
     armed.remove_all()
     armed.pool.check_conservation()
 

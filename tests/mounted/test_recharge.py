@@ -1,17 +1,16 @@
 """I3 for pages that the kernel charged to a tenant in spite of us: they become the pool's when its cgroup is gone."""
 
 import ctypes
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
 from sharedfs.kernel.cgroups import dying_memcgs
+from tests.support.holes import content_is_there, fault_holes
 from tests.support.mount import MountedPool
-from tests.support.tenants import Tenant, Tenants, wait_until
+from tests.support.tenants import Tenants, wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -19,22 +18,6 @@ PAGE = 4096
 MIB = 1 << 20
 PATIENCE = 30.0
 _PTRACE_SEIZE, _PTRACE_DETACH, _PTRACE_INTERRUPT = 0x4206, 17, 0x4207
-
-
-def fault_holes(tenant: Tenant, path: Path, pages: range, size: int = 64 * MIB) -> None:
-    """Have the kernel charge the tenant for pages of a sparse file, as a mapping of a hole does."""
-    tenant.do(
-        f"fd = os.open('{path}', os.O_RDWR | os.O_CREAT, 0o666); os.pwrite(fd, b'x', {size - 1})\n"
-        f"m = mmap.mmap(fd, {size})\n"
-        f"for page in range({pages.start}, {pages.stop}, {pages.step}): m[page * {PAGE}] = 1 + page % 251"
-    )
-
-
-def content_is_there(path: Path, pages: range) -> bool:
-    with path.open("rb") as file:
-        return all(
-            os.pread(file.fileno(), PAGE, page * PAGE) == bytes([1 + page % 251]) + bytes(PAGE - 1) for page in pages
-        )
 
 
 @contextmanager

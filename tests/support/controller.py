@@ -40,9 +40,9 @@ def bill_of(tenant: str, told: Answer) -> Answer:
 
 
 @contextmanager
-def running_controller() -> Iterator[subprocess.Popen[bytes]]:
+def running_controller(*options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A controller that serves; stopped with SIGTERM at the end, which puts all limits back."""
-    process = subprocess.Popen([sys.executable, "-m", "controller.cli", "run"], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "controller.cli", "run", *options], stderr=subprocess.PIPE)
     try:
         wait_until(
             lambda: places.controller_socket().exists() and run_sharedctl("bills").returncode == 0,
