@@ -5,12 +5,10 @@ descriptors from the keeper ─▶ books, store ─▶ what another daemon left 
 
 import json
 import logging
-import math
 import os
 import socket
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from errno import EINVAL
 from pathlib import Path
@@ -26,7 +24,6 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.datapath import DataPath
-from sharedfs.descriptors import SCARCE
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.faults import faults_of
 from sharedfs.feed import make_feed
@@ -43,7 +40,7 @@ from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.mappings import MappingScan, Seen
+from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.mount_options import (
     PoolOptions,
@@ -65,20 +62,15 @@ from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.swap import SwapScan
 from sharedfs.tmpfs import PrivateTmpfs
-from sharedfs.unclaimed import Rule, UnclaimedFiles
+from sharedfs.unclaimed import UnclaimedFiles
 from sharedfs.units import format_size
+from sharedfs.upkeep import Upkeep
 
 log = logging.getLogger("sharedfs")
 
 _INITIALISATION_SECONDS = 10.0
 # Of the state: the kernel's INIT request, and the options of a remount.
 _INIT_FILE, _OPTIONS_FILE = "init", "options"
-# A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
-_SCAN_SHARE = 0.05
-_LONGEST_SCAN_PAUSE_SECONDS = 1.0
-_LONGEST_SWEEP_PAUSE_SECONDS = 5.0
-# So long a scan may look at one process, which takes a millisecond as a rule.
-_SCAN_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +115,14 @@ class Pool:
         journal = Journal(self.state, faults)
         self.store = Store(PrivateTmpfs(kept["store"]), self.state, journal)
         resources.callback(self.store.close)
-        self.events = _task_events()
-        if self.events is not None:
-            resources.callback(self.events.close)
+        events = _task_events()
+        if events is not None:
+            resources.callback(events.close)
         self.allocation = Allocation(self.store, self.books, self.options.huge)
-        self.data_path = DataPath(self.store, self.books, self.allocation, self.events)
+        self.data_path = DataPath(self.store, self.books, self.allocation, events)
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
-        self._callers = Callers(self.books, self.events)
+        callers = Callers(self.books, events)
         self.swap = SwapScan(self.store, self.books)
         self.spill = Spill(_open_spill_directory(self.options), self.store, self.books)
         resources.callback(self._end_spill)
@@ -142,7 +134,7 @@ class Pool:
             lambda: self.backing if self.channel.passthrough else None,
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
             self.options.reserve_bytes,
-            self._callers,
+            callers,
             self.spill,
             fast_reads=self.options.reads == "fast",
             incarnation=start.restarts,
@@ -180,6 +172,18 @@ class Pool:
         )
         self.recharge = Recharge(
             self.store, self.books, self.data_path, self.namespace, mount.device, self.state, faults
+        )
+        self.upkeep = Upkeep(
+            lambda: self.options,
+            self.books,
+            self.data_path,
+            callers,
+            events,
+            self.allocation,
+            self.mappings,
+            self.swap,
+            self.recharge,
+            self.unclaimed,
         )
         if start.resumes:
             self.recharge.resume()
@@ -312,12 +316,7 @@ class Pool:
                 nursery.start_soon(self._obey, keeper, name="keeper")
                 nursery.start_soon(pyfuse3.main, name="namespace")
                 await self._wait_for_kernel()
-                nursery.start_soon(self._keep_scanning, name="mappings")
-                nursery.start_soon(self._keep_tenants, name="tenants")
-                nursery.start_soon(self._keep_aging, name="aging")
-                nursery.start_soon(self._keep_pages, name="pages")
-                nursery.start_soon(self._keep_looking_for_swap, name="swap")
-                nursery.start_soon(self._keep_page_cache_empty, name="page cache")
+                self.upkeep.start(nursery)
                 await nursery.start(self._serve_feed, name="feed")
                 keeper.send(b"serving")
                 served = True
@@ -374,91 +373,6 @@ class Pool:
             self.cgroup.leave()
             claims.forget(self.options.name)
 
-    async def _keep_scanning(self) -> None:
-        while True:
-            started = time.monotonic()
-            with _put_off_when_scarce("looking for mappings"):
-                seen = await self._scan()
-                if seen is not None:
-                    self.mappings.apply(seen)
-                    mapped = [(inode, pages) for (inode, _), pages in seen.items()]
-                    await trio.to_thread.run_sync(self.allocation.keep_up, mapped)
-            took = time.monotonic() - started
-            await trio.sleep(max(self.options.scan_seconds, min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS)))
-
-    async def _scan(self) -> Seen | None:
-        """What a scan sees, None for one that a process keeps waiting. That must not keep the service from ending."""
-        seen = None
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                before = self.mappings.at
-                while True:
-                    await trio.sleep(_SCAN_PATIENCE_SECONDS)
-                    if self.mappings.at == before:
-                        process_id = self.mappings.give_up()
-                        log.warning("process %d cannot be looked at: what it maps is not known", process_id)
-                        nursery.cancel_scope.cancel()
-                    before = self.mappings.at
-
-            nursery.start_soon(watch, name="patience")
-            # Not waited for at the end: it waits for a process that executes a program, which closes a file of ours
-            # first, which waits for us.
-            seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
-            nursery.cancel_scope.cancel()
-        return seen
-
-    async def _keep_tenants(self) -> None:
-        """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
-        while True:
-            self.books.exit(self.books.dead_tenants())
-            with self.books.lock:
-                self.books.allowances.expire()
-            with _put_off_when_scarce("looking for new CPUs"):
-                if self.events is not None and not self.events.covers_all_cpus():
-                    log.warning("a CPU came or went: callers are looked up at each request from now on: slower")
-                    self.data_path.distrust_events()
-                    self._callers.distrust_events()
-                    self.events = None
-            await trio.sleep(self.options.scan_seconds)
-
-    async def _keep_aging(self) -> None:
-        """A touch counts for one to two halves of the idle time, a mapping for as long as it lasts."""
-        while True:
-            await trio.sleep(self.options.idle_seconds / 2)
-            with self.books.lock:
-                self.books.ledger.age()
-
-    async def _keep_looking_for_swap(self) -> None:
-        while True:
-            started = time.monotonic()
-            with _put_off_when_scarce("looking for what is in swap"):
-                await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)
-            took = time.monotonic() - started
-            await trio.sleep(max(self.options.scan_seconds, took / _SCAN_SHARE))
-
-    async def _keep_pages(self) -> None:
-        """Pages that a removed cgroup was charged for become the pool's own (I3); unclaimed files go by the rule."""
-        swept_at = -math.inf
-        while True:
-            await trio.sleep(self.options.scan_seconds)
-            if self.recharge.is_due:
-                with _put_off_when_scarce("moving foreign pages"):
-                    await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
-            pause = min(_LONGEST_SWEEP_PAUSE_SECONDS, self.options.grace_seconds / 4)
-            if trio.current_time() - swept_at >= pause:
-                rule = Rule(self.options.unclaimed, self.options.grace_seconds)
-                with _put_off_when_scarce("looking after unclaimed files"):
-                    await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
-                swept_at = trio.current_time()
-
-    async def _keep_page_cache_empty(self) -> None:
-        """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""
-        while True:
-            await trio.sleep(self.options.scan_seconds)
-            with _put_off_when_scarce("emptying the page cache"):
-                await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
-
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
         app = make_feed(
             self.options.name, self.store, self.books, self.status, self.reconfigure, self.unclaimed.listing
@@ -481,17 +395,6 @@ def _task_events() -> TaskEvents | None:
     except HostFault as fault:
         log.warning("callers are looked up at each request, which is slower: %s", fault)
         return None
-
-
-@contextmanager
-def _put_off_when_scarce(what: str) -> Iterator[None]:
-    """Nothing that comes again by itself may end the service for want of a descriptor."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in SCARCE:
-            raise
-        log.warning("%s is put off: %s", what, error.strerror)
 
 
 def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:

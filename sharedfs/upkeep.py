@@ -1,0 +1,148 @@
+"""Upkeep: what comes again and again while a pool is served, each a task of its own.
+
+Nothing here may end the service for want of a descriptor: what needs one is put off until the next time.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from sharedfs.allocation import Allocation
+from sharedfs.books import Books
+from sharedfs.callers import Callers
+from sharedfs.datapath import DataPath
+from sharedfs.descriptors import SCARCE
+from sharedfs.kernel.task_events import TaskEvents
+from sharedfs.mappings import MappingScan, Seen
+from sharedfs.mount_options import PoolOptions
+from sharedfs.recharge import Recharge
+from sharedfs.swap import SwapScan
+from sharedfs.unclaimed import Rule, UnclaimedFiles
+
+log = logging.getLogger("sharedfs")
+
+# A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
+_SCAN_SHARE = 0.05
+_LONGEST_SCAN_PAUSE_SECONDS = 1.0
+_LONGEST_SWEEP_PAUSE_SECONDS = 5.0
+# So long a scan may look at one process, which takes a millisecond as a rule.
+_SCAN_PATIENCE_SECONDS = 5.0
+
+Work = Callable[[], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Upkeep:
+    """Of one pool. `options` are those in force, which a remount changes; `events` are None where there are none."""
+
+    options: Callable[[], PoolOptions]
+    books: Books
+    data_path: DataPath
+    callers: Callers
+    events: TaskEvents | None
+    allocation: Allocation
+    mappings: MappingScan
+    swap: SwapScan
+    recharge: Recharge
+    unclaimed: UnclaimedFiles
+    _swept_at: float = -math.inf
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Each task runs until `nursery` is cancelled. Raises what nobody foresaw."""
+        tasks: tuple[tuple[str, Work, Callable[[float], float]], ...] = (
+            ("looking for mappings", self._scan_mappings, self._scan_pause),
+            ("looking after tenants", self._look_after_tenants, self._often),
+            ("looking for what is in swap", self._look_for_swap, lambda took: max(self._often(), took / _SCAN_SHARE)),
+            ("moving foreign pages", self._look_after_pages, self._often),
+            ("emptying the page cache", self._empty_page_cache, self._often),
+        )
+        for what, work, pause in tasks:
+            nursery.start_soon(_keep, what, work, pause, name=what)
+        nursery.start_soon(self._keep_aging, name="aging")
+
+    def _often(self, _took: float = 0.0) -> float:
+        return self.options().scan_seconds
+
+    def _scan_pause(self, took: float) -> float:
+        return max(self._often(), min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS))
+
+    async def _scan_mappings(self) -> None:
+        seen = await self._scan()
+        if seen is not None:
+            self.mappings.apply(seen)
+            mapped = [(inode, pages) for (inode, _), pages in seen.items()]
+            await trio.to_thread.run_sync(self.allocation.keep_up, mapped)
+
+    async def _scan(self) -> Seen | None:
+        """What a scan sees, None for one that a process keeps waiting. That must not keep the service from ending."""
+        seen = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                before = self.mappings.at
+                while True:
+                    await trio.sleep(_SCAN_PATIENCE_SECONDS)
+                    if self.mappings.at == before:
+                        process_id = self.mappings.give_up()
+                        log.warning("process %d cannot be looked at: what it maps is not known", process_id)
+                        nursery.cancel_scope.cancel()
+                    before = self.mappings.at
+
+            nursery.start_soon(watch, name="patience")
+            # Not waited for at the end: it waits for a process that executes a program, which closes a file of ours
+            # first, which waits for us.
+            seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
+            nursery.cancel_scope.cancel()
+        return seen
+
+    async def _look_after_tenants(self) -> None:
+        """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
+        self.books.exit(self.books.dead_tenants())
+        with self.books.lock:
+            self.books.allowances.expire()
+        if self.events is not None and not self.events.covers_all_cpus():
+            log.warning("a CPU came or went: callers are looked up at each request from now on: slower")
+            self.data_path.distrust_events()
+            self.callers.distrust_events()
+            self.events = None
+
+    async def _keep_aging(self) -> None:
+        """A touch counts for one to two halves of the idle time, a mapping for as long as it lasts."""
+        while True:
+            await trio.sleep(self.options().idle_seconds / 2)
+            with self.books.lock:
+                self.books.ledger.age()
+
+    async def _look_for_swap(self) -> None:
+        await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)
+
+    async def _look_after_pages(self) -> None:
+        """Pages that a removed cgroup was charged for become the pool's own (I3); unclaimed files go by the rule."""
+        if self.recharge.is_due:
+            await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
+        options = self.options()
+        if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, options.grace_seconds / 4):
+            rule = Rule(options.unclaimed, options.grace_seconds)
+            await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
+            self._swept_at = trio.current_time()
+
+    async def _empty_page_cache(self) -> None:
+        """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""
+        await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
+
+
+async def _keep(what: str, work: Work, pause: Callable[[float], float]) -> None:
+    """Do it again and again; `pause` says for how long not, from how long it took."""
+    while True:
+        started = time.monotonic()
+        try:
+            await work()
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            log.warning("%s is put off: %s", what, error.strerror)
+        await trio.sleep(pause(time.monotonic() - started))
