@@ -87,6 +87,7 @@ class DataPath:
             counts["read"] += self._fast.reads
             counts["write"] += self._fast.writes
             counts["getattr"] = self._fast.attributes
+            counts["absent"] = self._fast.absent
         return counts
 
     @property
@@ -101,7 +102,7 @@ class DataPath:
             self._fast = fastpath.FastPath(
                 device_fd=device_fd,
                 max_read=wire.MAX_WRITE,
-                attribute_seconds=ENTRY_SECONDS,
+                entry_seconds=ENTRY_SECONDS,
                 nodes=self._store.nodes,
                 paths=self._store.path_descriptors,
                 removed=self._store.removed,

@@ -1,4 +1,5 @@
-/* What is asked most in C: READ and WRITE of files, threads and tenants that are known already, and GETATTR.
+/* What is asked most in C: READ and WRITE of files, threads and tenants that are known already, GETATTR, and LOOKUP of
+ * names that are not there.
  *
  * `FastPath.next(request)` stands where the channel's request pump reads the device: it answers what it can, and
  * returns the length of the first request that wants Python, or of any when many wait and are to be served in turns.
@@ -16,6 +17,7 @@
 #include <structmember.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/fuse.h>
 #include <poll.h>
 #include <sched.h>
@@ -43,14 +45,14 @@ typedef struct {
     int device_fd;
     Py_ssize_t max_read;
     PyObject *nodes, *paths, *removed, *files; /* dicts of the store and the data path */
-    unsigned long long attribute_seconds;      /* how long the kernel may keep what it is told */
+    unsigned long long entry_seconds;          /* how long the kernel may keep what it is told */
     PyObject *callers, *verified; /* of sharedfs/callers.py, and its dict */
     PyObject *books, *ledger, *settled, *touch, *charge; /* the books, and of them */
     PyObject *left;               /* what is left of tenants' allowances (sharedfs/allowances.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
     char *reply;
-    unsigned long long reads, writes, attributes;
+    unsigned long long reads, writes, attributes, absent;
     int enabled;
     int busy;
     int in_a_row;             /* requests that did not have to be waited for */
@@ -266,7 +268,7 @@ static int serve_getattr(FastPath *self, const struct fuse_in_header *header, Py
         return PyErr_Occurred() ? -1 : 0;
     if (fstat(fd, &found) < 0)
         return 0;
-    out.body.attr_valid = self->attribute_seconds;
+    out.body.attr_valid = self->entry_seconds;
     attr->ino = header->nodeid; /* the root's number is not tmpfs's */
     attr->size = found.st_size;
     attr->blocks = found.st_blocks;
@@ -286,13 +288,35 @@ static int serve_getattr(FastPath *self, const struct fuse_in_header *header, Py
     return send_reply(self, &out, sizeof out);
 }
 
+/* A name that is not in a directory, which is asked before each name is made. Names come and go in this very thread, and
+ * where a file that nobody uses is deleted, in one step. The kernel may remember the answer. */
+static int serve_lookup(FastPath *self, const struct fuse_in_header *header, const char *name, size_t length, PyObject *node,
+                        int fd)
+{
+    struct {
+        struct fuse_out_header header;
+        struct fuse_entry_out body;
+    } out = {.header = {.len = sizeof out, .unique = header->unique}, .body = {.entry_valid = self->entry_seconds}};
+    struct stat found;
+    int removed = PyDict_Contains(self->removed, node);
+
+    if (removed != 0)
+        return removed < 0 ? -1 : 0;
+    if (length < 2 || strnlen(name, length) != length - 1 || strchr(name, '/') != NULL) /* no name, or more than one */
+        return 0;
+    if (fstatat(fd, name, &found, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT)
+        return 0;
+    self->absent++;
+    return send_reply(self, &out, sizeof out);
+}
+
 /* 1: answered; 0: for Python; -1: with an exception. */
 static int serve(FastPath *self, const char *request, size_t length)
 {
     const struct fuse_in_header *header = (const struct fuse_in_header *)request;
     const void *body = header + 1;
     PyObject *node;
-    int fd, answered = 0;
+    int fd, by_path, answered = 0;
 
     if (!self->enabled || length < sizeof *header || header->len != length)
         return 0;
@@ -303,15 +327,21 @@ static int serve(FastPath *self, const char *request, size_t length)
         if (length < sizeof *header + sizeof(struct fuse_write_in) ||
             length != sizeof *header + sizeof(struct fuse_write_in) + ((const struct fuse_write_in *)body)->size)
             return 0;
-    } else if (header->opcode != FUSE_GETATTR || length < sizeof *header + sizeof(struct fuse_getattr_in)) {
+    } else if (header->opcode == FUSE_GETATTR) {
+        if (length < sizeof *header + sizeof(struct fuse_getattr_in))
+            return 0;
+    } else if (header->opcode != FUSE_LOOKUP) {
         return 0;
     }
+    by_path = header->opcode == FUSE_GETATTR || header->opcode == FUSE_LOOKUP;
     node = PyLong_FromUnsignedLongLong(header->nodeid);
     if (node == NULL)
         return -1;
-    answered = look_up_int(header->opcode == FUSE_GETATTR ? self->paths : self->files, node, &fd);
+    answered = look_up_int(by_path ? self->paths : self->files, node, &fd);
     if (answered == 1 && header->opcode == FUSE_GETATTR) {
         answered = serve_getattr(self, header, node, fd);
+    } else if (answered == 1 && header->opcode == FUSE_LOOKUP) {
+        answered = serve_lookup(self, header, body, length - sizeof *header, node, fd);
     } else if (answered == 1) {
         self->busy = 1; /* others see it when a long copy lets go of the GIL */
         answered = header->opcode == FUSE_READ ? serve_read(self, header, body, node, fd)
@@ -389,12 +419,12 @@ static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
 
 static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"device_fd", "max_read", "attribute_seconds", "nodes", "paths", "removed", "files", "callers",
+    static char *names[] = {"device_fd", "max_read", "entry_seconds", "nodes", "paths", "removed", "files", "callers",
                             "verified", "heads", "books", NULL};
     PyObject *heads, *allowances;
 
     if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inKO!O!O!O!OO!O!O", names, &self->device_fd, &self->max_read,
-                                     &self->attribute_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths,
+                                     &self->entry_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths,
                                      &PyDict_Type, &self->removed, &PyDict_Type, &self->files, &self->callers,
                                      &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->books))
         return -1;
@@ -467,6 +497,7 @@ static PyMemberDef members[] = {
     {"reads", T_ULONGLONG, offsetof(FastPath, reads), READONLY, "READ requests answered here"},
     {"writes", T_ULONGLONG, offsetof(FastPath, writes), READONLY, "WRITE requests answered here"},
     {"attributes", T_ULONGLONG, offsetof(FastPath, attributes), READONLY, "GETATTR requests answered here"},
+    {"absent", T_ULONGLONG, offsetof(FastPath, absent), READONLY, "LOOKUP requests answered here"},
     {"enabled", T_INT, offsetof(FastPath, enabled), 0, "0: leave everything to Python"},
     {"busy", T_INT, offsetof(FastPath, busy), READONLY, "a read or write is under way"},
     {NULL},
@@ -475,7 +506,7 @@ static PyMemberDef members[] = {
 static PyTypeObject type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "sharedfs.fastpath.FastPath",
-    .tp_doc = "Answers READ, WRITE and GETATTR of what is known, on the wire. For one thread.",
+    .tp_doc = "Answers READ, WRITE, GETATTR and LOOKUP, as far as it can, on the wire. For one thread.",
     .tp_basicsize = sizeof(FastPath),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_new = PyType_GenericNew,
@@ -488,7 +519,7 @@ static PyTypeObject type = {
 static struct PyModuleDef module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "fastpath",
-    .m_doc = "READ, WRITE and GETATTR in C, as far as all is known that they need.",
+    .m_doc = "READ, WRITE, GETATTR and LOOKUP in C, as far as all is known that they need.",
     .m_size = -1,
 };
 

@@ -2,19 +2,20 @@ import mmap
 from typing import Any
 
 class FastPath:
-    """Answers READ, WRITE and GETATTR of what is known, on the wire. For one thread. See fastpath.c."""
+    """Answers READ, WRITE, GETATTR and LOOKUP, as far as it can, on the wire. For one thread. See fastpath.c."""
 
     enabled: int
     busy: int
     reads: int
     writes: int
     attributes: int
+    absent: int
     def __init__(
         self,
         *,
         device_fd: int,
         max_read: int,
-        attribute_seconds: int,
+        entry_seconds: int,
         nodes: dict[int, Any],
         paths: dict[int, int],
         removed: dict[int, bytes],

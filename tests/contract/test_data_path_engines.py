@@ -164,6 +164,29 @@ def test_attributes_are_what_python_says_and_left_to_it_where_it_must_look() -> 
         assert is_answered()
 
 
+def test_a_name_that_is_not_there_is_told_and_any_other_is_left_to_python() -> None:
+    with served("C") as ends:
+        store = ends.store
+        store.stat(store.node(wire.ROOT_NODE))
+        absent = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
+        assert ends.ask(Opcode.LOOKUP, b"nothing\0", wire.ROOT_NODE) == (0, absent)
+        assert ends.data_path.requests["absent"] == 1
+
+        def is_answered(name: bytes, parent: int = wire.ROOT_NODE) -> bool:
+            assert ends.channel.shortcut is not None
+            header = wire.IN_HEADER.pack(40 + len(name), Opcode.LOOKUP, 78, parent, 0, 0, 0, 0, 0)
+            return ends.channel.shortcut.serve(header + name)
+
+        store.stat(store.node(ends.inode))
+        for name in (b"file", b".", b"..", b"", b"a/b", b"../outside", b"x" * 256):
+            assert not is_answered(name + b"\0"), name
+        for cut in (b"", b"nothing", b"no\0thing\0"):
+            assert not is_answered(cut), cut
+        assert not is_answered(b"nothing\0", ends.inode), "no directory"
+        assert not is_answered(b"nothing\0", 12345), "no inode"
+        assert is_answered(b"nothing\0")
+
+
 def test_what_is_written_is_read_and_booked(ends: Wire) -> None:
     assert ends.write(0, b"a" * 5000) == (0, 5000)
     assert ends.write(6000, b"b" * 10) == (0, 10)
