@@ -28,13 +28,15 @@ class KeptDebts:
         shift = now_seconds - self._clock()
         return {cgroup: since + shift for cgroup, since in self._since.items()}
 
+    def are_kept(self, since: Mapping[CgroupRef, float]) -> bool:
+        """Whether these are the debts that are kept already. Reads nothing."""
+        return self._since.keys() == since.keys()
+
     def keep(self, now_seconds: float, since: Mapping[CgroupRef, float]) -> None:
-        """These are the debts there are. Nothing is written while they are the same ones."""
+        """These are the debts there are."""
         shift = self._clock() - now_seconds
         new = {cgroup: began + shift for cgroup, began in since.items() if cgroup not in self._since}
         paid = self._since.keys() - since.keys()
-        if not (new or paid):
-            return
         self._since = {cgroup: began for cgroup, began in self._since.items() if cgroup in since} | new
         try:
             self._state.keep_debts(new, paid)

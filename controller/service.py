@@ -33,7 +33,7 @@ from controller.api_types import (
 )
 from controller.billing.admission import marks
 from controller.billing.ancestors import above, due_at
-from controller.billing.bill import Bill, make_bill
+from controller.billing.bill import Bill, add_up, make_bill
 from controller.billing.books import without
 from controller.billing.meter import Meter
 from controller.billing.planner import Planner
@@ -147,10 +147,10 @@ class Controller:
         known = {*tenants, *self._settler.entries}
         readings = await self._settler.read(known, above(tenant.path for tenant in tenants), self._budgets)
         books = {pool.pool: without(pool.books, readings.gone) for pool in pools}
-        bill = make_bill(books.values(), tenants - readings.gone, self._policy)
+        bills = {pool: make_bill([held], (), self._policy) for pool, held in books.items()}
+        bill = add_up(bills.values(), tenants - readings.gone)
         found = {cgroup: self._settler.found(cgroup, account.limits) for cgroup, account in readings.accounts.items()}
         billed = (bill.tenants.keys() | readings.above) & readings.accounts.keys()
-        bills = {pool: make_bill([held], (), self._policy) for pool, held in books.items()}
         self._meter.read(int(now_seconds * 1000), bills)
         due, swap_due = (self._due(part, pools, bills, billed) for part in (due_bytes, swap_due_bytes))
         positions = {
@@ -160,8 +160,9 @@ class Controller:
             for cgroup in billed
         }
         planned = self._planner.plan(now_seconds, positions.values() if self._config.settle else ())
-        if not self._settler.dry_run:
-            keep_debts = partial(self._debts.keep, now_seconds, dict(self._planner.ages.since))
+        since = dict(self._planner.ages.since)
+        if not self._settler.dry_run and not self._debts.are_kept(since):
+            keep_debts = partial(self._debts.keep, now_seconds, since)
             await trio.to_thread.run_sync(keep_debts, limiter=self._settler.disk)
         raising, lowering = list(planned.raising), list(planned.lowering)
         for cgroup in self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys():

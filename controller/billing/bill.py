@@ -1,7 +1,7 @@
 """The bill: who pays how much of what the pools hold."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.billing.books import Books
@@ -25,6 +25,15 @@ class TenantShare:
     swapped_bytes: int = 0
     foreign_swapped_bytes: int = 0
 
+    def __add__(self, other: "TenantShare") -> "TenantShare":
+        return TenantShare(
+            self.share_bytes + other.share_bytes,
+            self.used_bytes + other.used_bytes,
+            self.foreign_bytes + other.foreign_bytes,
+            self.swapped_bytes + other.swapped_bytes,
+            self.foreign_swapped_bytes + other.foreign_swapped_bytes,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Bill:
@@ -43,6 +52,24 @@ class Bill:
             parts = (line.swapped_bytes, line.share_bytes), (line.foreign_swapped_bytes, line.foreign_bytes)
             if line.used_bytes < 0 or any(not 0 <= part <= whole for part, whole in parts):
                 raise BrokenInvariant(f"I1: {tenant} has a line that no books give: {line}")
+
+
+def add_up(bills: Collection[Bill], tenants: Iterable[CgroupRef]) -> Bill:
+    """The bill of all pools from the bills of each, with a line for each of `tenants` and for everybody on one.
+
+    The same as of all their books at once: a class is of one pool, and is rounded once. O(lines).
+    """
+    lines = dict.fromkeys(tenants, TenantShare())
+    for bill in bills:
+        for tenant, line in bill.tenants.items():
+            lines[tenant] = lines.get(tenant, TenantShare()) + line
+    return Bill(
+        sum(bill.pool_resident_bytes for bill in bills),
+        sum(bill.unclaimed_bytes for bill in bills),
+        sum(bill.foreign_bytes for bill in bills),
+        sum(bill.swapped_bytes for bill in bills),
+        lines,
+    )
 
 
 def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Policy) -> Bill:

@@ -1,12 +1,12 @@
 """The bill, from one class to all pools: nothing is lost, nothing is made up (I1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.billing.bill import Bill, TenantShare, make_bill
+from controller.billing.bill import Bill, TenantShare, add_up, make_bill
 from controller.billing.books import Books, SharingClass, read_classes, read_holdings, without
 from controller.billing.policies import Held, Parts
 from controller.billing.policies.first_touch import FirstTouch
@@ -85,6 +85,15 @@ def test_a_bill_conserves(pools: list[Books]) -> None:
     assert sum(line.foreign_bytes for line in bill.tenants.values()) <= bill.foreign_bytes
     for line in bill.tenants.values():
         assert line.share_bytes <= line.used_bytes
+
+
+@given(st.lists(books, max_size=3))
+def test_the_bills_of_pools_add_up_to_the_bill_of_all(pools: list[Books]) -> None:
+    pools = [
+        {replace(held, pool=str(number)): size for held, size in pool.items()} for number, pool in enumerate(pools)
+    ]
+    whole = make_bill(pools, {A}, Proportional())
+    assert add_up([make_bill([pool], (), Proportional()) for pool in pools], {A}) == whole
 
 
 @given(books, st.frozensets(cgroups, max_size=3))

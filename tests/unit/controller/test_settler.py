@@ -363,7 +363,10 @@ def test_debts_keep_their_age_over_restarts(tmp_path: Path) -> None:
     state = State(tmp_path, "this boot")
     debts = KeptDebts(state, lambda: uptime[0])
     assert debts.since(7.0) == {}
+    assert debts.are_kept({})
+    assert not debts.are_kept({a: 7.0})
     debts.keep(7.0, {a: 7.0})
+    assert debts.are_kept({a: 7.0})
     uptime[0] = 160.0
     debts.keep(67.0, {a: 7.0, b: 67.0})
     state.close()  # as the kernel would: nothing else is written at an end
