@@ -24,7 +24,9 @@ _COLUMNS = {
     "attribution": r"tests/mounted/test_(attribution|exit|tenant_rules)\.py",
     "shared mappings": r"tests/mounted/.*mapp",
     "the pool pays, no zombies": r"tests/mounted/test_pool_pays\.py",
-    "settlement": r"tests/mounted/test_settlement\.py|test_limits_contract\.py.*\[real",
+    "settlement": r"tests/mounted/test_(settlement|new_budget|admission|debts_borne|exit_under_load)\.py|"
+    r"test_limits_contract\.py.*\[real",
+    "swap": r"tests/mounted/test_swap\.py",
     "runc": r"tests/containers/.*\brunc\b",
     "crun": r"tests/containers/.*\bcrun\b",
     "podman": r"tests/containers/.*\bpodman\b",
