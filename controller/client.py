@@ -1,12 +1,9 @@
 """The controller's API from the other side of its socket."""
 
-import errno
 from collections.abc import Mapping
 from typing import Any
 
-import httpx
-
-from sharedfs import places
+from sharedfs import places, unix_client
 from sharedfs.errors import CallerMistake, HostFault
 
 NOT_RUNNING = "the controller is not running: start it with `sharedctl run`"
@@ -21,30 +18,20 @@ def ask(method: str, url: str, query: Mapping[str, str], body: Answer | None = N
     for value in query.values():
         if not value.isprintable():
             raise CallerMistake(f"{value!r} is no text: name a cgroup as `sharedctl bills` shows it")
-    transport = httpx.HTTPTransport(uds=str(places.controller_socket()))
+    path = places.controller_socket()
     try:
-        with httpx.Client(transport=transport, base_url="http://controller", timeout=ANSWER_SECONDS) as client:
-            response = client.request(method, url, params=query, json=body)
-    except httpx.ConnectError as error:
-        if _errno(error) in (errno.EACCES, errno.EPERM):
-            raise CallerMistake(f"{places.controller_socket()}: permission denied: run as root") from None
+        response = unix_client.ask(path, method, url, query=query, body=body, timeout_seconds=ANSWER_SECONDS)
+    except PermissionError:
+        raise CallerMistake(f"{path}: permission denied: run as root") from None
+    except (FileNotFoundError, ConnectionRefusedError):
         raise CallerMistake(NOT_RUNNING) from None
-    except httpx.HTTPError as error:
+    except unix_client.NoAnswer as error:
         raise HostFault(f"the controller gave no answer: {type(error).__name__}: {error}") from error
-    if response.headers.get("content-type") != "application/json":
-        raise HostFault(f"the controller answers {response.status_code} {response.reason_phrase}: see its log")
+    if response.content_type != "application/json":
+        raise HostFault(f"the controller answers {response.status} {response.reason}: see its log")
     answer: Answer = response.json()
     if response.is_success:
         return answer
-    if response.is_client_error:
+    if response.is_callers_mistake:
         raise CallerMistake(answer["detail"])
     raise HostFault(answer["detail"])
-
-
-def _errno(error: BaseException | None) -> int | None:
-    """The system's error number below httpx's own errors, None when there is none."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error.errno
-        error = error.__cause__ or error.__context__
-    return None

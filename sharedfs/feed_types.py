@@ -29,7 +29,7 @@ class Event(IntEnum):
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use one of them
 
 
 class TenantRef(_Frozen):

@@ -33,6 +33,7 @@ from sharedfs.mount_options import (
     written,
 )
 from sharedfs.units import format_size
+from sharedfs.unix_client import CONFLICT, NoAnswer, ask
 
 _END_SECONDS = 20.0
 _RELOAD_SECONDS = 60.0  # the new version imports everything first
@@ -230,18 +231,15 @@ def _set_flags(mounted: Mount, flags: int) -> None:
 
 
 def _tell_daemon(name: str, options: str) -> None:
-    import httpx  # noqa: PLC0415 - slow to import, and only a remount needs it
-
-    transport = httpx.HTTPTransport(uds=str(places.feed_socket(name)))
-    with httpx.Client(transport=transport, base_url="http://pool", timeout=_ANSWER_SECONDS) as client:
-        try:
-            answer = client.post("/v1/remount", json=Remount(options=options).model_dump())
-        except httpx.HTTPError as error:
-            raise HostFault(f"the daemon of pool {name} does not answer: {error}") from error
-    if answer.status_code == httpx.codes.CONFLICT:
+    body = Remount(options=options).model_dump()
+    try:
+        answer = ask(places.feed_socket(name), "POST", "/v1/remount", body=body, timeout_seconds=_ANSWER_SECONDS)
+    except NoAnswer as error:
+        raise HostFault(f"the daemon of pool {name} does not answer: {error}") from error
+    if answer.status == CONFLICT:
         raise CallerMistake(answer.json()["detail"])
-    if answer.is_error:
-        raise HostFault(f"the daemon of pool {name} could not change: {answer.text}")
+    if not answer.is_success:
+        raise HostFault(f"the daemon of pool {name} could not change: {answer.content.decode(errors='replace')}")
 
 
 def umount(mountpoint: str, *, only_dead: bool = False) -> None:
@@ -312,15 +310,11 @@ def reload(mountpoint: str) -> None:
 
 def ask_status(name: str) -> PoolStatus | None:
     """What a pool says of itself; None when it does not answer just now."""
-    import httpx  # noqa: PLC0415 - slow to import
-
-    transport = httpx.HTTPTransport(uds=str(places.feed_socket(name)))
-    with httpx.Client(transport=transport, base_url="http://pool", timeout=_ANSWER_SECONDS) as client:
-        try:
-            answer = client.get("/v1/status").raise_for_status()
-        except (httpx.NetworkError, httpx.RemoteProtocolError):
-            return None
-        return PoolStatus.model_validate_json(answer.content)
+    try:
+        answer = ask(places.feed_socket(name), "GET", "/v1/status", timeout_seconds=_ANSWER_SECONDS)
+    except NoAnswer:
+        return None
+    return PoolStatus.model_validate_json(answer.content) if answer.is_success else None
 
 
 def _take_away(mountpoint: str, *, dead: bool) -> None:

@@ -2,17 +2,18 @@
 
 from base64 import b64decode
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-import httpx
 import numpy as np
 
 from controller.client import ask
 from controller.lab.events import NO_LIMIT, Event, Events
 from controller.lab.trace import TraceWriter
-from sharedfs import places
+from sharedfs import places, unix_client
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import TapeRows
+from sharedfs.unix_client import CONFLICT, NoAnswer, Response
 
 TAKE_SECONDS = 0.25
 _ANSWER_SECONDS = 30.0  # the first answer has everything that is in the pool
@@ -32,47 +33,49 @@ def record(pool: str, path: Path, wait: Callable[[float], bool], progress: Calla
     Raises CallerMistake when there is no such pool or somebody records it, HostFault when the recording broke off: what
     was written by then can be read.
     """
-    transport = httpx.HTTPTransport(uds=str(places.feed_socket(pool)))
-    with httpx.Client(transport=transport, base_url="http://pool", timeout=_ANSWER_SECONDS) as feed:
-        try:
-            begun = feed.post("/v1/tape")
-        except httpx.ConnectError:
-            raise CallerMistake(f"pool {pool} does not answer: see `sharedfs status`") from None
-        if begun.status_code == httpx.codes.CONFLICT:
-            raise CallerMistake(begun.json()["detail"])
-        begun.raise_for_status()
-        try:
-            with TraceWriter(path) as writer:
-                _write(feed, writer, wait, progress)
-                return writer.rows
-        except httpx.HTTPError as error:
-            raise HostFault(f"pool {pool} gave no more rows: {type(error).__name__}: {error}") from error
-        finally:
-            if not feed.is_closed:
-                _end(feed)
+    try:
+        begun = _ask_for_tape(pool, "POST")
+    except NoAnswer:
+        raise CallerMistake(f"pool {pool} does not answer: see `sharedfs status`") from None
+    if begun.status == CONFLICT:
+        raise CallerMistake(begun.json()["detail"])
+    if not begun.is_success:
+        raise HostFault(f"pool {pool} answers {begun.status} {begun.reason}")
+    try:
+        with TraceWriter(path) as writer:
+            _write(pool, writer, wait, progress)
+            return writer.rows
+    finally:
+        with suppress(*NoAnswer):  # it is gone, and the tape with it
+            _ask_for_tape(pool, "DELETE")
 
 
-def _write(
-    feed: httpx.Client, writer: TraceWriter, wait: Callable[[float], bool], progress: Callable[[int], None]
-) -> None:
+def _ask_for_tape(pool: str, method: str) -> Response:
+    return unix_client.ask(places.feed_socket(pool), method, "/v1/tape", timeout_seconds=_ANSWER_SECONDS)
+
+
+def _take(pool: str) -> TapeRows:
+    try:
+        answer = _ask_for_tape(pool, "GET")
+    except NoAnswer as error:
+        raise HostFault(f"pool {pool} gave no more rows: {type(error).__name__}: {error}") from error
+    if not answer.is_success:
+        raise HostFault(f"pool {pool} gave no more rows: {answer.status} {answer.reason}")
+    return TapeRows.model_validate_json(answer.content)
+
+
+def _write(pool: str, writer: TraceWriter, wait: Callable[[float], bool], progress: Callable[[int], None]) -> None:
     files: dict[int, int] = {}
     enough = False
     while not enough:
         enough = wait(TAKE_SECONDS)
-        told = TapeRows.model_validate_json(feed.get("/v1/tape").raise_for_status().content)
+        told = _take(pool)
         events = as_events(told, files, _budgets() if told.tenants else {})
         if len(events):
             writer.write(events)
             progress(len(events))
         if told.full:
             raise HostFault("the tape was full before it could be taken: what is in the trace is complete until then")
-
-
-def _end(feed: httpx.Client) -> None:
-    try:
-        feed.delete("/v1/tape")
-    except httpx.HTTPError:
-        return  # it is gone, and the tape with it
 
 
 def as_events(told: TapeRows, files: dict[int, int], budgets: dict[str, int]) -> Events:

@@ -8,14 +8,13 @@ import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from mmap import PAGESIZE
 from struct import Struct
-
-from sharedfs.kernel.pagemap import PAGE_BYTES
 
 _SYS_CACHESTAT = 451  # on every architecture (asm-generic/unistd.h)
 _RANGE = Struct("<QQ")  # struct cachestat_range: offset, length
 _COUNTS = Struct("<5Q")  # struct cachestat: cached, dirty, under writeback, evicted, recently evicted
-_LAST_PAGE = (1 << 63) // PAGE_BYTES - 1  # of any file
+_LAST_PAGE = (1 << 63) // PAGESIZE - 1  # of any file
 _WINDOW_PAGES = 512
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -46,7 +45,7 @@ def swapped_pages(fd: int, first_page: int, last_page: int) -> int:
 
 
 def _cached_and_swapped(fd: int, first_page: int, last_page: int) -> tuple[int, int]:
-    window = _RANGE.pack(first_page * PAGE_BYTES, (min(last_page, _LAST_PAGE) - first_page + 1) * PAGE_BYTES)
+    window = _RANGE.pack(first_page * PAGESIZE, (min(last_page, _LAST_PAGE) - first_page + 1) * PAGESIZE)
     counts = ctypes.create_string_buffer(_COUNTS.size)
     if _libc.syscall(_SYS_CACHESTAT, fd, window, counts, 0) < 0:
         number = ctypes.get_errno()
