@@ -9,6 +9,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use one of them
 
 
+class _Body(_Frozen):
+    """What comes with a request: FastAPI wants its type built."""
+
+    model_config = ConfigDict(defer_build=False)
+
+
 class TenantBill(_Frozen):
     """`limit_bytes` is what the kernel enforces now: budget - share + debt - borne. None is no limit, or no budget.
 
@@ -139,7 +145,7 @@ class ExitForecast(_Frozen):
     tenants: tuple[SurvivorBill, ...]
 
 
-class BudgetOrder(_Frozen):
+class BudgetOrder(_Body):
     """`report_only`: bills tell what is over the budget, and no limit is written."""
 
     budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
@@ -227,7 +233,7 @@ class Policies(_Frozen):
     need_history: tuple[str, ...]
 
 
-class PolicyOrder(_Frozen):
+class PolicyOrder(_Body):
     """`name` None: the policy of the configuration. `payer` is the tenant that `designated` names."""
 
     name: str | None

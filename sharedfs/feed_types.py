@@ -32,6 +32,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use one of them
 
 
+class _Body(_Frozen):
+    """What comes with a request: FastAPI wants its type built."""
+
+    model_config = ConfigDict(defer_build=False)
+
+
 class TenantRef(_Frozen):
     """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory.
 
@@ -171,7 +177,7 @@ class Allowance(_Frozen):
     until_bytes: int | None
 
 
-class AllowanceOrder(_Frozen):
+class AllowanceOrder(_Body):
     """Allowances for tenants of one answer of the holdings. They end after `valid_seconds` unless renewed.
 
     `sequence` rises from order to order: one that comes late is refused.
@@ -195,7 +201,7 @@ class TapeRows(_Frozen):
     full: bool
 
 
-class Remount(_Frozen):
+class Remount(_Body):
     """Mount options that a mounted pool is to change to: words with commas between, as `mount -o` has them."""
 
     options: str
