@@ -61,9 +61,6 @@ class FakeCgroups:
         self._anon[directory], self._cache[directory] = anon_bytes, cache_bytes
         self._publish(directory)
 
-    def swap_out(self, path: str, swap_bytes: int) -> None:
-        (self.hierarchy.directory(path) / "memory.swap.current").write_text(f"{swap_bytes}\n")
-
     def manager_sets(self, path: str, limit: int | None, name: str | None = None) -> None:
         """What a manager writes, by its own hand."""
         name = name or ("memory.limit_in_bytes" if self._v1 else "memory.max")

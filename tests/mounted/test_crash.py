@@ -21,6 +21,7 @@ from sharedfs import keeper, places, pools
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at
+from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount_whatever_happened
 from tests.support.posix import Child, fails, opened
 from tests.support.tenants import wait_until
@@ -176,10 +177,6 @@ def test_mapped_memory_is_there_while_no_daemon_is(pool: MountedPool) -> None:
             finally:
                 os.kill(status.keeper_pid, signal.SIGCONT)
             assert [os.pread(fd, 1, page * PAGE)[0] for page in range(4)] == [1, 2, 3, 4]
-
-
-def is_zombie(process_id: int) -> bool:
-    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_a_stopped_daemon_goes_on_where_it_was(pool: MountedPool) -> None:

@@ -25,6 +25,7 @@ from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.recovery import MOST_DEATHS
 from tests.support.holes import content_is_there, fault_holes
+from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.posix import fails, opened
 from tests.support.tenants import Tenants, wait_until
@@ -62,7 +63,7 @@ class Armed:
         status = self.pool.status()
         os.kill(status.keeper_pid, signal.SIGSTOP)
         try:
-            yield lambda: not Path(f"/proc/{status.daemon_pid}/exe").exists()
+            yield lambda: is_zombie(status.daemon_pid)
         finally:
             os.kill(status.keeper_pid, signal.SIGCONT)
 

@@ -102,5 +102,5 @@ def test_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenant
         breeds = max(zombies_left_by(tenants, place, f"tmpfs-{place.name}", rounds) for place in places)
         assert breeds >= rounds - 5, "the control: a zombie for each toucher of tmpfs"
         left = min(zombies_left_by(tenants, pool.path, f"pool-{attempt}", rounds) for attempt in range(3))
-    assert left <= (2 if tenants.hierarchy.version is CgroupVersion.V1 else 0)
+    assert left <= 0
     assert pool.check_conservation().resident_bytes == rounds * 65536

@@ -7,10 +7,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 Trace = Callable[[FrameType, str, Any], Any]
+
+
+def is_zombie(process_id: int) -> bool:
+    """Whether a process has died and its parent has not asked for it yet."""
+    return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def run_in_child(work: Callable[[], None]) -> int:
