@@ -3,49 +3,28 @@
 A request that passes through pyfuse3 wakes four threads; one that is answered in the channel's request pump wakes two.
 And what changes something has to be in the journal with its answer before the kernel has it.
 
-Each handler unpacks, calls the namespace with its lock held, packs, commits. The answer is written when the lock is
-free again.
+Each handler calls what `name_requests.py` has for the request, with the namespace's lock held, and commits. The answer
+is written when the lock is free again. What takes long is answered beside the pump, by a thread with its own slot.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from errno import EINVAL, EIO, ENOTTY, ERANGE
+from errno import EINVAL, EIO
 from queue import SimpleQueue
-from struct import Struct
 from typing import TypeVar
 
 from sharedfs.descriptors import SCARCE
-from sharedfs.inodes import ENTRY_SECONDS
-from sharedfs.journal import MOST_REPLY_BYTES, PUMP, Journal, Slot
-from sharedfs.kernel import dirents, syscalls
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel import name_wire as names
+from sharedfs.journal import PUMP, Journal, Slot
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.namespace import OMIT, Changes, ContentOnDisk, Found, Namespace
+from sharedfs.name_requests import Act, NameRequests, changes_in, forgets
+from sharedfs.namespace import Changes, ContentOnDisk, Namespace
 
-_BODY = names.BODY
 # A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
 _SLOW_RESERVATION_BYTES = 16 << 20
-# FUSE asks for these two only; struct fsxattr and an int of flags. What tmpfs refuses is refused by tmpfs.
-_IOCTL_BYTES = {
-    syscalls.FS_IOC_GETFLAGS: 8,
-    syscalls.FS_IOC_SETFLAGS: 8,
-    syscalls.FS_IOC_FSGETXATTR: 28,
-    syscalls.FS_IOC_FSSETXATTR: 28,
-}
-_STATX_NLINK_OFFSET, _STATX_INODE_OFFSET = 16, 32
-_NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
-# fuse_dirent for each length of a name, so that packing pads it.
-_DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
-_DOTS = (b".", b"..")
 
 Answer = TypeVar("Answer")
-Act = Callable[[int, int, memoryview], bytes]
-"""(node, thread_id, request) -> the body of the answer."""
 
 
 class FrequentRequests:
@@ -53,43 +32,21 @@ class FrequentRequests:
 
     def __init__(self, namespace: Namespace, journal: Journal) -> None:
         self._namespace = namespace
+        self._names = NameRequests(namespace)
         self._slot = journal.slots[PUMP]
         self._lane_slots: SimpleQueue[Slot] = SimpleQueue()
         for slot in journal.slots[PUMP + 1 :]:
             self._lane_slots.put(slot)
         self._slow_lane = ThreadPoolExecutor(self._lane_slots.qsize(), thread_name_prefix="reserve")
         self._channel: Channel
-        self._open_at_once = self._handler(Opcode.OPEN, self._open)
+        self._open_at_once = self._handler(Opcode.OPEN, self._names.open)
         self.answered = 0
 
     @property
     def handlers(self) -> Mapping[int, RequestHandler]:
-        acts: dict[int, Act] = {
-            Opcode.LOOKUP: self._lookup,
-            Opcode.GETATTR: self._getattr,
-            Opcode.STATX: self._statx,
-            Opcode.READLINK: self._readlink,
-            Opcode.SYMLINK: self._symlink,
-            Opcode.MKNOD: self._mknod,
-            Opcode.MKDIR: self._mkdir,
-            Opcode.UNLINK: self._unlink,
-            Opcode.RMDIR: self._rmdir,
-            Opcode.RENAME: self._rename,
-            Opcode.RENAME2: self._rename2,
-            Opcode.LINK: self._link,
-            Opcode.CREATE: self._create,
-            Opcode.TMPFILE: self._tmpfile,
-            Opcode.RELEASE: self._release,
-            Opcode.OPENDIR: self._opendir,
-            Opcode.READDIR: self._readdir,
-            Opcode.READDIRPLUS: self._readdirplus,
-            Opcode.RELEASEDIR: self._releasedir,
-            Opcode.GETXATTR: self._getxattr,
-            Opcode.SETXATTR: self._setxattr,
-            Opcode.REMOVEXATTR: self._removexattr,
-            Opcode.IOCTL: self._ioctl,
+        handlers: dict[int, RequestHandler] = {
+            opcode: self._handler(opcode, act) for opcode, act in self._names.acts.items()
         }
-        handlers: dict[int, RequestHandler] = {opcode: self._handler(opcode, act) for opcode, act in acts.items()}
         return handlers | {
             Opcode.OPEN: self._open_or_bring_back,
             Opcode.SETATTR: self._setattr,
@@ -143,14 +100,6 @@ class FrequentRequests:
         slot.commit(error, body, changes, aftermath)
         namespace.committed(slot.request, changes, aftermath)
 
-    # -- look-up and attributes --------------------------------------------------------------------------------------
-
-    def _lookup(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        try:
-            return self._entry(self._namespace.lookup(parent, bytes(request[_BODY:-1])))
-        except FileNotFoundError:
-            return _NO_ENTRY  # the kernel may remember that there is no such name
-
     def _forget(self, _unique: int, _node: int, _thread_id: int, request: memoryview) -> None:
         """FORGET and BATCH_FORGET: no answer, and not sent again."""
         unique, opcode, dropped = forgets(request)
@@ -159,31 +108,8 @@ class FrequentRequests:
             self._slot.take(unique, opcode)
             self._namespace.forget_all(unique, dropped)
 
-    def _getattr(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
-        return self._attributes(inode)
-
-    def _statx(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        _, _, _, _, mask = names.STATX_IN.unpack_from(request, _BODY)
-        node, found = self._namespace.attributes(inode)
-        status = syscalls.statx(self._namespace.store.path_descriptor(node), mask)
-        status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = self._namespace.store.links(node, found).to_bytes(
-            4, "little"
-        )
-        status[_STATX_INODE_OFFSET : _STATX_INODE_OFFSET + 8] = inode.to_bytes(8, "little")
-        seconds = self._namespace.attribute_seconds(node)
-        return names.STATX_OUT.pack(seconds, 0, 0, 0, 0) + bytes(status)
-
     def _setattr(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
-        fields = names.SETATTR_IN.unpack_from(request, _BODY)
-        valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
-        changes = Changes(
-            mode=mode if valid & names.FATTR_MODE else None,
-            uid=uid if valid & names.FATTR_UID else -1,
-            gid=gid if valid & names.FATTR_GID else -1,
-            size=size if valid & names.FATTR_SIZE else None,
-            atime=_time(valid, names.FATTR_ATIME, names.FATTR_ATIME_NOW, atime, atime_ns),
-            mtime=_time(valid, names.FATTR_MTIME, names.FATTR_MTIME_NOW, mtime, mtime_ns),
-        )
+        changes = changes_in(request)
         with self._namespace.lock:
             self.answered += 1
             slowly = self._namespace.reserved_by(inode, changes) > _SLOW_RESERVATION_BYTES
@@ -223,7 +149,7 @@ class FrequentRequests:
             if reservation is not None:
                 namespace.reserve(reservation)
             with namespace.lock:
-                body = self._attributes(inode)
+                body = self._names.attributes(inode)
                 # Not with the answer: another request may have changed these words before this one is cleared.
                 namespace.store.save(namespace.store.take_changes())
                 slot.commit(0, body, ())
@@ -233,52 +159,6 @@ class FrequentRequests:
             error = EINVAL
         self._channel.reply(unique, error, body)
         slot.clear()
-
-    def _readlink(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
-        store = self._namespace.store
-        return store.read_symlink(store.node(inode))
-
-    # -- names -------------------------------------------------------------------------------------------------------
-
-    def _mkdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        mode, umask = names.MKDIR_IN.unpack_from(request, _BODY)
-        name = bytes(request[_BODY + names.MKDIR_IN.size : -1])
-        return self._entry(self._namespace.make_directory(parent, name, mode, umask, *_owner(request)))
-
-    def _mknod(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        mode, device, umask, _ = names.MKNOD_IN.unpack_from(request, _BODY)
-        name = bytes(request[_BODY + names.MKNOD_IN.size : -1])
-        return self._entry(self._namespace.make(parent, name, mode, umask, *_owner(request), device))
-
-    def _symlink(self, parent: int, thread_id: int, request: memoryview) -> bytes:
-        name, target = names.names(request, _BODY)
-        return self._entry(self._namespace.make_symlink(parent, name, target, *_owner(request), thread_id))
-
-    def _link(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        (inode,) = names.LINK_IN.unpack_from(request, _BODY)
-        return self._entry(self._namespace.link(inode, parent, bytes(request[_BODY + names.LINK_IN.size : -1])))
-
-    def _unlink(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.unlink(parent, bytes(request[_BODY:-1]))
-        return b""
-
-    def _rmdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.remove_directory(parent, bytes(request[_BODY:-1]))
-        return b""
-
-    def _rename(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        (new_parent,) = names.RENAME_IN.unpack_from(request, _BODY)
-        old, new = names.names(request, _BODY + names.RENAME_IN.size)
-        self._namespace.rename(parent, old, new_parent, new, 0)
-        return b""
-
-    def _rename2(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        new_parent, flags, _ = names.RENAME2_IN.unpack_from(request, _BODY)
-        old, new = names.names(request, _BODY + names.RENAME2_IN.size)
-        self._namespace.rename(parent, old, new_parent, new, flags)
-        return b""
-
-    # -- open files --------------------------------------------------------------------------------------------------
 
     def _open_or_bring_back(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
         try:
@@ -294,7 +174,7 @@ class FrequentRequests:
         with namespace.lock:
             slot.take(unique, Opcode.OPEN)
             try:
-                body = self._open(inode, thread_id, request)
+                body = self._names.open(inode, thread_id, request)
             except OSError as failure:
                 error = failure.errno or EIO
             aftermath = namespace.take_aftermath()
@@ -304,140 +184,3 @@ class FrequentRequests:
             namespace.committed(slot.request, (), aftermath)
         self._channel.reply(unique, error, body)
         slot.clear()
-
-    def _open(self, inode: int, thread_id: int, request: memoryview) -> bytes:
-        flags, _ = names.OPEN_IN.unpack_from(request, _BODY)
-        self._namespace.open(inode, flags)
-        return self._opened(inode, self._namespace.open_for_reading(inode, flags, thread_id))
-
-    def _create(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
-        name = bytes(request[_BODY + names.CREATE_IN.size : -1])
-        made = self._namespace.create(parent, name, flags, mode, umask, *_owner(request))
-        return self._entry(made) + self._opened(made[0].inode)
-
-    def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        _, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
-        made = self._namespace.create_nameless(parent, mode, umask, *_owner(request))
-        return self._entry(made) + self._opened(made[0].inode)
-
-    def _opened(self, inode: int, reader: TenantId = NOBODY) -> bytes:
-        """A handle is the number of the tenant that reads past us with it, NOBODY's when all reads come to us.
-
-        DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH, mmap goes to the backing file; reads do so
-        with PASSTHROUGH alone.
-        """
-        backing_id = self._namespace.store.node(inode).backing_id
-        if backing_id == 0:
-            return names.OPEN_OUT.pack(NOBODY, wire.FOPEN_DIRECT_IO, 0)
-        flags = wire.FOPEN_PASSTHROUGH if reader != NOBODY else wire.FOPEN_DIRECT_IO | wire.FOPEN_PASSTHROUGH
-        return names.OPEN_OUT.pack(reader, flags, backing_id)
-
-    def _release(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle = names.RELEASE_IN.unpack_from(request, _BODY)[0]
-        self._namespace.release(inode, TenantId(handle))
-        return b""
-
-    # -- directories -------------------------------------------------------------------------------------------------
-
-    def _opendir(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
-        return names.OPEN_OUT.pack(self._namespace.listings.open(self._namespace.store.node(inode)), 0, 0)
-
-    def _releasedir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.listings.close(names.RELEASE_IN.unpack_from(request, _BODY)[0])
-        return b""
-
-    def _readdir(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
-        limit = size * dirents.PLAIN_PERCENT // 100
-        listing, records = self._namespace.listings.read(handle, inode, offset, limit)
-        if not records:
-            return b""
-        starts = dirents.record_starts(records)
-        listing.offset = dirents.last_offset(records, starts)
-        return dirents.fuse_dirents(records, starts, self._namespace.store.tmpfs.root_numbers)
-
-    def _readdirplus(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
-        limit = min(size, MOST_REPLY_BYTES) * dirents.PLUS_PERCENT // 100
-        listing, records = self._namespace.listings.read(handle, inode, offset, limit)
-        store, parts = self._namespace.store, []
-        for number, next_offset, kind, name in dirents.entries(records):
-            if name in _DOTS:  # the kernel takes no reference to these
-                parts.append(_NO_ENTRY)
-            else:
-                node, found = store.lookup(listing.node, name)
-                store.refer(node)
-                parts.append(self._entry((node, found)))
-            shown = store.tmpfs.root_numbers.get(number, number)
-            parts.append(_DIRENTS[len(name)].pack(shown, next_offset, len(name), kind, name))
-            listing.offset = next_offset
-        return b"".join(parts)
-
-    # -- extended attributes and inode flags -------------------------------------------------------------------------
-
-    def _getxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        size, _ = names.GETXATTR_IN.unpack_from(request, _BODY)
-        value = self._namespace.xattr(inode, bytes(request[_BODY + names.GETXATTR_IN.size : -1]))
-        if size == 0:
-            return names.GETXATTR_OUT.pack(len(value), 0)
-        if len(value) > size:
-            raise OSError(ERANGE, os.strerror(ERANGE))
-        return value
-
-    def _setxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        size, flags, fuse_flags, _ = names.SETXATTR_IN.unpack_from(request, _BODY)
-        body = bytes(request[_BODY + names.SETXATTR_IN.size :])
-        name, _, value = body.partition(b"\0")
-        drop_set_gid = bool(fuse_flags & names.SETXATTR_ACL_KILL_SGID)
-        self._namespace.set_xattr(inode, name, value[:size], flags, drop_set_gid=drop_set_gid)
-        return b""
-
-    def _removexattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.remove_xattr(inode, bytes(request[_BODY:-1]))
-        return b""
-
-    def _ioctl(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        _, _, command, _, in_bytes, out_bytes = names.IOCTL_IN.unpack_from(request, _BODY)
-        argument_bytes = _IOCTL_BYTES.get(command)
-        if argument_bytes is None:
-            raise OSError(ENOTTY, os.strerror(ENOTTY))
-        start = _BODY + names.IOCTL_IN.size
-        argument = bytearray(bytes(request[start : start + in_bytes]).ljust(argument_bytes, b"\0"))
-        self._namespace.inode_flags(inode, command, argument)
-        return names.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_bytes])
-
-    # -- helpers -----------------------------------------------------------------------------------------------------
-
-    def _entry(self, answer: Found) -> bytes:
-        node, found = answer
-        seconds = self._namespace.attribute_seconds(node)
-        attributes = names.attributes(node.inode, self._namespace.store.links(node, found), found)
-        return names.ENTRY_OUT.pack(node.inode, 0, ENTRY_SECONDS, seconds, 0, 0, *attributes)
-
-    def _attributes(self, inode: int) -> bytes:
-        node, found = self._namespace.attributes(inode)
-        seconds = self._namespace.attribute_seconds(node)
-        attributes = names.attributes(inode, self._namespace.store.links(node, found), found)
-        return names.ATTR_OUT.pack(seconds, 0, 0, *attributes)
-
-
-def _owner(request: memoryview) -> tuple[int, int]:
-    _, _, _, _, uid, gid, _, _, _ = wire.IN_HEADER.unpack_from(request)
-    return uid, gid
-
-
-def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> tuple[int, int]:
-    if valid & now:
-        return 0, syscalls.UTIME_NOW
-    return (seconds, nanoseconds) if valid & given else OMIT
-
-
-def forgets(request: memoryview) -> tuple[int, int, list[tuple[int, int]]]:
-    """What a FORGET or BATCH_FORGET says: its number, its opcode, and (inode, references dropped)."""
-    _, opcode, unique, inode, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
-    if opcode == Opcode.FORGET:
-        return unique, opcode, [(inode, names.FORGET_IN.unpack_from(request, _BODY)[0])]
-    count, _ = names.BATCH_FORGET_IN.unpack_from(request, _BODY)
-    start = _BODY + names.BATCH_FORGET_IN.size
-    return unique, opcode, list(names.FORGET_ONE.iter_unpack(request[start : start + count * names.FORGET_ONE.size]))

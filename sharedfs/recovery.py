@@ -27,13 +27,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from errno import EIO, ENOENT, ESTALE
 
-from sharedfs.frequent import forgets
 from sharedfs.inodes import Node
 from sharedfs.journal import PUMP, Commit, Intent, Journal, Kind, Slot
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.passthrough import BackingFiles
+from sharedfs.name_requests import forgets
 from sharedfs.namespace import Namespace
 from sharedfs.store import NAMELESS
 
