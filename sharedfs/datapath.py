@@ -170,7 +170,7 @@ class DataPath:
         self._callers.make_room()
 
     def drop_page_cache(self) -> None:
-        """Free the pages that the kernel made in vain, for sendfile(2) and the like. From one thread, not the pump.
+        """Free the pages that the kernel made for sendfile(2) and the like. From one thread, not the pump.
 
         The kernel waits for a page that is being read just then, and if we are killed while it waits, that page's
         reader hangs until the connection is aborted. So it is done when nothing of the kind was asked since the last
@@ -192,13 +192,15 @@ class DataPath:
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["read"] += 1
         _, offset, size, read_flags = wire.READ_IN.unpack_from(request, _BODY)
+        known = self._store.node(node)
         if not read_flags & wire.READ_LOCKOWNER and self._channel.passthrough:
             # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
-            # mappings, and that is charged to the tenant (I2). Callers fall back to read(2), as sendfile(2) tells them.
-            # The pages that the kernel made for this stay, empty, and would hold on to the tenant's cgroup (I3).
+            # mappings, and that is charged to the tenant (I2). The pages that the kernel made for this would hold on to
+            # the tenant's cgroup (I3), also when they stay empty because we refuse.
             self._cached_lately.add(node)
-            raise OSError(EINVAL, os.strerror(EINVAL))
-        fd = self._files.get(self._store.node(node))
+            if not known.still:
+                raise OSError(EINVAL, os.strerror(EINVAL))
+        fd = self._files.get(known)
         tenant = self._callers.tenant_of(thread_id)
         buffer = self._reply_buffer
         with self._gate:

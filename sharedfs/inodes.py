@@ -32,23 +32,25 @@ Words = tuple[int, int, int]
 class Node:
     """An inode of the store that the kernel has heard of.
 
-    `lookups`, `opens`, `backing_id` and `may_be_mapped` outlive the daemon: who changes one tells `Inodes.changed`.
+    All but `handle` and `set_id` outlive the daemon: who changes one tells `Inodes.changed`.
     """
 
-    __slots__ = ("backing_id", "handle", "inode", "lookups", "may_be_mapped", "opens", "set_id")
+    __slots__ = ("backing_id", "handle", "inode", "lookups", "may_be_mapped", "opens", "set_id", "still")
 
     def __init__(self, inode: int, handle: bytes, first: int = 0, second: int = 0) -> None:
         self.inode = inode
         self.handle = handle
         self.lookups = first  # how often the kernel was told of it, less its FORGETs
-        self.opens = second & 0x7FFFFFFF
+        self.opens = second & 0x3FFFFFFF
+        self.still = bool(second >> 30 & 1)  # nobody has it open for writing, or a mapping to write through
         self.may_be_mapped = bool(second >> 31 & 1)  # a mapping may outlive opens, and changes times without asking us
         self.backing_id = second >> 32  # of FUSE passthrough, 0 for none
         self.set_id = False  # may have set-id bits: a write must clear them
 
     @property
     def words(self) -> Words:
-        return self.inode, self.lookups, self.opens | self.may_be_mapped << 31 | self.backing_id << 32
+        second = self.opens | self.still << 30 | self.may_be_mapped << 31 | self.backing_id << 32
+        return self.inode, self.lookups, second
 
 
 class Inodes:
@@ -166,9 +168,7 @@ class Inodes:
         """
         try:
             with self.opened(node) as fd:
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-                fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-                return os.fstat(fd)
+                return os.fstat(fd) if is_the_only_one(fd) else None
         except OSError:
             return None
 
@@ -226,6 +226,16 @@ class Inodes:
     def _release(self, inode: int) -> None:
         self._paths.discard(inode)
         self.nodes.pop(inode, None)
+
+
+def is_the_only_one(fd: int) -> bool:
+    """Whether there is no other descriptor of a file, and no mapping. Where we cannot look there may be."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return False
+    return True
 
 
 def _printable(name: bytes) -> str:

@@ -20,7 +20,7 @@ from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.descriptors import SCARCE
 from sharedfs.faults import Point
-from sharedfs.inodes import ENTRY_SECONDS, SET_ID_BITS, Node, Words
+from sharedfs.inodes import ENTRY_SECONDS, SET_ID_BITS, Node, Words, is_the_only_one
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
@@ -354,9 +354,11 @@ class Namespace:
                 else self.store.open_for_data(node)
             )
             try:
+                still = not for_writing and (node.still or (node.opens == 0 and is_the_only_one(fd)))
                 self._register(node, fd)
             finally:
                 os.close(fd)
+            node.still = still
         if not node.may_be_mapped:
             node.may_be_mapped = True
             self._expire(inode)

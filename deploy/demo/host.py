@@ -10,8 +10,7 @@ from sharedfs.errors import HostFault
 
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.02
-NO_ZOMBIES_SINCE = (7, 1)
-"""Linux 7.1 moves the pages of a removed cgroup to its parent, so they no longer keep it."""
+_NO_ZOMBIES_SINCE = (7, 1)
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> float:
@@ -43,3 +42,12 @@ def statistic(directory: Path, name: str) -> int:
     """One line of a cgroup's memory.stat, in bytes."""
     lines = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
     return int(lines[name])
+
+
+def zombies_stay(release: str) -> bool:
+    """Whether that Linux keeps a removed cgroup while pages are charged to it; 7.1 moves them to its parent.
+
+    >>> zombies_stay("6.18.5"), zombies_stay("7.2.7")
+    (True, False)
+    """
+    return kernel_version(release) < _NO_ZOMBIES_SINCE

@@ -5,7 +5,7 @@ from rich.table import Table
 
 from controller.api_types import Bills, TenantBill
 from deploy.demo.acts import BUDGET_BYTES, CROWD, CROWD_FILE_BYTES, FILE_BYTES, CrowdAct, PoolAct, TmpfsAct
-from deploy.demo.host import NO_ZOMBIES_SINCE, kernel_release, kernel_version
+from deploy.demo.host import kernel_release, zombies_stay
 from sharedfs.feed_types import PoolStatus
 from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.units import format_size
@@ -78,12 +78,11 @@ def of_crowds(on_pool: CrowdAct, on_tmpfs: CrowdAct) -> None:
         table.add_row(name, *map(str, counts), f"[bold]{act.zombies}[/]")
     _console.print(table)
     if not on_tmpfs.zombies:
-        new_kernel = kernel_version(kernel_release()) >= NO_ZOMBIES_SINCE
         _say(
-            "tmpfs leaves none either: since Linux 7.1 the pages of a removed cgroup move to its parent. "
+            "tmpfs left none, which is not what this version of Linux is known for."
+            if zombies_stay(kernel_release())
+            else "tmpfs leaves none either: since Linux 7.1 the pages of a removed cgroup move to its parent. "
             "Who pays is as wrong as before."
-            if new_kernel
-            else "tmpfs left none, which is not what this version of Linux is known for."
         )
 
 

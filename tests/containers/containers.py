@@ -35,6 +35,12 @@ class Running:
         name = "memory.limit_in_bytes" if self._hierarchy.version == 1 else "memory.max"
         return int((self._hierarchy.directory(self.path) / name).read_text())
 
+    def do_without_swap(self) -> None:
+        """Where the host has swap and cgroup v2, which would take what does not fit into the limit."""
+        bound = self._hierarchy.directory(self.path) / "memory.swap.max"
+        if bound.exists():
+            bound.write_text("0")
+
     def statistic(self, name: str) -> int:
         text = (self._hierarchy.directory(self.path) / "memory.stat").read_text()
         return int(dict(line.split() for line in text.splitlines())[name])

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from deploy.demo.containers import installed_runtime
-from deploy.demo.host import NO_ZOMBIES_SINCE, kernel_version
+from deploy.demo.host import zombies_stay
 from sharedfs.errors import CallerMistake
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at, mounts
@@ -84,7 +84,7 @@ def assert_story_is_true(facts: dict[str, Any]) -> None:
     # On v1 the counter is the whole host's, and the tests before this one leave it trembling.
     crowds = facts["crowds"]
     assert crowds["pool"]["zombies"] <= 2
-    if kernel_version(facts["kernel"]) < NO_ZOMBIES_SINCE:
+    if zombies_stay(facts["kernel"]):
         assert crowds["tmpfs"]["zombies"] >= crowds["tmpfs"]["tenants"] // 2
 
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import mmap
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at
 from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount_whatever_happened
-from tests.support.posix import Child, fails, opened
+from tests.support.posix import Child, fails, opened, refused
 from tests.support.tenants import wait_until
 
 PAGE = 4096
 FS_IMMUTABLE_FL = 0x10
 _SYS_PIDFD_GETFD = 438  # on every architecture
+_SYS_PREAD64 = {"x86_64": 17}.get(platform.machine(), 67)  # asm-generic/unistd.h
 NEW = os.O_RDWR | os.O_CREAT
 
 
@@ -51,6 +53,12 @@ def kill_daemon(pool: MountedPool) -> None:
     wait_until(lambda: pool.status_or_none() not in (None, before), "another daemon answers", 20)
     assert pool.status().restarts == before.restarts + 1
     assert pool.status().keeper_pid == before.keeper_pid
+
+
+def system_call_of(process_id: int) -> int:
+    """The number of the system call that a process waits in, -1 for none."""
+    number, *_ = Path(f"/proc/{process_id}/syscall").read_text().split()
+    return int(number) if number.isdigit() else -1
 
 
 def kill_all(pool: MountedPool) -> None:
@@ -322,8 +330,7 @@ def test_unmounting_a_dead_pool_ends_who_waits_for_an_answer(pool: MountedPool) 
         os.kill(status.keeper_pid, signal.SIGSTOP)
         os.kill(status.daemon_pid, signal.SIGKILL)
         os.kill(status.keeper_pid, signal.SIGKILL)
-        wchan = Path(f"/proc/{reader.pid}/wchan")
-        wait_until(lambda: wchan.read_text() == "request_wait_answer", "it waits for an answer", 20)
+        wait_until(lambda: system_call_of(reader.pid) == _SYS_PREAD64, "it waits for an answer", 20)
         sharedfs("umount", str(pool.path))
         with pytest.raises(OSError, match=rf"^\[Errno ({ENOTCONN}|{ECONNABORTED})\]"):
             reader.result()
@@ -421,6 +428,27 @@ def test_without_passthrough_all_but_shared_mappings_works(run_dir: Path, unique
         assert "ENODEV" in sharedfs("status").stdout
         pool.check_conservation()
     assert_nothing_left(run_dir / "mnt", unique_name)
+
+
+def test_what_can_be_sent_is_known_to_the_next_daemon(pool: MountedPool) -> None:
+    """sendfile(2) from the mount is for files that nobody can write to."""
+    for name in ("still", "written"):
+        (pool.path / name).write_bytes(b"x" * PAGE)
+    reader, writer = os.pipe()
+    with (
+        opened(pool.path / "still", os.O_RDONLY) as still,
+        opened(pool.path / "written", os.O_RDONLY) as read,
+        opened(pool.path / "written") as written,
+        mmap.mmap(written, PAGE) as mapping,
+    ):
+        kill_daemon(pool)
+        assert os.sendfile(writer, still, 0, PAGE) == PAGE
+        assert os.read(reader, PAGE) == b"x" * PAGE
+        mapping[0] = 1
+        with refused():
+            os.sendfile(writer, read, 0, 8)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_cgroups_that_were_there_stay(run_dir: Path, unique_name: str) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
+from deploy.demo.host import kernel_release, zombies_stay
 from sharedfs.kernel.cgroups import dying_memcgs
 from tests.support.holes import content_is_there, fault_holes
 from tests.support.mount import MountedPool
@@ -104,10 +105,12 @@ def test_what_others_map_and_write_to_becomes_the_pools_and_no_write_is_lost(
         with suppress(AssertionError):
             wait_until(lambda: dying_memcgs(tenants.hierarchy) <= before, "the zombies go", 2)
         zombies = dying_memcgs(tenants.hierarchy)
-        assert zombies >= before + leavers - 2, "the control: foreign pages keep removed cgroups"
+        if zombies_stay(kernel_release()):
+            assert zombies >= before + leavers - 2, "the control: foreign pages keep removed cgroups"
     wait_until(lambda: pool.holdings().foreign_bytes == 0, "the pool has taken them over", PATIENCE)
     assert charged_below(tenants) == 0
-    wait_until(lambda: dying_memcgs(tenants.hierarchy) <= zombies - leavers + 2, "the zombies go", PATIENCE)
+    if zombies_stay(kernel_release()):
+        wait_until(lambda: dying_memcgs(tenants.hierarchy) <= zombies - leavers + 2, "the zombies go", PATIENCE)
     first = max(survivor.do("result = rounds"))
     wait_until(lambda: min(survivor.do("result = rounds")) > first + 1, "both threads go on", PATIENCE)
     survivor.do("go_on = False\nfor worker in workers: worker.join()")

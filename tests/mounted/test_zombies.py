@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from controller.zombies.census import take_census
-from deploy.demo.host import NO_ZOMBIES_SINCE, kernel_release, kernel_version
+from deploy.demo.host import kernel_release, zombies_stay
 from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 FILE_BYTES = 3 << 20
 
 pytestmark = pytest.mark.skipif(
-    kernel_version(kernel_release()) >= NO_ZOMBIES_SINCE, reason="this kernel gives a removed cgroup's pages away"
+    not zombies_stay(kernel_release()), reason="this kernel gives a removed cgroup's pages away"
 )
 
 

@@ -1,7 +1,6 @@
 """CPython's own tests of files, with their temporary directory on the mount: what passes on tmpfs passes there."""
 
 import os
-import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +21,6 @@ SUITES += " test_fileio test_glob test_dbm test_tarfile test_zipfile"
 IGNORED = ["*Gzip*", "*Bz2*", "*Lzma*", "*Bzip2*", "*Deflate*", "*DecryptionTests*", "*TestInfo*"]
 IGNORED += ["*NoneInfoExtractTests_Data*", "*NoneInfoExtractTests_Tar*", "*NoneInfoExtractTests_Fully*"]
 IGNORED += ["*test_glob_many_open_files*", "*Bytes?walkTests*", "*BytesWalkTests*"]
-# Each is a difference that is documented (README.md, "What does not work yet").
-DIFFERENT = {
-    r"\.TestSendfile\.": "sendfile(2) is refused",
-    r"\.test_splice(_offset_in)?$": "splice(2) from the mount is refused",
-}
 
 
 def passed(directory: Path, report: Path) -> set[str]:
@@ -51,7 +45,6 @@ def test_what_passes_on_tmpfs_passes_on_the_pool(plain_tmpfs: Path, shared_pool:
     on_tmpfs = passed(plain_tmpfs / "cpython", tmp_path / "tmpfs.xml")
     on_the_pool = passed(shared_pool.path / "cpython", tmp_path / "pool.xml")
     assert len(on_tmpfs) > 1000
-    expected = {name for name in on_tmpfs if not any(re.search(pattern, name) for pattern in DIFFERENT)}
-    assert expected - on_the_pool == set()
+    assert on_tmpfs - on_the_pool == set()
     assert os.listdir(shared_pool.path / "cpython") == os.listdir(plain_tmpfs / "cpython")
     shared_pool.check_conservation()

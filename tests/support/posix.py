@@ -8,7 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import ENOTRECOVERABLE
+from errno import EINVAL, EIO, ENOTRECOVERABLE
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,17 @@ def fails(error: int) -> Iterator[None]:
     with pytest.raises(OSError, match=re.escape(os.strerror(error))) as caught:
         yield
     assert caught.value.errno == error
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """The block wants a file to be sent (sendfile(2), splice(2)) that may not.
+
+    Linux up to 6.18 passes on our EINVAL, at which programs fall back to read and write; 7.2 makes EIO of it.
+    """
+    with pytest.raises(OSError, match=r"argument|Input") as caught:
+        yield
+    assert caught.value.errno in (EINVAL, EIO)
 
 
 AT_EMPTY_PATH = 0x1000
