@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +63,10 @@ def find_shared_files(progress: Callable[[str], None] = lambda _: None) -> tuple
             if namespace not in namespaces:
                 namespaces[namespace] = parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_bytes())
                 progress(f"tmpfs mounts that process {process} sees")
+                mountpoints = {mount.mountpoint for mount in namespaces[namespace]}
                 for mount in _memory_mounts(namespaces[namespace]):
                     if mount.device not in walked:
-                        _walk(files, process, mount)
+                        _walk(files, process, mount, mountpoints)
                         if mount.root == "/":
                             walked.add(mount.device)
             progress(f"process {process}")
@@ -115,8 +117,11 @@ def _is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _walk(files: Files, process: int, mount: Mount) -> None:
-    """Add every regular file of a mount, as `process` sees it. Names are entered one by one and never followed."""
+def _walk(files: Files, process: int, mount: Mount, mountpoints: AbstractSet[str]) -> None:
+    """Add every regular file of a mount, as `process` sees it. Names are entered one by one and never followed.
+
+    What is mounted on a name is another mount's to walk, or nobody's: to look at it may be to wait for a server.
+    """
     try:
         root = os.open(f"/proc/{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for name in filter(None, mount.mountpoint.split("/")):
@@ -129,15 +134,21 @@ def _walk(files: Files, process: int, mount: Mount) -> None:
         if _device(os.fstat(root)) != mount.device:  # something else is mounted over it
             return
         for directory, names, leaves, directory_fd in os.fwalk(".", dir_fd=root, follow_symlinks=False):
+            place = os.path.normpath(os.path.join(mount.mountpoint, directory))
             for name in leaves:
+                if os.path.join(place, name) in mountpoints:
+                    continue
                 with suppress(OSError):
                     status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode) and status.st_blocks and _device(status) == mount.device:
-                        path = os.path.normpath(os.path.join(mount.mountpoint, directory, name))
+                        path = os.path.join(place, name)
                         known = _add(files, mount.device, status.st_ino, "tmpfs", path, status.st_size)
                         known.opened_by.append(f"/proc/{process}/root{path}")
-            # What is mounted here is another mount's to walk, or nobody's.
-            names[:] = [name for name in names if _is_on(directory_fd, name, mount.device)]
+            names[:] = [
+                name
+                for name in names
+                if os.path.join(place, name) not in mountpoints and _is_on(directory_fd, name, mount.device)
+            ]
     finally:
         os.close(root)
 
