@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EBUSY
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.proc import process_cgroup
 
 DEFAULT_PARENT = "sharedfs"
+_MADE_BY_A_POOL = "trusted.sharedfs"  # on the directory of a cgroup: pools that share a parent may go in any order
 _REMOVAL_SECONDS = 2.0
 _POLL_SECONDS = 0.01
 
@@ -55,13 +56,14 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
     if not parent:
         return PoolCgroup(hierarchy, came_from, came_from, ())
     path = PurePosixPath("/") / parent.strip("/") / name
-    # What was there stays, but for our own: a dead pool may have left its cgroup, and pools share the default parent.
-    ours = (path, PurePosixPath("/") / DEFAULT_PARENT)
-    steps = [step for step in (path, *path.parents) if step.name]
-    removable = tuple(str(step) for step in steps if step in ours or hierarchy.find(str(step)) is None)
+    steps = [str(step) for step in (path, *path.parents) if step.name]
+    # What was there stays, but for what pools made: one of our name that died, or others in the same parent.
     directory = hierarchy.directory(str(path))
+    removable: tuple[str, ...] = ()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        for step in reversed(steps):
+            if _make(hierarchy.directory(step)) or step == str(path):
+                removable = (step, *removable)
         hierarchy.enable_memory(str(path))
         (directory / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
@@ -70,6 +72,19 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
             f"{error.filename or directory}: {error.strerror}: choose a cgroup to make pools in with --cgroup-parent"
         ) from error
     return PoolCgroup(hierarchy, str(path), came_from, removable)
+
+
+def _make(directory: Path) -> bool:
+    """Make a cgroup where there is none; whether it is one that a pool made, now or before."""
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        with suppress(OSError):
+            return bool(os.getxattr(directory, _MADE_BY_A_POOL))
+        return False
+    with suppress(OSError):  # then it goes with the pool that made it, or stays
+        os.setxattr(directory, _MADE_BY_A_POOL, b"1")
+    return True
 
 
 def remove_pool_cgroups(hierarchy: MemoryHierarchy, removable: Sequence[str]) -> None:

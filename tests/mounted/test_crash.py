@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from errno import ECONNABORTED, ENODEV, ENOTCONN
 from pathlib import Path
 
@@ -449,6 +449,17 @@ def test_what_can_be_sent_is_known_to_the_next_daemon(pool: MountedPool) -> None
             os.sendfile(writer, read, 0, 8)
     os.close(reader)
     os.close(writer)
+
+
+def test_of_pools_in_one_parent_the_last_one_removes_it(run_dir: Path, unique_name: str) -> None:
+    hierarchy = find_memory_hierarchy()
+    options = ("--size", "64M", "--cgroup-parent", f"{unique_name}/made")
+    with ExitStack() as later:
+        with mounted_pool(run_dir / "first", f"{unique_name}-1", *options):
+            later.enter_context(mounted_pool(run_dir / "second", f"{unique_name}-2", *options))
+        assert hierarchy.directory(f"{unique_name}/made/{unique_name}-2").exists()
+        sharedfs("umount", str(run_dir / "second"))
+        assert not hierarchy.directory(unique_name).exists()
 
 
 def test_cgroups_that_were_there_stay(run_dir: Path, unique_name: str) -> None:
