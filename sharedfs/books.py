@@ -16,8 +16,10 @@ from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.model.ledger import Ledger, Predicate
+from sharedfs.model.makers import Makers
 from sharedfs.model.ranges import LAST_PAGE, PageRange, gaps
 from sharedfs.model.readers import Readers
+from sharedfs.model.settled_uses import SettledUses
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
@@ -27,10 +29,6 @@ from sharedfs.tape import Tape
 log = logging.getLogger("sharedfs")
 
 _ALL_PAGES = [(0, LAST_PAGE)]
-# To find out that a file is settled costs as much as some touches, and a change of the books undoes it.
-_USES_TO_SETTLE = 8
-_SETTLED_FILES = 4096
-_UNSETTLED = -1
 _MAPS_AT_ONCE = 256  # read after a start, while the lock is held: a few milliseconds
 
 
@@ -53,17 +51,12 @@ class Books:
         self._log: Log = MemoryLog() if self._state is None else self._state.tenants
         self.tenants = TenantTable(self._log)
         self.allowances = Allowances(self.ledger, time.monotonic)
-        self.settled: dict[TenantId, dict[int, int]] = {}
-        """Tenant -> file -> bytes, while the ledger's sequence is `settled_at`: no read of the file by the tenant
-        changes the books, nor does a write below so many bytes. _UNSETTLED: it may. For sharedfs/fastpath.c."""
-        self.settled_at = -1
-        self._uses_without_change = 0
+        self.settled = SettledUses(self.ledger, page_bytes)
+        self._makers = Makers(self.tenants)
         self._blind = False
         self._swapped: dict[int, list[PageRange]] = {}
         self.swap_looks = 0
         """Rises when other pages are in swap than at the look before."""
-        self._makers: dict[int, TenantId] = {}
-        self._gone: dict[TenantId, str] = {}
         # Rises with each exit: a name of a cgroup then has to be looked up anew.
         self.exits = 0
         self._tape: Tape | None = None
@@ -131,7 +124,7 @@ class Books:
                 if self._tape is not None:
                     self._tape.exit(tenant)
                 # last: a tenant that is known here is asked after again
-                self._gone[tenant] = self.tenants.remove(tenant).path
+                self._makers.gone(tenant, self.tenants.remove(tenant).path)
                 self.exits += 1
             self._tidy_log()
 
@@ -149,7 +142,7 @@ class Books:
             made = self._charge(inode, first, last, self._if_live(tenant))
             if made:
                 self.allowances.spend(tenant, made * self.page_bytes)
-            self._settle(inode, tenant, before)
+            self._used(inode, tenant, before)
 
     def charge_allocated(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
         """`tenant` had page ranges (inclusive) made resident and has used none of them yet.
@@ -161,7 +154,7 @@ class Books:
                 self._charge(inode, first, last, self._if_live(tenant))
                 self.allowances.spend(tenant, (last - first + 1) * self.page_bytes)
             if tenant != NOBODY:
-                self._makers.setdefault(inode, tenant)
+                self._makers.used(inode, tenant)
 
     @contextmanager
     def admitted(self, inode: int, start: int, end: int, tenant: TenantId) -> Iterator[None]:
@@ -256,27 +249,15 @@ class Books:
             self.ledger.touch(inode, first, last, tenant)
             if self._tape is not None and tenant != NOBODY:
                 self._tape.use(Event.TOUCH, tenant, inode, first, last)
-            self._settle(inode, tenant, before)
+            self._used(inode, tenant, before)
 
-    def _settle(self, inode: int, tenant: TenantId, before: int) -> None:
-        """After a use of a file: when uses have changed nothing for a while, remember what the next ones will not."""
-        sequence = self.ledger.sequence
-        if sequence != before or self._tape is not None:  # a tape wants to hear of all uses
-            self._uses_without_change = 0
-            self._makers.setdefault(inode, tenant)
-            return
-        self._uses_without_change += 1
-        if self._uses_without_change < _USES_TO_SETTLE:
-            return
-        if self.settled_at != sequence:
-            self.settled.clear()
-            self.settled_at = sequence
-        files = self.settled.setdefault(tenant, {})
-        if inode not in files:
-            if len(files) >= _SETTLED_FILES:
-                files.clear()
-            pages = self.ledger.settled_pages(inode, tenant)
-            files[inode] = _UNSETTLED if pages is None else pages * self.page_bytes
+    def _used(self, inode: int, tenant: TenantId, before: int) -> None:
+        """After a use of a file. A tape wants to hear of all of them."""
+        if self.ledger.sequence != before or self._tape is not None:
+            self.settled.changed()
+            self._makers.used(inode, tenant)
+        else:
+            self.settled.unchanged(inode, tenant)
 
     def uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange] = ()) -> None:
         """Pages `first`..`last` are gone, but for `kept` ranges: a huge page that could not be split."""
@@ -302,7 +283,7 @@ class Books:
         """The file is gone with all its pages."""
         with self.lock:
             self._shrunk.add(inode)
-            self._makers.pop(inode, None)
+            self._makers.drop(inode)
             self._swapped.pop(inode, None)
             self._doubtful.discard(inode)
             self.ledger.drop(inode)
@@ -320,20 +301,15 @@ class Books:
         if self._tape is not None:
             self._tape.mapped(inode, tenant, pages)
 
-    # -- who made a file: for people, who look for the origin of what nobody uses any more -----------------------------
-
     def maker_of(self, inode: int) -> str | None:
         """The cgroup that first had pages of a file, also when it is gone; None when we do not know."""
         with self.lock:
-            maker = self._makers.get(inode, NOBODY)
-            live = self.tenants.get(maker)
-            return self._gone.get(maker) if live is None else live.path
+            return self._makers.path_of(inode)
 
     def forget_makers(self) -> None:
-        """Of the tenants that are gone, remember those only that made a file that is there. O(files + tenants)."""
+        """Of files that are gone. O(files + tenants)."""
         with self.lock:
-            makers = set(self._makers.values())
-            self._gone = {tenant: path for tenant, path in self._gone.items() if tenant in makers}
+            self._makers.tidy()
 
     # -- swap --------------------------------------------------------------------------------------------------------
 
@@ -390,7 +366,7 @@ class Books:
                 self._doubtful.discard(inode)
                 for first, last in self.ledger.absent(inode, brought):
                     self._charge(inode, first, last, tenant, foreign=True)
-                    self._makers.setdefault(inode, tenant)
+                    self._makers.used(inode, tenant)
             if (inode, tenant) not in self._readers:
                 self._set_mapped(inode, tenant, pages)
 
@@ -439,8 +415,7 @@ class Books:
                 return False
             self._tape = Tape(self._path_of)
             # What is known to change nothing is not asked again: now it has to be.
-            self.settled.clear()
-            self.settled_at = -1
+            self.settled.forget()
             for inode in self.ledger.files():
                 for first, last, held in self.ledger.class_runs(inode):
                     self._tape.use(Event.ALLOCATE, held.owner, inode, first, last)

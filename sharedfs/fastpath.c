@@ -47,7 +47,8 @@ typedef struct {
     PyObject *nodes, *paths, *removed, *files; /* dicts of the store and the data path */
     unsigned long long entry_seconds;          /* how long the kernel may keep what it is told */
     PyObject *callers, *verified; /* of sharedfs/callers.py, and its dict */
-    PyObject *books, *ledger, *settled, *touch, *charge; /* the books, and of them */
+    PyObject *books, *ledger, *touch, *charge; /* the books, and of them */
+    PyObject *settled, *settled_bytes; /* sharedfs/model/settled_uses.py, and its dict */
     PyObject *left;               /* what is left of tenants' allowances (sharedfs/allowances.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
@@ -60,7 +61,7 @@ typedef struct {
     long long sleep_until_ns; /* do not look before: somebody else needs this CPU */
 } FastPath;
 
-static PyObject *verified_at_name, *set_id_name, *may_be_mapped_name, *sequence_name, *settled_at_name;
+static PyObject *verified_at_name, *set_id_name, *may_be_mapped_name, *sequence_name, *at_name;
 
 static long long now_ns(void)
 {
@@ -98,12 +99,12 @@ static PyObject *tenant_of(FastPath *self, uint32_t thread_id)
     return tenant;
 }
 
-/* Whether it is known that a use of a file changes nothing in the books (sharedfs/books.py): below `end` for a write, which
- * may add pages, 0 for a read. -1 with an exception. */
+/* Whether it is known that a use of a file changes nothing in the books (sharedfs/model/settled_uses.py): below `end` for
+ * a write, which may add pages, 0 for a read. -1 with an exception. */
 static int is_settled(FastPath *self, PyObject *node, PyObject *tenant, uint64_t end)
 {
     PyObject *sequence = PyObject_GetAttr(self->ledger, sequence_name);
-    PyObject *settled_at = sequence ? PyObject_GetAttr(self->books, settled_at_name) : NULL;
+    PyObject *settled_at = sequence ? PyObject_GetAttr(self->settled, at_name) : NULL;
     PyObject *files, *bytes;
     int same = settled_at ? PyObject_RichCompareBool(sequence, settled_at, Py_EQ) : -1;
     long long below;
@@ -112,7 +113,7 @@ static int is_settled(FastPath *self, PyObject *node, PyObject *tenant, uint64_t
     Py_XDECREF(settled_at);
     if (same != 1)
         return same;
-    files = PyDict_GetItemWithError(self->settled, tenant);
+    files = PyDict_GetItemWithError(self->settled_bytes, tenant);
     bytes = files ? PyDict_GetItemWithError(files, node) : NULL;
     if (bytes == NULL)
         return PyErr_Occurred() ? -1 : 0;
@@ -437,12 +438,13 @@ static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords
     Py_INCREF(self->books);
     self->ledger = PyObject_GetAttrString(self->books, "ledger");
     self->settled = PyObject_GetAttrString(self->books, "settled");
+    self->settled_bytes = self->settled ? PyObject_GetAttrString(self->settled, "bytes") : NULL;
     self->touch = PyObject_GetAttrString(self->books, "touch");
     self->charge = PyObject_GetAttrString(self->books, "charge");
     allowances = PyObject_GetAttrString(self->books, "allowances");
     self->left = allowances ? PyObject_GetAttrString(allowances, "left") : NULL;
     Py_XDECREF(allowances);
-    if (!self->ledger || !self->settled || !self->touch || !self->charge || !self->left)
+    if (!self->ledger || !self->settled_bytes || !self->touch || !self->charge || !self->left)
         return -1;
     self->enabled = 1;
     self->reply = PyMem_Malloc(sizeof(struct fuse_out_header) + self->max_read);
@@ -475,6 +477,7 @@ static void fastpath_dealloc(FastPath *self)
     Py_XDECREF(self->books);
     Py_XDECREF(self->ledger);
     Py_XDECREF(self->settled);
+    Py_XDECREF(self->settled_bytes);
     Py_XDECREF(self->touch);
     Py_XDECREF(self->charge);
     Py_XDECREF(self->left);
@@ -531,8 +534,8 @@ PyMODINIT_FUNC PyInit_fastpath(void)
     set_id_name = PyUnicode_InternFromString("set_id");
     may_be_mapped_name = PyUnicode_InternFromString("may_be_mapped");
     sequence_name = PyUnicode_InternFromString("sequence");
-    settled_at_name = PyUnicode_InternFromString("settled_at");
-    if (made == NULL || verified_at_name == NULL || sequence_name == NULL || settled_at_name == NULL || set_id_name == NULL ||
+    at_name = PyUnicode_InternFromString("at");
+    if (made == NULL || verified_at_name == NULL || sequence_name == NULL || at_name == NULL || set_id_name == NULL ||
         may_be_mapped_name == NULL || PyModule_AddType(made, &type) < 0)
         return NULL;
     return made;
