@@ -154,7 +154,7 @@ def test_who_writes_more_than_its_limit_is_not_killed_for_it(host: Host, run_dir
 def test_what_a_job_left_behind_is_on_somebodys_bill(
     host: Host, tenants: Tenants, shared_pool: MountedPool, controller: None
 ) -> None:
-    """buildbuddy#12934: a former job's files stayed on the account of a parent, where no limit saw them."""
+    """buildbuddy#12934, website#36453, benchexec#286: a former job's files counted for a parent, or for nobody."""
     file = shared_pool.path / f"left-{host.runtime}"
     job = host.start("first", [shared_pool.path])
     write(job, file)

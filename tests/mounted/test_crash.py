@@ -97,6 +97,7 @@ def opened_until_death(path: Path) -> Iterator[int]:
 
 
 def test_a_killed_daemon_is_followed_by_another_and_nobody_notices(pool: MountedPool) -> None:
+    """mountpoint-s3-csi-driver#576, libfuse#1219: ENOTCONN for all, or a restart that lost the kernel's look-ups."""
     with opened(pool.path / "f", NEW) as fd, opened(pool.path, os.O_RDONLY) as directory:
         os.write(fd, b"x" * 2 * PAGE)
         with mmap.mmap(fd, 2 * PAGE) as mapping:

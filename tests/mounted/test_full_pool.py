@@ -84,7 +84,10 @@ def test_extending_beyond_the_pool_makes_a_sparse_file(small: MountedPool) -> No
 
 
 def test_extending_within_the_pool_reserves_what_a_mapping_will_use(small: MountedPool) -> None:
-    """A difference to tmpfs: a page fault in a hole would charge the tenant, and may fail with SIGBUS later (I2)."""
+    """A difference to tmpfs: a page fault in a hole would charge the tenant, and may fail with SIGBUS later (I2).
+
+    ray#14182, torchx#428, pytorch#5040: killed by SIGBUS where memory had been promised.
+    """
     with opened(small.path / "f", NEW) as fd:
         os.ftruncate(fd, 4 * MIB)
         assert os.fstat(fd).st_blocks * 512 == 4 * MIB

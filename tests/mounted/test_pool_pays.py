@@ -97,6 +97,7 @@ def zombies_left_by(tenants: Tenants, directory: Path, prefix: str, rounds: int)
 
 
 def test_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenants, run_dir: Path) -> None:
+    """systemd#36827, moby#29638, lxc#1443, galaxy#6293: zombies in gigabytes, until no cgroup could be made."""
     # v1's counter trembles by a few, so it takes many; v2 is that of tests/guest, which is slow and has no others.
     rounds = 50 if tenants.hierarchy.version is CgroupVersion.V1 else 10
     with tmpfs(run_dir / "tmpfs", "64M") as control:

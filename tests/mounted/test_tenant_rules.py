@@ -3,11 +3,13 @@
 import os
 from pathlib import Path
 
+from tests.support.controller import running_controller
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import Tenants, wait_until
 
 MIB = 1 << 20
 CONTAINER = "docker-" + "c3" * 32 + ".scope"
+POD_UID = "0a1b2c3d_4e5f_6071_8293_a4b5c6d7e8f9"
 
 
 def test_a_container_with_cgroups_inside_is_one_tenant(pool: MountedPool, tenants: Tenants) -> None:
@@ -49,6 +51,23 @@ def test_rules_of_ones_own(run_dir: Path, unique_name: str, tenants: Tenants) ->
         refused = sharedfs("mount", str(pool.path), "-o", "remount,tenant=leaf", check=False)
         assert refused.returncode == 2
         assert "tenant cannot change" in refused.stderr
+
+
+def test_a_pod_pays_for_what_its_containers_share(run_dir: Path, unique_name: str, tenants: Tenants) -> None:
+    """kubernetes#63641: what a container puts into shared memory is to be charged to its pod, as a whole."""
+    options = ("--size", "16M", "--cgroup-parent", f"{unique_name}-pools", "--tenant", "pod:container")
+    with mounted_pool(run_dir / "mnt", unique_name, *options) as pool, running_controller():
+        name = f"kubepods-burstable-pod{POD_UID}.slice"
+        pod = tenants.make(name, 64 * MIB)
+        first, second = (tenants.make(f"{name}/cri-containerd-{digit * 64}.scope", 48 * MIB) for digit in "ab")
+        first.do(f"open('{pool.path}/f', 'wb').write(b'x' * {4 * MIB})")
+        second.do(f"open('{pool.path}/f', 'rb').read()")
+        wait_until(lambda: pod.limit() == 60 * MIB, "the pod's limit has fallen", 20)
+        assert {tenant.path for tenant in pool.holdings().tenants} == {pod.path}
+        assert [container.limit() for container in (first, second)] == [48 * MIB] * 2
+        first.exit()
+        pool.wait_for_scan()
+        assert pool.used(pod) == 4 * MIB
 
 
 def test_a_rule_that_is_none(tmp_path: Path) -> None:
