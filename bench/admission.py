@@ -1,17 +1,17 @@
-"""What an allowance costs a write that changes nothing in the books: the C shortcut called alone, by turns. Needs root.
+#!/usr/bin/env python3
+"""What an allowance costs a write that changes nothing in the books: the shortcut in C alone, by turns. Needs root."""
 
-Example: python -m bench.admission
-"""
-
-import argparse
 import os
 import struct
 import threading
 import time
 
+import click
+
+from sharedfs import fastpath
 from sharedfs.books import Books
 from sharedfs.callers import Callers
-from sharedfs.datapath import fastpath
+from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.task_events import TaskEvents
@@ -43,7 +43,10 @@ class Shortcut:
         self.fast = fastpath.FastPath(
             device_fd=device_fd,
             max_read=wire.MAX_WRITE,
+            entry_seconds=ENTRY_SECONDS,
             nodes=store.nodes,
+            paths=store.path_descriptors,
+            removed=store.removed,
             files={node.inode: self.file},
             callers=self.callers,
             verified=self.callers.verified,
@@ -68,10 +71,9 @@ class Shortcut:
         return best
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3000, help=f"rounds of {CALLS} writes (default: 3000)")
-    rounds = parser.parse_args().rounds
+@click.command(help=__doc__, epilog="Example: bench/admission.py --rounds 1000")
+@click.option("--rounds", default=3000, show_default=True, type=click.IntRange(1), help=f"Rounds of {CALLS} writes.")
+def main(rounds: int) -> None:
     mount_fd, root_fd = make_tmpfs(64 << 20)
     os.close(mount_fd)
     store, events, null = Store(PrivateTmpfs(root_fd)), TaskEvents(), os.open("/dev/null", os.O_RDWR)

@@ -64,7 +64,7 @@ def wait_for_mount(place: Path, server: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + _MOUNT_SECONDS
     while not os.path.ismount(place):
         if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"{server.args} does not serve {place}")
+            raise RuntimeError(f"{server.args!r} does not serve {place}")
         time.sleep(0.01)
 
 
@@ -104,7 +104,7 @@ def python_example() -> Path | None:
     program = cache / "tmpfs.py"
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", cache]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", str(cache)]
         if subprocess.run([*command, f"pyfuse3=={version}"], check=False).returncode != 0:
             return None
         (archive,) = cache.glob("*.tar.gz")

@@ -70,7 +70,7 @@ def flood(cgroup: Path, file: Path, threads: int) -> Iterator[None]:
 
 def quiet(cgroup: Path, file: Path, reads: int) -> list[int]:
     """How long each read took, in nanoseconds."""
-    command = ["sh", "-c", _JOIN_AND_EXEC, cgroup, sys.executable, "-c", _QUIET, file, str(reads)]
+    command = ["sh", "-c", _JOIN_AND_EXEC, str(cgroup), sys.executable, "-c", _QUIET, str(file), str(reads)]
     took: list[int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return took
 

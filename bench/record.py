@@ -1,10 +1,6 @@
 #!/usr/bin/env python3
-"""What recording costs a pool: random 4 KiB reads of one file, while nobody records and while somebody does.
+"""What recording costs a pool: random 4 KiB reads of one file, while nobody records and while somebody does."""
 
-bench/record.py [--rounds N] [--seconds S]
-"""
-
-import argparse
 import os
 import random
 import signal
@@ -15,21 +11,22 @@ import tempfile
 import time
 from pathlib import Path
 
+import click
+
 _FILE_BYTES = 64 << 20
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
-    arguments = parser.parse_args()
+@click.command(help=__doc__, epilog="Example: bench/record.py --rounds 3 --seconds 1")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Rounds, each with and without.")
+@click.option("--seconds", default=2.0, show_default=True, type=click.FloatRange(0.1), help="Of each measurement.")
+def main(rounds: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="sf-") as directory:
         os.environ["SHAREDFS_RUN_DIR"] = f"{directory}/run"
         place = Path(directory) / "mnt"
         place.mkdir()
         _run("sharedfs", "mount", str(place), "--size", "128M", "--name", f"bench-{os.getpid()}")
         try:
-            _compare(place / "file", Path(directory) / "trace.parquet", arguments.rounds, arguments.seconds)
+            _compare(place / "file", Path(directory) / "trace.parquet", rounds, seconds)
         finally:
             _run("sharedfs", "umount", str(place))
 

@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
 """How fast the lab replays a trace under all policies, and in how much memory.
 
-    PYTHONPATH=. python bench/replay.py [--events N] [--scenario NAME] [--policy NAME]...
-
 Writes the trace to a temporary directory first, as `sharedctl lab generate` would, and replays it from there in a
 process of its own, whose peak memory is measured. Also, where polars is installed, the innermost step of the replay
 (which of a million events change anything, and how many groups that concerns) in numpy and in polars.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 
 from controller.lab.cli import replay_trace
@@ -27,22 +25,26 @@ from controller.lab.trace import TraceWriter, open_trace
 _MILLION = 1_000_000
 
 
-def main() -> None:
-    arguments = _arguments()
-    if arguments.replay is not None:
-        print(json.dumps(_measure(arguments.replay, arguments.policy)))
+@click.command(help=__doc__, epilog="Example: bench/replay.py --events 10000000 --policy first_touch")
+@click.option("--events", default=100 * _MILLION, show_default=True, type=click.IntRange(1), help="About so many.")
+@click.option("--scenario", default="database", show_default=True, help="See `sharedctl lab generate --help`.")
+@click.option("--policy", "policies", multiple=True, default=["all"], show_default=True, help="May be given again.")
+@click.option("--replay", "trace", type=click.Path(path_type=Path), hidden=True)  # in the process that is measured
+def main(events: int, scenario: str, policies: tuple[str, ...], trace: Path | None) -> None:
+    if trace is not None:
+        print(json.dumps(_measure(trace, policies)))
         return
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "trace.parquet"
         started = time.perf_counter()
         with TraceWriter(path) as writer:
-            for batch in scenario_named(arguments.scenario).generate(1, arguments.events):
+            for batch in scenario_named(scenario).generate(1, events):
                 writer.write(batch)
         took = time.perf_counter() - started
-        print(f"{arguments.scenario}: {writer.rows:,} events written in {took:.1f} s,", end=" ")
+        print(f"{scenario}: {writer.rows:,} events written in {took:.1f} s,", end=" ")
         print(f"{path.stat().st_size / writer.rows:.1f} bytes an event", flush=True)
-        policies = [word for name in arguments.policy for word in ("--policy", name)]
-        command = [sys.executable, __file__, "--replay", str(path), *policies]
+        chosen = [word for name in policies for word in ("--policy", name)]
+        command = [sys.executable, __file__, "--replay", str(path), *chosen]
         told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         print(
             f"replayed under {told['policies']} policies in {told['seconds']:.1f} s"
@@ -53,20 +55,9 @@ def main() -> None:
     _compare_steps()
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--events", type=int, default=100 * _MILLION)
-    parser.add_argument("--scenario", default="database")
-    parser.add_argument("--policy", action="append")
-    parser.add_argument("--replay", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.policy = arguments.policy or ["all"]
-    return arguments
-
-
-def _measure(path: Path, policies: list[str]) -> dict[str, float]:
+def _measure(path: Path, policies: tuple[str, ...]) -> dict[str, float]:
     started, cpu = time.perf_counter(), time.process_time()
-    run = replay_trace(open_trace(path), tuple(policies), None, Clocks())
+    run = replay_trace(open_trace(path), policies, None, Clocks())
     return {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
@@ -108,7 +99,8 @@ def _compare_steps() -> None:
     def in_polars() -> int:
         joined = frame.with_row_index("at").join(states_of, on="group")
         joined = joined.with_columns((pl.col("row") * 500 + pl.col("state")).alias("key")).join(targets, on="key")
-        return joined.filter(pl.col("target") != pl.col("state")).group_by("group").agg(pl.col("at").min()).height
+        changes = joined.filter(pl.col("target") != pl.col("state"))
+        return int(changes.group_by("group").agg(pl.col("at").min()).height)
 
     assert in_numpy() == in_polars()
     print(f"a million events: numpy {_best(in_numpy):.1f} ms, polars {_best(in_polars):.1f} ms")

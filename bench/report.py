@@ -20,8 +20,10 @@ from rich.table import Table
 try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    CAN_DRAW = True
 except ImportError:
-    Figure = None
+    CAN_DRAW = False
 
 DEFAULT_DIRECTORY = "bench-results"
 out_option = click.option(
@@ -92,7 +94,7 @@ def save(
     directory.mkdir(parents=True, exist_ok=True)
     written = [directory / f"{name}.json"]
     written[0].write_text(json.dumps(data, indent=2) + "\n")
-    if Figure is None:
+    if not CAN_DRAW:
         click.echo("no drawing: matplotlib is missing (pip install '.[bench]')", err=True)
     else:
         written.append(directory / f"{name}.svg")

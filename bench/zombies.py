@@ -293,8 +293,8 @@ def curve(numbers: Sequence[int], rounds: int, as_json: bool, out: Path) -> None
         click.echo(json.dumps(told, indent=2))
         return
     table = Table("dying cgroups", *figures, box=None)
-    for number in figures[RECLAIM]:
-        table.add_row(number, *(f"{sides[number]:,.0f}" for sides in told["medians"].values()))
+    for dying in figures[RECLAIM]:
+        table.add_row(dying, *(f"{sides[dying]:,.0f}" for sides in told["medians"].values()))
     Console(width=160).print(table)
 
 
