@@ -15,11 +15,13 @@ import select
 import sys
 import time
 from collections.abc import Callable
+from errno import EINVAL, EIO
 
 MOST_FILES = 24
 MOST_BYTES = 256 << 10
 SLICE_BYTES = 64 << 10
 XATTR = "user.chaos"
+REFUSED = EINVAL if int(os.uname().release.split(".")[0]) < 7 else EIO
 
 
 class File:
@@ -47,7 +49,7 @@ class Worker:
         self.stalled_in = ""
         self.acts: list[Callable[[], None]] = [
             *(act for act in (self.write, self.read, self.map) for _ in range(4)),
-            *(act for act in (self.create, self.rename, self.unlink, self.resize) for _ in range(2)),
+            *(act for act in (self.create, self.rename, self.unlink, self.resize, self.send) for _ in range(2)),
             self.link,
             self.exchange_attribute,
             self.symlink,
@@ -116,6 +118,23 @@ class Worker:
         offset = self.random.randrange(MOST_BYTES)
         self.expect(os.pread(fd, 50_000, offset), file.content[offset : offset + 50_000], f"{name} at {offset}")
         self.expect(os.fstat(fd).st_size, len(file.content), f"size of {name}")
+        os.close(fd)
+
+    def send(self) -> None:
+        """Refused while a mapping or a handle to write with may be left of somebody's, as of our `unlink_open`."""
+        name, file = self.some()
+        fd = os.open(name, os.O_RDONLY)
+        sink = os.memfd_create("sink")
+        offset = self.random.randrange(MOST_BYTES)
+        try:
+            sent = os.sendfile(sink, fd, offset, 50_000)
+        except OSError as error:
+            if error.errno != REFUSED:
+                raise
+        else:
+            self.expect(sent > 0, offset < len(file.content), f"bytes of {name} sent from {offset}")
+            self.expect(os.pread(sink, sent, 0), file.content[offset : offset + sent], f"{name} sent from {offset}")
+        os.close(sink)
         os.close(fd)
 
     def map(self) -> None:
