@@ -3,13 +3,12 @@
 descriptors from the keeper ─▶ books, store ─▶ what another daemon left ─▶ channel ─▶ pyfuse3, scans and feed in trio
 """
 
-import json
 import logging
 import os
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from errno import EINVAL
 from pathlib import Path
 from typing import NoReturn
@@ -33,7 +32,6 @@ from sharedfs.http_server import serve_http
 from sharedfs.journal import Journal
 from sharedfs.keeper import CANNOT_RESUME, HANDED_OVER
 from sharedfs.kernel import syscalls
-from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import Mount, mount_at
@@ -53,11 +51,11 @@ from sharedfs.mount_options import (
     written,
 )
 from sharedfs.namespace import Namespace
-from sharedfs.pool_cgroup import PoolCgroup
 from sharedfs.rare import RareRequests
 from sharedfs.recharge import Recharge
 from sharedfs.recovery import recover
 from sharedfs.spill import Spill
+from sharedfs.start import Start
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.swap import SwapScan
@@ -71,29 +69,6 @@ log = logging.getLogger("sharedfs")
 _INITIALISATION_SECONDS = 10.0
 # Of the state: the kernel's INIT request, and the options of a remount.
 _INIT_FILE, _OPTIONS_FILE = "init", "options"
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What the keeper tells a daemon. `resumes`: another daemon served this pool before."""
-
-    mountpoint: str
-    name: str
-    options: str
-    resumes: bool
-    restarts: int
-    keeper_pid: int
-    outlives_keeper: bool
-    cgroup: str
-    came_from: str
-    removable: tuple[str, ...]
-
-    @classmethod
-    def read(cls, message: bytes) -> "Start":
-        return cls(**json.loads(message))
-
-    def pool_cgroup(self) -> PoolCgroup:
-        return PoolCgroup(find_memory_hierarchy(), self.cgroup, self.came_from, tuple(self.removable))
 
 
 class CannotResume(Exception):

@@ -38,6 +38,7 @@ from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import mount_at
 from sharedfs.mount_options import FILESYSTEM_TYPE, PoolOptions, parse, written
 from sharedfs.pool_cgroup import PoolCgroup, join_pool_cgroup
+from sharedfs.start import Start
 from sharedfs.tmpfs import make_state, make_tmpfs
 
 log = logging.getLogger("sharedfs.keeper")
@@ -183,22 +184,22 @@ class Keeper:
     def _start_daemon(self) -> None:
         self._start_at = None
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        start = {
-            "options": written(self.options),
-            "mountpoint": self.options.mountpoint,
-            "name": self.options.name,
-            "resumes": self.was_served,
-            "restarts": self.restarts,
-            "keeper_pid": os.getpid(),
-            "outlives_keeper": self.manager.keeps,
-            "cgroup": self.cgroup.path,
-            "came_from": self.cgroup.came_from,
-            "removable": self.cgroup.removable,
-        }
+        start = Start(
+            options=written(self.options),
+            mountpoint=self.options.mountpoint,
+            name=self.options.name,
+            resumes=self.was_served,
+            restarts=self.restarts,
+            keeper_pid=os.getpid(),
+            outlives_keeper=self.manager.keeps,
+            cgroup=self.cgroup.path,
+            came_from=self.cgroup.came_from,
+            removable=self.cgroup.removable,
+        )
         self._daemon = _Child(ours)
         with theirs, suppress(ConnectionError):  # a spare that died is replaced, and then this daemon has ended, too
             if self._spare is not None:
-                socket.send_fds(self._spare.link, [json.dumps(start).encode()], [theirs.fileno()])
+                socket.send_fds(self._spare.link, [start.message()], [theirs.fileno()])
 
     def _daemon_serves(self, child: _Child) -> None:
         child.serves_since = time.monotonic()

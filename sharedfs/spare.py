@@ -11,6 +11,7 @@ import signal
 import socket
 
 from sharedfs.kept import received
+from sharedfs.start import Start
 
 _MESSAGE_BYTES = 64 << 10
 
@@ -47,7 +48,7 @@ def _become_daemon(message: bytes, kept: dict[str, int], link_fd: int) -> None:
     try:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        code = daemon.run(daemon.Start.read(message), kept, socket.socket(fileno=link_fd))
+        code = daemon.run(Start.read(message), kept, socket.socket(fileno=link_fd))
     except BaseException:
         logging.getLogger("sharedfs").exception("the daemon broke")
     finally:

@@ -19,6 +19,7 @@ Classes are bounded, for a tenant could make a million of them: see `class_bound
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -265,11 +266,7 @@ class Ledger:
 
     def files_where(self, wanted: Predicate) -> list[int]:
         """Files with pages in a class that is `wanted`, ascending. O(ids + files x their classes)."""
-        alias = self._table.alias
-        ids = {raw for raw, held in self._table.by_id() if wanted(held)}
-        return sorted(
-            file for file, pages in self._files.all() if any(alias[raw] in ids for raw in pages.pages_by_class)
-        )
+        return self._files_in({raw for raw, held in self._table.by_id() if wanted(held)})
 
     def runs_where(self, file: int, wanted: Predicate) -> list[PageRange]:
         """The pages of a file whose class is `wanted`, ascending and merged. O(pages with a cell)."""
@@ -301,7 +298,10 @@ class Ledger:
 
     def files_of(self, tenant: TenantId) -> list[int]:
         """Files of which `tenant` uses pages, ascending. O(files x their classes)."""
-        ids, alias = self._table.ids_used_by(tenant), self._table.alias
+        return self._files_in(self._table.ids_used_by(tenant))
+
+    def _files_in(self, ids: AbstractSet[int]) -> list[int]:
+        alias = self._table.alias
         return sorted(
             file for file, pages in self._files.all() if any(alias[raw] in ids for raw in pages.pages_by_class)
         )

@@ -1,0 +1,33 @@
+"""What the keeper tells a daemon, with which it starts to serve."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.pool_cgroup import PoolCgroup
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """`options` as mount(8) words them. `resumes`: another daemon served this pool before; `restarts`: so many died."""
+
+    mountpoint: str
+    name: str
+    options: str
+    resumes: bool
+    restarts: int
+    keeper_pid: int
+    outlives_keeper: bool
+    cgroup: str
+    came_from: str
+    removable: tuple[str, ...]
+
+    @classmethod
+    def read(cls, message: bytes) -> "Start":
+        return cls(**json.loads(message))
+
+    def message(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    def pool_cgroup(self) -> PoolCgroup:
+        return PoolCgroup(find_memory_hierarchy(), self.cgroup, self.came_from, tuple(self.removable))
