@@ -42,8 +42,7 @@ def only_controller() -> Iterator[None]:
 
 def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
-    limits = kernel_limits(find_memory_hierarchy(), config.floor_bytes)
-    with only_controller():
+    with only_controller(), kernel_limits(find_memory_hierarchy(), config.floor_bytes) as limits:
         state, history = State(places.state_directory()), History(places.state_directory())
         try:
             trio.run(partial(_serve, config, limits, state, history, dry_run=dry_run))
@@ -56,8 +55,7 @@ def run(config: Config, *, dry_run: bool = False) -> None:
 
 def restore_limits() -> int:
     """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
-    limits = kernel_limits(find_memory_hierarchy(), Config().floor_bytes)
-    with only_controller():
+    with only_controller(), kernel_limits(find_memory_hierarchy(), Config().floor_bytes) as limits:
         state = State(places.state_directory())
         try:
             entries = state.journal().values()

@@ -69,8 +69,12 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         pytest.skip(f"this host has its memory controller on cgroup v{find_memory_hierarchy().version}")
     # Page cache takes a disk; in the guest of tests/guest only the directory shared with the host is as good.
     disk = os.environ.get("SHAREDFS_GUEST_SHARE", tmp_path)
-    with TemporaryDirectory(dir=disk) as files, RealCgroups(version, Path(files)) as real:
-        yield World(real, kernel_limits(real.hierarchy, FLOOR_BYTES), version)
+    with (
+        TemporaryDirectory(dir=disk) as files,
+        RealCgroups(version, Path(files)) as real,
+        kernel_limits(real.hierarchy, FLOOR_BYTES) as limits,
+    ):
+        yield World(real, limits, version)
 
 
 def test_a_new_group_has_no_limit_and_uses_nothing(world: World) -> None:

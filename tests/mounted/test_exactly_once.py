@@ -91,7 +91,7 @@ class Armed:
     def opens_of(self, inode: int) -> int:
         with (self.state / "nodes").open("rb") as table:
             table.seek(inode * 16 + 8)
-            return int.from_bytes(table.read(8), "little") & ~(1 << 31)  # which says that it may be mapped
+            return int.from_bytes(table.read(8), "little") & ~(3 << 30)  # two bits that are no part of the number
 
 
 @dataclass

@@ -59,6 +59,7 @@ def test_a_pod_pays_for_what_its_containers_share(run_dir: Path, unique_name: st
     with mounted_pool(run_dir / "mnt", unique_name, *options) as pool, running_controller():
         name = f"kubepods-burstable-pod{POD_UID}.slice"
         pod = tenants.make(name, 64 * MIB)
+        tenants.hierarchy.enable_memory(f"{pod.path}/container")
         first, second = (tenants.make(f"{name}/cri-containerd-{digit * 64}.scope", 48 * MIB) for digit in "ab")
         first.do(f"open('{pool.path}/f', 'wb').write(b'x' * {4 * MIB})")
         second.do(f"open('{pool.path}/f', 'rb').read()")
