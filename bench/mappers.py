@@ -6,7 +6,8 @@
 
 Each process maps all of one file on the pool, and one of them makes and unmakes mappings all the time. PSS is read from
 /proc/PID/smaps_rollup, of one process after the other. The pool's daemon has looked at the page tables before anybody
-asks: what that takes is in the last line, beside PSS of these processes read as often. Needs root.
+asks, every half second or, where that would take much of its time, every two: the last line has what a look takes,
+of all processes of the host and with the books. Needs root.
 """
 
 import json
@@ -56,11 +57,7 @@ for line in sys.stdin:
     print(longest, flush=True)
 """,
 )
-ANSWER, STALL, UPKEEP = (
-    "to answer once, ms",
-    "longest stall of a process meanwhile, ms",
-    "CPU for answers twice a second, %",
-)
+ANSWER, STALL, LOOK = "to answer once, ms", "longest stall of a process meanwhile, ms", "CPU of a look at all, ms"
 OURS, PSS = "sharedfs", "PSS"
 
 
@@ -127,14 +124,18 @@ def measured_ms(question: Callable[[], object]) -> float:
     return 1000 * (time.perf_counter() - started)
 
 
-def cpu_percent(name: str, seconds: float) -> float:
-    """Of one CPU, that the pool's daemon takes while nothing but its scans happens."""
-    process_id = ask(places.feed_socket(name), "GET", "/v1/status", timeout_seconds=10).json()["daemon_pid"]
-    daemon = psutil.Process(process_id)
-    before = daemon.cpu_times()
+def look_ms(name: str, seconds: float) -> float:
+    """What the pool's daemon takes for a scan, while nothing but its scans happens."""
+
+    def taken() -> tuple[int, float]:
+        status = ask(places.feed_socket(name), "GET", "/v1/status", timeout_seconds=10).json()
+        times = psutil.Process(status["daemon_pid"]).cpu_times()
+        return status["mapping_scans"], times.user + times.system
+
+    scans, cpu_seconds = taken()
     time.sleep(seconds)
-    after = daemon.cpu_times()
-    return 100 * (after.user + after.system - before.user - before.system) / seconds
+    more_scans, more_seconds = taken()
+    return 1000 * (more_seconds - cpu_seconds) / (more_scans - scans)
 
 
 @click.command(epilog="Example: bench/mappers.py --processes 250 --mebibytes 64")
@@ -146,7 +147,7 @@ def cpu_percent(name: str, seconds: float) -> float:
 @report.out_option
 def main(processes: int, mebibytes: int, rounds: int, seconds: float, as_json: bool, out: Path) -> None:
     """Compare what it takes to know who uses how much of a file that many processes map."""
-    figures: dict[str, dict[str, list[float]]] = {case: {OURS: [], PSS: []} for case in (ANSWER, STALL, UPKEEP)}
+    figures: dict[str, dict[str, list[float]]] = {case: {OURS: [], PSS: []} for case in (ANSWER, STALL, LOOK)}
     with tempfile.TemporaryDirectory(prefix="sharedfs-bench-") as base, sharedfs(Path(base, "pool")) as pool:
         mount = mount_at(str(pool))
         assert mount is not None
@@ -162,8 +163,8 @@ def main(processes: int, mebibytes: int, rounds: int, seconds: float, as_json: b
                     took = measured_ms(question)
                     figures[ANSWER][side].append(took)
                     figures[STALL][side].append(stall_ms(running[0], seconds, repeated(question)))
-                figures[UPKEEP][OURS].append(cpu_percent(name, seconds))
-                figures[UPKEEP][PSS].append(2 * figures[ANSWER][PSS][-1] / 10)
+                figures[LOOK][OURS].append(look_ms(name, seconds + 2))
+                figures[LOOK][PSS].append(figures[ANSWER][PSS][-1])
     settings = {"processes": processes, "mebibytes": mebibytes, "rounds": rounds, "kernel": os.uname().release}
     goals = [Goal(case, PSS, OURS) for case in figures]
     data = report.save(out, "mappers", settings, figures, "of the line's unit", goals, scale="log")
