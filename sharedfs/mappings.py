@@ -110,7 +110,7 @@ class MappingScan:
                             (start - mapping.start + mapping.offset) // PAGE_BYTES,
                             (end - mapping.start + mapping.offset) // PAGE_BYTES - 1,
                         )
-                        for start, end in reader.present(fd, mapping.start, mapping.end)
+                        for start, end in reader.present(fd, mapping.start, mapping.end, shared=mapping.shared)
                     ],
                 )
         finally:

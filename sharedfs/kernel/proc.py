@@ -56,10 +56,11 @@ def process_cgroup(process_id: int) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """One line of /proc/PID/maps: `start`..`end` map a file from byte `offset` on."""
+    """One line of /proc/PID/maps: `start`..`end` map a file from byte `offset` on, `shared` or private."""
 
     start: int
     end: int
+    shared: bool
     offset: int
     inode: int
 
@@ -85,10 +86,10 @@ def parse_mappings(text: bytes, device: tuple[int, int]) -> list[Mapping]:
     name = b"%02x:%02x" % device
     if name not in text:
         return []
-    pattern = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) " + name + rb" (\d+)", re.MULTILINE)
+    pattern = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...(.) ([0-9a-f]+) " + name + rb" (\d+)", re.MULTILINE)
     return [
-        Mapping(int(start, 16), int(end, 16), int(offset, 16), int(inode))
-        for start, end, offset, inode in pattern.findall(text)
+        Mapping(int(start, 16), int(end, 16), sharing == b"s", int(offset, 16), int(inode))
+        for start, end, sharing, offset, inode in pattern.findall(text)
     ]
 
 

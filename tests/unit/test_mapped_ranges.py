@@ -21,8 +21,8 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 
 def test_mappings_of_one_device() -> None:
     assert parse_mappings(MAPS, (0, 0x2A)) == [
-        Mapping(0x7F0000000000, 0x7F0000004000, 0x3000, 77),
-        Mapping(0x7F0000004000, 0x7F0000005000, 0, 18446744073709551615),
+        Mapping(0x7F0000000000, 0x7F0000004000, True, 0x3000, 77),
+        Mapping(0x7F0000004000, 0x7F0000005000, False, 0, 18446744073709551615),
     ]
     assert [mapping.inode for mapping in parse_mappings(MAPS, (0x103, 1))] == [1234]
     assert parse_mappings(MAPS, (0, 0x2B)) == []
