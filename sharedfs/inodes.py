@@ -7,6 +7,7 @@ kernel asks: a daemon that comes back starts with no `Node` at all. What the ker
 
 import fcntl
 import os
+import signal
 import stat
 import threading
 from collections.abc import Iterable, Iterator
@@ -231,6 +232,9 @@ class Inodes:
 def is_the_only_one(fd: int) -> bool:
     """Whether there is no other descriptor of a file, and no mapping. Where we cannot look there may be."""
     try:
+        # Who opens the file while we hold the lease waits until we do no more, and the kernel tells us with a signal:
+        # with SIGIO, of which we would die, if we did not ask for one that is ignored.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
