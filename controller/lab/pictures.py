@@ -1,5 +1,6 @@
 """Pictures of a replay's figures, as SVG. matplotlib draws them (the extra `lab`)."""
 
+import sys
 from collections.abc import Sequence
 from io import StringIO
 
@@ -12,7 +13,7 @@ try:
     from matplotlib.figure import Figure
 except ImportError as error:  # it is optional
     raise CallerMistake(
-        "pictures need matplotlib: install it, or sharedfs with its extra: pip install 'sharedfs[lab]'"
+        f"pictures need matplotlib, install it with: {sys.executable} -m pip install matplotlib"
     ) from error
 
 mpl.rcParams["svg.fonttype"] = "none"  # words stay words

@@ -5,6 +5,7 @@ work (the extra `lab`); what a file has beside its rows is one line of JSON: the
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ _BATCH_ROWS = 1 << 20
 def need_pyarrow() -> None:
     """Raises CallerMistake when there is no pyarrow."""
     if pa is None:
-        raise CallerMistake("traces need pyarrow: install it, or sharedfs with its extra: pip install 'sharedfs[lab]'")
+        raise CallerMistake(f"traces need pyarrow, install it with: {sys.executable} -m pip install pyarrow")
 
 
 def _schema(roles: Mapping[str, int]) -> Any:
