@@ -5,7 +5,6 @@ import fcntl
 import json
 import mmap
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from tests.support.tenants import wait_until
 PAGE = 4096
 FS_IMMUTABLE_FL = 0x10
 _SYS_PIDFD_GETFD = 438  # on every architecture
-_SYS_PREAD64 = {"x86_64": 17}.get(platform.machine(), 67)  # asm-generic/unistd.h
 NEW = os.O_RDWR | os.O_CREAT
 
 
@@ -53,15 +51,6 @@ def kill_daemon(pool: MountedPool) -> None:
     wait_until(lambda: pool.status_or_none() not in (None, before), "another daemon answers", 20)
     assert pool.status().restarts == before.restarts + 1
     assert pool.status().keeper_pid == before.keeper_pid
-
-
-def reads(process_id: int) -> bool:
-    """Whether a process waits in pread(2). Not every kernel tells the system call, nor each rightly the function."""
-    try:
-        call = Path(f"/proc/{process_id}/syscall").read_text().split()
-    except FileNotFoundError:
-        return Path(f"/proc/{process_id}/wchan").read_text() == "request_wait_answer"
-    return call[0] == str(_SYS_PREAD64)
 
 
 def kill_all(pool: MountedPool) -> None:
@@ -325,6 +314,7 @@ def test_unmounting_a_dead_pool_ends_who_waits_for_an_answer(pool: MountedPool) 
         with opened_until_death(pool.path / "f") as fd:
             os.write(opens, b"x")
             wait_until(lambda: not psutil.pid_exists(status.keeper_pid), "keeper and daemon are dead", 20)
+            os.write(opens, b"y")
             os.pread(fd, 1, 0)
 
     reader = Child(wait_for_an_answer)
@@ -334,7 +324,9 @@ def test_unmounting_a_dead_pool_ends_who_waits_for_an_answer(pool: MountedPool) 
         os.kill(status.keeper_pid, signal.SIGSTOP)
         os.kill(status.daemon_pid, signal.SIGKILL)
         os.kill(status.keeper_pid, signal.SIGKILL)
-        wait_until(lambda: reads(reader.pid), "it waits for an answer", 20)
+        assert os.read(is_open, 1) == b"y"  # from here on it sleeps in pread(2) only
+        asleep = (psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
+        wait_until(lambda: psutil.Process(reader.pid).status() in asleep, "it waits for an answer", 20)
         sharedfs("umount", str(pool.path))
         with pytest.raises(OSError, match=rf"^\[Errno ({ENOTCONN}|{ECONNABORTED})\]"):
             reader.result()
