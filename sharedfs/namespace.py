@@ -344,6 +344,8 @@ class Namespace:
         """Raises ContentOnDisk when it is to be brought back first; nothing has changed then."""
         node = self.store.node(inode)
         self._want_content(inode)
+        if node.opens == 0 and not stat.S_ISREG(self.store.stat(node).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # the kernel asks for no other; a FIFO would keep us
         needs_backing = node.backing_id == 0 and self._backing() is not None
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
         if for_writing or needs_backing:

@@ -150,6 +150,16 @@ def test_what_is_above_the_root_is_the_root(kernel: Kernel) -> None:
     assert above == ROOT_NODE
 
 
+@pytest.mark.parametrize("name", ["fifo", "directory", "link"])
+def test_only_regular_files_are_opened(kernel: Kernel, name: str) -> None:
+    """To open a FIFO for a look would be to wait for who writes to it, for ever."""
+    node = kernel.nodes[name]
+    assert kernel.ask(Opcode.OPEN, node, struct.pack("<II", os.O_RDONLY, 0))[0] == EINVAL
+    kernel.ask(Opcode.RELEASE, node, bytes(24))
+    kernel.must(Opcode.GETATTR, node, bytes(16))
+    kernel.check()
+
+
 @pytest.mark.parametrize("opcode", [0, 7, 31, 33, 37, 40, 48, 50, 53, 100, 4097, (1 << 32) - 1])
 def test_an_unknown_request_is_told_so(kernel: Kernel, opcode: int) -> None:
     assert kernel.ask(opcode, ROOT_NODE, bytes(64)) == (ENOSYS, b"")
