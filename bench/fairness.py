@@ -9,7 +9,6 @@ its own. "first come" has both in one cgroup: there are no turns to take then, a
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,10 +22,8 @@ import report
 from contenders import sharedfs
 from rich.console import Console
 from rich.table import Table
+from tenants import cgroups, joining
 
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-
-_JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 _FILE_BYTES = 64 << 20
 _QUIET = """
 import json, os, random, sys, time
@@ -43,24 +40,10 @@ print(json.dumps(took))
 
 
 @contextmanager
-def cgroups() -> Iterator[tuple[Path, Path]]:
-    hierarchy = find_memory_hierarchy()
-    base = f"sharedfs-bench-{os.getpid()}"
-    made = [hierarchy.directory(path) for path in (base, f"{base}/quiet", f"{base}/flood")]
-    for directory in made:
-        directory.mkdir()
-    try:
-        yield made[1], made[2]
-    finally:
-        for directory in reversed(made):
-            directory.rmdir()
-
-
-@contextmanager
 def flood(cgroup: Path, file: Path, threads: int) -> Iterator[None]:
     fio = ["fio", "--name=flood", f"--filename={file}", f"--size={_FILE_BYTES}", "--rw=randread", "--bs=4k"]
     fio += ["--ioengine=psync", "--thread", f"--numjobs={threads}", "--time_based", "--runtime=600", "--invalidate=0"]
-    process = subprocess.Popen(["sh", "-c", _JOIN_AND_EXEC, cgroup, *fio], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(joining(cgroup, *fio), stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -70,7 +53,7 @@ def flood(cgroup: Path, file: Path, threads: int) -> Iterator[None]:
 
 def quiet(cgroup: Path, file: Path, reads: int) -> list[int]:
     """How long each read took, in nanoseconds."""
-    command = ["sh", "-c", _JOIN_AND_EXEC, str(cgroup), sys.executable, "-c", _QUIET, str(file), str(reads)]
+    command = joining(cgroup, sys.executable, "-c", _QUIET, str(file), str(reads))
     took: list[int] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return took
 
@@ -85,7 +68,7 @@ def main(flooders: int, reads: int, as_json: bool, out: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="sharedfs-bench-") as base, sharedfs(Path(base, "pool")) as pool:
         file = pool / "file"
         file.write_bytes(bytes(_FILE_BYTES))
-        with cgroups() as (quiet_cgroup, flood_cgroup):
+        with cgroups("quiet", "flood") as (quiet_cgroup, flood_cgroup):
             took = {"alone": quiet(quiet_cgroup, file, reads)}
             with flood(flood_cgroup, file, flooders):
                 took["beside a flood"] = quiet(quiet_cgroup, file, reads)

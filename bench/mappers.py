@@ -27,14 +27,13 @@ from contenders import sharedfs
 from report import Goal
 from rich.console import Console
 from rich.table import Table
+from tenants import cgroups, joining
 
 from sharedfs import places
-from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at
 from sharedfs.unix_client import ask
 
 _TENANTS = 8
-_JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 _MAPPER = """
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDONLY)
@@ -43,7 +42,7 @@ for offset in range(0, len(mapping), 4096): mapping[offset]
 print("mapped", flush=True)
 sys.stdin.readline()
 """
-# The longest of so many: as often as somebody is asked, it has to wait for who looks at its maps.
+# To map and unmap it has to wait for who looks at its maps; it tells the longest wait.
 _MAPPER_AT_WORK = _MAPPER.replace(
     "sys.stdin.readline()",
     """
@@ -64,18 +63,11 @@ OURS, PSS = "sharedfs", "PSS"
 @contextmanager
 def mappers(file: Path, number: int) -> Iterator[list["subprocess.Popen[str]"]]:
     """So many processes in _TENANTS cgroups; the first of them works."""
-    hierarchy = find_memory_hierarchy()
-    base = hierarchy.directory(f"sharedfs-bench-{os.getpid()}")
-    with ExitStack() as resources:
-        cgroups = [base, *(base / str(tenant) for tenant in range(_TENANTS))]
-        for directory in cgroups:
-            directory.mkdir()
-            resources.callback(directory.rmdir)
+    with cgroups(*map(str, range(_TENANTS))) as tenants, ExitStack() as resources:
         started: list[subprocess.Popen[str]] = []
         for index in range(number):
             code = _MAPPER if index else _MAPPER_AT_WORK
-            cgroup = cgroups[1 + index % _TENANTS]
-            command = ["sh", "-c", _JOIN_AND_EXEC, str(cgroup), sys.executable, "-S", "-E", "-c", code, str(file)]
+            command = joining(tenants[index % _TENANTS], sys.executable, "-S", "-E", "-c", code, str(file))
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             resources.callback(process.communicate)
             started.append(process)

@@ -168,7 +168,7 @@ class Inodes:
         None where there may be another one, or a mapping.
         """
         try:
-            with self.opened(node, os.O_RDONLY | os.O_NONBLOCK) as fd:  # to open a FIFO would be to wait for a writer
+            with self.opened(node) as fd:
                 return os.fstat(fd) if is_the_only_one(fd) else None
         except OSError:
             return None

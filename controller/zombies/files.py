@@ -136,12 +136,12 @@ def _walk(files: Files, process: int, mount: Mount, mountpoints: AbstractSet[str
         for directory, names, leaves, directory_fd in os.fwalk(".", dir_fd=root, follow_symlinks=False):
             place = os.path.normpath(os.path.join(mount.mountpoint, directory))
             for name in leaves:
-                if os.path.join(place, name) in mountpoints:
+                path = os.path.join(place, name)
+                if path in mountpoints:
                     continue
                 with suppress(OSError):
                     status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode) and status.st_blocks and _device(status) == mount.device:
-                        path = os.path.join(place, name)
                         known = _add(files, mount.device, status.st_ino, "tmpfs", path, status.st_size)
                         known.opened_by.append(f"/proc/{process}/root{path}")
             names[:] = [

@@ -7,7 +7,7 @@ and any change of the books undoes it, so it is done when that has paid for a wh
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.tenant import TenantId
 
-UNSETTLED = -1
+_UNSETTLED = -1
 _USES_TO_SETTLE = 8
 _MOST_FILES = 4096  # of a tenant
 
@@ -21,7 +21,7 @@ class SettledUses:
         self._without_change = 0
         self.bytes: dict[TenantId, dict[int, int]] = {}
         """Tenant -> file -> bytes, while the ledger's sequence is `at`: no read of the file by the tenant changes the
-        books, nor does a write below so many bytes. UNSETTLED: it may. For sharedfs/fastpath.c."""
+        books, nor does a write below so many bytes. _UNSETTLED: it may. For sharedfs/fastpath.c."""
         self.at = -1
 
     def changed(self) -> None:
@@ -47,4 +47,4 @@ class SettledUses:
             if len(files) >= _MOST_FILES:
                 files.clear()
             pages = self._ledger.settled_pages(inode, tenant)
-            files[inode] = UNSETTLED if pages is None else pages * self._page_bytes
+            files[inode] = _UNSETTLED if pages is None else pages * self._page_bytes
