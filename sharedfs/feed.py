@@ -15,6 +15,7 @@ from sharedfs.allowances import even_shares
 from sharedfs.books import Books
 from sharedfs.errors import CallerMistake
 from sharedfs.feed_types import (
+    FILES_OF_A_PAGE,
     AllowanceOrder,
     ClassHolding,
     FileHoldings,
@@ -24,12 +25,12 @@ from sharedfs.feed_types import (
     Remount,
     TapeRows,
     TenantRef,
-    UnclaimedFile,
-    UnclaimedFiles,
+    UnclaimedPage,
     UsersOfFile,
 )
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import Tenant, TenantId
+from sharedfs.paged_lists import PagedLists
 from sharedfs.store import Store
 from sharedfs.tape import COLUMNS
 
@@ -40,31 +41,13 @@ def make_feed(
     books: Books,
     status: Callable[[], PoolStatus],
     reconfigure: Callable[[str], None],
-    unclaimed: Callable[[], list[UnclaimedFile]],
+    unclaimed: Callable[[int], UnclaimedPage],
 ) -> FastAPI:
     """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options.
 
-    `unclaimed` lists files that nobody uses; it may take its time, and is called in a thread.
+    `unclaimed` lists files that nobody uses, beyond an inode number; it is called in a thread.
     """
     app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
-
-    def file_holdings(inode: int) -> FileHoldings:
-        with books.lock:
-            classes = books.ledger.file_holdings(inode)
-            swapped = books.swapped(inode)
-            opened = books.readers_of(inode)
-        path, size_bytes = "", 0
-        with store.lock, suppress(OSError):  # gone since the books were read
-            node = store.find(inode)
-            path, size_bytes = store.display_path(node), store.stat(node).st_size
-        return FileHoldings(
-            path=path,
-            inode=inode,
-            size_bytes=size_bytes,
-            resident_bytes=sum(size_bytes for _, size_bytes in classes),
-            classes=_classes(classes, swapped),
-            opened=opened,
-        )
 
     @app.get("/v1/status")
     async def get_status() -> PoolStatus:
@@ -98,17 +81,51 @@ def make_feed(
         if not taken:
             raise HTTPException(409, "later allowances are in force")
 
+    _add_files(app, name, store, books)
+    _add_remount(app, reconfigure)
+    _add_unclaimed(app, unclaimed)
+    _add_tape(app, name, store, books)
+    return app
+
+
+def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
+    """Who uses which files: in threads, part by part, for there may be a million."""
+    lists = PagedLists(FILES_OF_A_PAGE)
+
+    def file_holdings(inode: int, named: dict[TenantId, Tenant]) -> FileHoldings:
+        """Who uses a file, by number; `named` gets all of these, for a tenant may exit at any moment."""
+        with books.lock:
+            classes = books.ledger.file_holdings(inode)
+            swapped = books.swapped(inode)
+            opened = books.readers_of(inode)
+            for number in frozenset(opened).union(*(held.tenants for held, _ in classes)):
+                if (tenant := books.tenants.get(number)) is not None:
+                    named[number] = tenant
+        path, size_bytes = "", 0
+        with store.lock, suppress(OSError):  # gone since the books were read
+            node = store.find(inode)
+            path, size_bytes = store.display_path(node), store.stat(node).st_size
+        return FileHoldings(
+            path=path,
+            inode=inode,
+            size_bytes=size_bytes,
+            resident_bytes=sum(size_bytes for _, size_bytes in classes),
+            classes=_classes(classes, swapped),
+            opened=opened,
+        )
+
     @app.get("/v1/tenants/files")
-    async def get_files_of_tenant(path: str) -> FilesOfTenant:
-        """Every file of which the tenant with this cgroup path uses pages."""
+    def get_files_of_tenant(path: str, after: int = 0) -> FilesOfTenant:
+        """The files of which the tenant with this cgroup path uses pages, a page of the list at a time."""
         with books.lock:
             live = books.tenants.live()
-            tenant = next((tenant for tenant in reversed(live) if tenant.path == path), None)
-            if tenant is None:
-                raise HTTPException(404, f"no tenant {path} in pool {name}")
-            inodes = books.ledger.files_of(tenant.id)
-        files = tuple(file_holdings(inode) for inode in inodes)
-        return FilesOfTenant(tenants=_tenants(live), files=files)
+        tenant = next((tenant.id for tenant in reversed(live) if tenant.path == path), None)
+        if tenant is None:
+            raise HTTPException(404, f"no tenant {path} in pool {name}")
+        inodes, next_after = lists.page(tenant, after, lambda: books.files_where(lambda held: tenant in held.users))
+        named: dict[TenantId, Tenant] = {}
+        files = tuple(file_holdings(inode, named) for inode in inodes)
+        return FilesOfTenant(tenants=_tenants(named.values()), files=files, next_after=next_after)
 
     @app.get("/v1/files/users")
     async def get_users_of_file(path: str) -> UsersOfFile:
@@ -121,14 +138,9 @@ def make_feed(
             is_directory = stat.S_ISDIR(store.stat(node).st_mode)
         if is_directory:
             raise HTTPException(404, f"{path or '/'} in pool {name} is a directory: name a file in it")
-        with books.lock:
-            live = books.tenants.live()
-        return UsersOfFile(tenants=_tenants(live), file=file_holdings(node.inode))
-
-    _add_remount(app, reconfigure)
-    _add_unclaimed(app, unclaimed)
-    _add_tape(app, name, store, books)
-    return app
+        named: dict[TenantId, Tenant] = {}
+        file = file_holdings(node.inode, named)
+        return UsersOfFile(tenants=_tenants(named.values()), file=file)
 
 
 def _add_remount(app: FastAPI, reconfigure: Callable[[str], None]) -> None:
@@ -141,11 +153,11 @@ def _add_remount(app: FastAPI, reconfigure: Callable[[str], None]) -> None:
             raise HTTPException(409, str(mistake)) from mistake
 
 
-def _add_unclaimed(app: FastAPI, unclaimed: Callable[[], list[UnclaimedFile]]) -> None:
+def _add_unclaimed(app: FastAPI, unclaimed: Callable[[int], UnclaimedPage]) -> None:
     @app.get("/v1/unclaimed")
-    def get_unclaimed() -> UnclaimedFiles:
-        """The files with pages that nobody uses, and those that were spilled for that."""
-        return UnclaimedFiles(files=tuple(unclaimed()))
+    def get_unclaimed(after: int = 0) -> UnclaimedPage:
+        """The files with pages that nobody uses, and those that were spilled for that, a page of the list at a time."""
+        return unclaimed(after)
 
 
 def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:

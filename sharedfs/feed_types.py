@@ -92,11 +92,22 @@ class FileHoldings(_Frozen):
     opened: tuple[int, ...] = ()
 
 
+BODY_BYTES = 64 << 10
+"""The most that a request's body may have: a service reads no more of it."""
+
+FILES_OF_A_PAGE = 1000
+"""The most files in one answer. 1000 files take some milliseconds of the daemon's time, and half a MiB."""
+
+
 class FilesOfTenant(_Frozen):
-    """Every file of which a tenant uses pages."""
+    """Files of which a tenant uses pages, by inode number: one page of the list.
+
+    `next_after` is what to ask for the next page with; None: this is the last one.
+    """
 
     tenants: tuple[TenantRef, ...]
     files: tuple[FileHoldings, ...]
+    next_after: int | None = None
 
 
 class UnclaimedFile(_Frozen):
@@ -116,8 +127,11 @@ class UnclaimedFile(_Frozen):
     spilled: bool
 
 
-class UnclaimedFiles(_Frozen):
+class UnclaimedPage(_Frozen):
+    """One page of the list, by inode number; `next_after` as in `FilesOfTenant`."""
+
     files: tuple[UnclaimedFile, ...]
+    next_after: int | None = None
 
 
 class UsersOfFile(_Frozen):

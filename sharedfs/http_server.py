@@ -17,10 +17,11 @@ from urllib.parse import unquote
 import h11
 import trio
 
+from sharedfs.feed_types import BODY_BYTES
+
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 64
-BODY_BYTES = 64 << 10
 _HEADER_BYTES = 16 << 10
 REQUEST_SECONDS = 5.0  # from the connection, or the last answer, until a whole request is there
 ANSWER_SECONDS = 10.0  # until a part of an answer, a socket's buffer at least, is taken

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from sharedfs.descriptors import Descriptors, open_for_data
 from sharedfs.journal import PUMP, Journal
 from sharedfs.kernel import syscalls
+from sharedfs.kernel.file_paths import long_path, short_path
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.node_table import NodeTable
 from sharedfs.state import StateFiles
@@ -192,12 +193,19 @@ class Inodes:
         """
         if node.inode in self.removed:
             return f"{_printable(self.removed[node.inode])} (deleted)"
-        return _printable(self.path_of(node))
+        path = short_path(self._paths.get(node))
+        return (
+            f"(inode {node.inode}, at a path of more than 4095 bytes)" if path is None else _printable(_in_tree(path))
+        )
 
     def path_of(self, node: Node) -> bytes:
-        """Where an inode that has a name is in the tree, relative to its root."""
-        path = os.readlink(os.fsencode(self.descriptor_path(node)))
-        return path.removeprefix(b"/" + TREE).removeprefix(b"/")
+        """Where a regular file that has a name is in the tree, relative to its root. Needs no lock.
+
+        A path of more than 4095 bytes takes long.
+        """
+        with self.opened(node) as fd:
+            path = short_path(fd)
+            return _in_tree(long_path(fd) if path is None else path)
 
     def forget(self, inode: int, lookups: int) -> None:
         """The kernel has only so many references left. An inode without a name that has none is gone.
@@ -240,6 +248,10 @@ def is_the_only_one(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _in_tree(path: bytes) -> bytes:
+    return path.removeprefix(b"/" + TREE).removeprefix(b"/")
 
 
 def _printable(name: bytes) -> str:

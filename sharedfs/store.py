@@ -47,6 +47,20 @@ class Store(Inodes):
                 node, _ = self.lookup(node, name)
         return node
 
+    def place_of(self, node: Node) -> tuple[int, bytes]:
+        """The inode of the directory in which a regular file is, and its name there. Needs no lock, so it may move.
+
+        Takes as long as its path is, which a tenant can make of any length. Raises OSError when it has no such place.
+        """
+        *above, name = self.path_of(node).split(b"/")
+        try:
+            parent = self.tmpfs.directory_number(above)
+        except FileNotFoundError:
+            # The kernel shows a newline so where a path is long.
+            above, name = [shown.replace(b"\\012", b"\n") for shown in above], name.replace(b"\\012", b"\n")
+            parent = self.tmpfs.directory_number(above)
+        return self.tmpfs.root_numbers.get(parent, parent), name
+
     def make(
         self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int = 0
     ) -> tuple[Node, os.stat_result]:

@@ -8,6 +8,7 @@ and last name: what is in removed/ is what the kernel has to forget before it is
 import fcntl
 import os
 import stat
+from collections.abc import Iterable
 
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
@@ -68,6 +69,21 @@ class PrivateTmpfs:
 
     def close(self) -> None:
         for fd in (self.removed_fd, self.mount_fd):
+            os.close(fd)
+
+    def directory_number(self, names: Iterable[bytes]) -> int:
+        """The inode number of the directory that `names` lead to from the tree's root; no symlink is followed.
+
+        Holds one descriptor at a time, so the way may be of any length. Raises OSError when it leads nowhere.
+        """
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(TREE, flags, dir_fd=self.mount_fd)
+        try:
+            for name in names:
+                above, fd = fd, os.open(name, flags, dir_fd=fd)
+                os.close(above)
+            return os.fstat(fd).st_ino
+        finally:
             os.close(fd)
 
     @staticmethod

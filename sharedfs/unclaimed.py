@@ -16,12 +16,14 @@ import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC, EPERM, EROFS
 
 from sharedfs.books import Books
-from sharedfs.feed_types import UnclaimedFile
+from sharedfs.feed_types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
 from sharedfs.inodes import Node
 from sharedfs.model.sharing import SharingClass
 from sharedfs.namespace import Namespace
+from sharedfs.paged_lists import PagedLists
 from sharedfs.spill import Spill
 from sharedfs.store import Store
 
@@ -29,6 +31,7 @@ log = logging.getLogger("sharedfs")
 
 _KEEP, _DELETE = "keep", "delete"
 _PAUSE_AFTER_FAILURE_SECONDS = 60.0
+_OF_THE_DISK = (ENOSPC, EDQUOT, EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,18 +62,26 @@ class UnclaimedFiles:
         self._forget_name = forget_name
         self._expire = expire
         self._since: dict[int, float] = {}
+        self._lists = PagedLists(FILES_OF_A_PAGE)
         self._retry_at = 0.0
+        self._put_off: dict[int, float] = {}  # files that failed, and until when they are left alone
         self.deleted_files = 0
         self.deleted_bytes = 0
 
     # -- what there is -----------------------------------------------------------------------------------------------
 
-    def listing(self) -> list[UnclaimedFile]:
-        """The files with unclaimed pages, and the spilled ones. From any thread. O(files)."""
+    def listing(self, after: int = 0) -> UnclaimedPage:
+        """A page of the files with unclaimed pages, and the spilled ones, by inode number. From any thread.
+
+        O(page); the first page O(files).
+        """
         now, spilled = time.monotonic(), self._spill.files()
-        unclaimed = {inode: self._unclaimed_bytes(inode) for inode in self._books.files_where(_has_no_user)}
+        inodes, next_after = self._lists.page(
+            "unclaimed", after, lambda: sorted({*self._books.files_where(_has_no_user), *spilled})
+        )
         listed = []
-        for inode, held_bytes in sorted((unclaimed | spilled).items()):
+        for inode in inodes:
+            held_bytes = spilled[inode] if inode in spilled else self._unclaimed_bytes(inode)
             with self._store.lock:
                 node = self._find(inode)
                 if node is None:
@@ -88,7 +99,7 @@ class UnclaimedFiles:
                     spilled=inode in spilled,
                 )
             )
-        return listed
+        return UnclaimedPage(files=tuple(listed), next_after=next_after)
 
     def _unclaimed_bytes(self, inode: int) -> int:
         return sum(held_bytes for held, held_bytes in self._books.file_holdings(inode) if _has_no_user(held))
@@ -105,16 +116,18 @@ class UnclaimedFiles:
         self._books.forget_makers()
         if rule.name == _KEEP or now < self._retry_at:
             return
+        self._put_off = {inode: until for inode, until in self._put_off.items() if until > now and inode in self._since}
         for inode in inodes:
-            if now - self._since[inode] >= rule.grace_seconds:
+            if now - self._since[inode] >= rule.grace_seconds and inode not in self._put_off:
                 try:
                     self._delete(inode) if rule.name == _DELETE else self._move_to_disk(inode)
-                except PermissionError:
-                    continue  # chattr's +i or +a: it stays, and the others do not wait for it
                 except OSError as error:
-                    log.warning("%s of unclaimed files fails, and is tried again in a minute: %s", rule.name, error)
-                    self._retry_at = now + _PAUSE_AFTER_FAILURE_SECONDS
-                    return
+                    self._put_off[inode] = now + _PAUSE_AFTER_FAILURE_SECONDS
+                    if error.errno != EPERM:  # chattr's +i or +a
+                        log.warning("%s of inode %d fails, and is tried again in a minute: %s", rule.name, inode, error)
+                    if error.errno in _OF_THE_DISK:
+                        self._retry_at = now + _PAUSE_AFTER_FAILURE_SECONDS
+                        return  # the other files would fail alike; no other error keeps them waiting
 
     def _find(self, inode: int) -> Node | None:
         try:
@@ -132,25 +145,29 @@ class UnclaimedFiles:
             and not self._store.is_open_elsewhere(node)
         )
 
+    def _is_deletable(self, node: Node) -> bool:
+        """Whether nobody can be using the file, and its one name is all that keeps it. With the store's lock held."""
+        found = self._store.stat(node)
+        return found.st_nlink == 1 and self._is_unclaimed(node, found)
+
     def _delete(self, inode: int) -> None:
         with self._store.lock:
             node = self._find(inode)
-            if node is None:
+            if node is None or not self._is_deletable(node):
                 return
-            found = self._store.stat(node)
-            if found.st_nlink != 1 or not self._is_unclaimed(node, found):
+        parent, name = self._store.place_of(node)  # takes as long as a tenant has made the path
+        with self._store.lock:
+            if not self._is_deletable(node) or self._store.lookup(self._store.find(parent), name)[0].inode != inode:
                 return
-            path = self._store.path_of(node)
+            path = self._store.display_path(node)
             held_bytes = self._books.resident_bytes_of(inode)
-            above, _, name = path.rpartition(b"/")
-            parent = self._store.walk(os.fsdecode(above)).inode
             self._namespace.unlink_unasked(parent, name)
         # Without the lock: the kernel may wait for a request in that directory, which waits for us.
         self._forget_name(parent, inode, name)
         self._expire(parent)
         self.deleted_files += 1
         self.deleted_bytes += held_bytes
-        log.info("deleted %s: unclaimed", os.fsdecode(path))
+        log.info("deleted %s: unclaimed", path)
 
     def _move_to_disk(self, inode: int) -> None:
         with self._namespace.watched(inode) as used:

@@ -54,7 +54,7 @@ def populate(fd: int, start: int, end: int, size: int) -> None:
     Where no huge page is to be had the kernel takes small ones. Raises OSError (EFAULT) when the filesystem is full:
     some pages may have been made then. Linux >= 5.14.
     """
-    with _mapped(fd, start, end - start) as address:
+    with mapped(fd, start, end - start) as address:
         _advise(address, end - start, _MADV_HUGEPAGE)
         _advise(address, min(end, size) - start, _MADV_POPULATE_WRITE)
 
@@ -64,14 +64,15 @@ def collapse(fd: int, start: int, end: int) -> None:
 
     Raises OSError where the kernel cannot just now.
     """
-    with _mapped(fd, start, end - start) as address:
+    with mapped(fd, start, end - start) as address:
         _advise(address, end - start, _MADV_COLLAPSE)
 
 
 @contextmanager
-def _mapped(fd: int, start: int, length: int) -> Iterator[int]:
+def mapped(fd: int, start: int, length: int, *, read_only: bool = False) -> Iterator[int]:
     """A mapping that begins at a multiple of a huge page, as the kernel does it for tmpfs."""
-    address = _libc.mmap(None, length, _PROT_READ | _PROT_WRITE, _MAP_SHARED, fd, start)
+    protection = _PROT_READ if read_only else _PROT_READ | _PROT_WRITE
+    address = _libc.mmap(None, length, protection, _MAP_SHARED, fd, start)
     if address == _MAP_FAILED:
         raise OSError(ctypes.get_errno(), f"mmap: {os.strerror(ctypes.get_errno())}")
     try:

@@ -28,7 +28,7 @@ from sharedfs.errors import BrokenInvariant
 from sharedfs.model.cells import PAGES_PER_CHUNK, Cells
 from sharedfs.model.class_bound import MOST_CLASSES, ClassBound, whole_units
 from sharedfs.model.page_maps import PageMaps
-from sharedfs.model.pages import Move
+from sharedfs.model.pages import Move, PageMap
 from sharedfs.model.ranges import LAST_PAGE, PageRange, check_range, flat, gaps, merged
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.sharing_table import ABSENT, SharingTable
@@ -264,9 +264,19 @@ class Ledger:
         """Resident bytes in the classes that are `wanted`. O(classes)."""
         return sum(pages for held, pages in self._table.holdings() if wanted(held)) * self._page_bytes
 
+    def all_files(self) -> list[int]:
+        """Files that have resident pages, in no order. O(files), and quick: no page map is looked at."""
+        return list(self._files)
+
+    def files_among(self, files: Iterable[int], wanted: Predicate) -> list[int]:
+        """Those of `files` with pages in a class that is `wanted`, in their order. O(ids + files x their classes)."""
+        ids = {raw for raw, held in self._table.by_id() if wanted(held)}
+        maps = ((file, self._files.get(file)) for file in files)
+        return [file for file, pages in maps if pages is not None and self._has_class(pages, ids)]
+
     def files_where(self, wanted: Predicate) -> list[int]:
         """Files with pages in a class that is `wanted`, ascending. O(ids + files x their classes)."""
-        return self._files_in({raw for raw, held in self._table.by_id() if wanted(held)})
+        return sorted(self.files_among(self.all_files(), wanted))
 
     def runs_where(self, file: int, wanted: Predicate) -> list[PageRange]:
         """The pages of a file whose class is `wanted`, ascending and merged. O(pages with a cell)."""
@@ -298,13 +308,12 @@ class Ledger:
 
     def files_of(self, tenant: TenantId) -> list[int]:
         """Files of which `tenant` uses pages, ascending. O(files x their classes)."""
-        return self._files_in(self._table.ids_used_by(tenant))
+        ids = self._table.ids_used_by(tenant)
+        return sorted(file for file, pages in self._files.all() if self._has_class(pages, ids))
 
-    def _files_in(self, ids: AbstractSet[int]) -> list[int]:
+    def _has_class(self, pages: PageMap, ids: AbstractSet[int]) -> bool:
         alias = self._table.alias
-        return sorted(
-            file for file, pages in self._files.all() if any(alias[raw] in ids for raw in pages.pages_by_class)
-        )
+        return any(alias[raw] in ids for raw in pages.pages_by_class)
 
     def resident_pages_of(self, file: int) -> int:
         """O(classes of the file)."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.feed_types import UnclaimedFiles
+from sharedfs.feed_types import FILES_OF_A_PAGE, UnclaimedPage
 from tests.support.controller import bills, run_sharedctl, running_controller, sharedctl
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import AgentError, Tenants, wait_until
@@ -44,8 +44,8 @@ def disk(run_dir: Path) -> Path:
     return place
 
 
-def unclaimed(pool: MountedPool) -> UnclaimedFiles:
-    return UnclaimedFiles.model_validate_json(pool.get("/v1/unclaimed").raise_for_status().content)
+def unclaimed(pool: MountedPool) -> UnclaimedPage:
+    return UnclaimedPage.model_validate_json(pool.get("/v1/unclaimed").raise_for_status().content)
 
 
 def pattern(pages: int) -> bytes:
@@ -195,3 +195,58 @@ def test_spilling_needs_a_place(mount: Mount, disk: Path, run_dir: Path) -> None
     with mount() as pool:
         refused = sharedfs("mount", str(pool.path), "-o", "remount,unclaimed=spill", check=False)
         assert (refused.returncode, "spill_dir" in refused.stderr) == (2, True)
+
+
+def test_a_path_of_any_length_keeps_no_file_from_being_listed_and_deleted(mount: Mount, tenants: Tenants) -> None:
+    """The kernel names no path beyond 4095 bytes in one piece; newlines in it are shown as something else."""
+    with mount("--unclaimed", "keep") as pool:
+        leaver = tenants.make("leaver")
+        leaver.do(
+            f"os.chdir('{pool.path}')\n"
+            "for name in ['d' * 250] * 19 + ['e' * 100 + chr(10) + 'f' * 100]: os.mkdir(name); os.chdir(name)\n"
+            f"for name in ['f', 'g' + chr(10)]:\n"
+            f"    with open(name, 'wb') as file: file.write(b'x' * {PAGE})\n"
+            f"with open('{pool.path}/short', 'wb') as file: file.write(b'x' * {PAGE})"
+        )
+        leaver.exit()
+        listed = wait_until(lambda: len(files := unclaimed(pool).files) == 3 and files, "three are nobody's", PATIENCE)
+        paths = [file.path for file in listed]
+        assert "short" in paths
+        assert sum("at a path of more than 4095 bytes" in path for path in paths) == 2
+        with running_controller():
+            assert "more than 4095 bytes" in run_sharedctl("unclaimed").stdout
+        sharedfs("mount", str(pool.path), "-o", "remount,unclaimed=delete")
+        wait_until(lambda: pool.status().deleted_files == 3, "all are deleted", PATIENCE)
+        assert unclaimed(pool).files == ()
+        assert not pool.path.joinpath("short").exists()
+
+
+def test_a_file_that_cannot_be_deleted_keeps_no_other_waiting(mount: Mount, tenants: Tenants) -> None:
+    with mount("--unclaimed", "delete") as pool:
+        first = tenants.make("first")
+        first.do(f"open('{pool.path}/a', 'wb').write(b'x' * {PAGE})")
+        subprocess.run(["chattr", "+i", str(pool.path / "a")], check=True)
+        first.exit()
+        leave_files(tenants, [pool.path / "b"], name="second")
+        wait_until(lambda: not pool.path.joinpath("b").exists(), "b is deleted", PATIENCE)
+        assert pool.path.joinpath("a").exists()
+        subprocess.run(["chattr", "-i", str(pool.path / "a")], check=True)
+
+
+def test_the_list_of_a_tenants_files_comes_in_pages(pool: MountedPool, tenants: Tenants) -> None:
+    many = tenants.make("many")
+    many.do(
+        f"for number in range({FILES_OF_A_PAGE + 5}):\n"
+        f"    with open('{pool.path}/%d' % number, 'wb') as file: file.write(b'x')"
+    )
+    tenant = f"{tenants.path}/many"
+    page = pool.get("/v1/tenants/files", path=tenant).raise_for_status().json()
+    assert len(page["files"]) == FILES_OF_A_PAGE
+    rest = pool.get("/v1/tenants/files", path=tenant, after=page["next_after"]).raise_for_status().json()
+    assert (len(rest["files"]), rest["next_after"]) == (5, None)
+    paths = {file["path"] for file in page["files"] + rest["files"]}
+    assert paths == {str(number) for number in range(FILES_OF_A_PAGE + 5)}
+    with running_controller():
+        told = sharedctl("explain", tenant, "--files", "10")
+        assert told["share_bytes"] == (FILES_OF_A_PAGE + 5) * PAGE
+        assert (len(told["files"]), told["others"]) == (10, FILES_OF_A_PAGE - 5)
