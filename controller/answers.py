@@ -17,6 +17,7 @@ from controller.api_types import (
     Policies,
     PolicyShare,
     PolicyTotal,
+    PoolAnswers,
     SurvivorBill,
     TenantBill,
     TenantPolicies,
@@ -36,7 +37,7 @@ from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
 from controller.limits.base import KernelLimits, Order
 from sharedfs.errors import BrokenInvariant
-from sharedfs.feed_types import FilesOfTenant, UnclaimedFiles, UsersOfFile
+from sharedfs.feed_types import FilesOfTenant, UnclaimedPage, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -50,7 +51,7 @@ class Snapshot:
 
     number: int
     books: tuple[Books, ...]
-    pools: tuple[str, ...]
+    pool_answers: tuple[PoolAnswers, ...]
     gone: frozenset[CgroupRef]
     bill: Bill
     positions: Mapping[CgroupRef, Position]
@@ -71,6 +72,7 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRe
     bill = snapshot.bill
     places = {cgroup.path: position for cgroup, position in snapshot.positions.items()}
     return Bills(
+        pools=snapshot.pool_answers,
         pool_resident_bytes=bill.pool_resident_bytes,
         unclaimed_bytes=bill.unclaimed_bytes,
         foreign_bytes=bill.foreign_bytes,
@@ -225,9 +227,13 @@ def tell_exit(tenant: CgroupRef, forecast: Exit) -> ExitForecast:
 
 
 def explain(
-    tenant: CgroupRef, answers: Iterable[tuple[str, FilesOfTenant]], gone: Set[CgroupRef], policy: Policy
+    tenant: CgroupRef,
+    answers: Iterable[tuple[str, FilesOfTenant]],
+    gone: Set[CgroupRef],
+    policy: Policy,
+    most_files: int,
 ) -> Explanation:
-    """The share of `tenant` by file and by class, from each pool's answer.
+    """The share of `tenant` by file and by class, from the pages of each pool's answer.
 
     A share is rounded once, for the whole class, and laid out over the class's files by largest remainder: so files,
     classes and bill agree to the byte.
@@ -248,14 +254,17 @@ def explain(
     file_shares: Counter[tuple[str, str]] = Counter()
     for held, parts in classes.items():
         file_shares.update(apportion(shares[held], parts))
+    by_share = sorted(files, key=lambda place: (-file_shares[place], place))
+    listed, others = by_share[:most_files], by_share[most_files:]
     return Explanation(
         tenant=tenant.path,
         share_bytes=sum(shares.values()),
         used_bytes=sum(sum(parts.values()) for parts in classes.values()),
         files=tuple(
-            _explain_file(tenant, place, used, file_shares[place], opened=place in opened)
-            for place, used in sorted(files.items(), key=lambda item: item[0])
+            _explain_file(tenant, place, files[place], file_shares[place], opened=place in opened) for place in listed
         ),
+        others=len(others),
+        others_share_bytes=sum(file_shares[place] for place in others),
         classes=tuple(
             ExplainedClass(
                 pool=held.pool,
@@ -289,7 +298,7 @@ def _explain_file(
     )
 
 
-def tell_unclaimed(answers: Iterable[tuple[str, UnclaimedFiles]]) -> Unclaimed:
+def tell_unclaimed(answers: Iterable[tuple[str, UnclaimedPage]]) -> Unclaimed:
     """What nobody uses, of all pools, the longest unclaimed first."""
     files = [
         UnclaimedLine(pool=pool, **file.model_dump(exclude={"inode"}))

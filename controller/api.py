@@ -47,9 +47,9 @@ def make_api(controller: Controller) -> FastAPI:
         return await controller.bills()
 
     @api.get("/v1/explain")
-    async def explain(tenant: Tenant) -> Explanation:
-        """A tenant's share by file and by sharing class."""
-        return await controller.explain(tenant)
+    async def explain(tenant: Tenant, files: Annotated[int, Query(ge=0, le=100_000)] = 1000) -> Explanation:
+        """A tenant's share by file, those with the largest shares, and by sharing class."""
+        return await controller.explain(tenant, files)
 
     @api.get("/v1/users")
     async def users(path: Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]) -> FileUsers:

@@ -62,11 +62,25 @@ class GroupBill(_Frozen):
     swap_debt_bytes: int
 
 
+class PoolAnswers(_Frozen):
+    """How it stands with one pool. `age_seconds` is of its books; None: it has not answered yet, so no bill has it.
+
+    `errors` counts questions and orders of the controller without a proper answer, `last_error` is the last one's.
+    """
+
+    pool: str
+    age_seconds: float | None
+    errors: int
+    last_error: str
+
+
 class Bills(_Frozen):
     """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` (I1).
 
     Of the debts of all tenants, `borne_bytes` are taken off limits of others; the rest stays with the pool.
     """
+
+    pools: tuple[PoolAnswers, ...]
 
     pool_resident_bytes: int
     unclaimed_bytes: int
@@ -104,12 +118,17 @@ class ExplainedClass(_Frozen):
 
 
 class Explanation(_Frozen):
-    """A tenant's share, twice: the shares of `files` and those of `classes` both sum to `share_bytes`."""
+    """A tenant's share, twice: those of all its files and those of `classes` both sum to `share_bytes`.
+
+    `files` are the ones with the largest shares; the `others` have `others_share_bytes` together.
+    """
 
     tenant: str
     share_bytes: int
     used_bytes: int
     files: tuple[ExplainedFile, ...]
+    others: int
+    others_share_bytes: int
     classes: tuple[ExplainedClass, ...]
 
 
@@ -246,14 +265,14 @@ class PolicyState(_Frozen):
 
 
 class Health(_Frozen):
-    """`settlements` counts them since the start; `pools` are those on the bill.
+    """`settlements` counts them since the start; `pools` are those that live.
 
     `limit_writes` counts writes to limit files since the start, `orders_put_off` changes that had to wait.
     """
 
     version: str
     settlements: int
-    pools: tuple[str, ...]
+    pools: tuple[PoolAnswers, ...]
     dry_run: bool
     limit_writes: int
     orders_put_off: int

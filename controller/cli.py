@@ -125,13 +125,26 @@ def plan(as_json: bool) -> None:
 
 @cli.command(epilog=TENANT_HELP)
 @tenant_argument
+@click.option(
+    "--files", type=click.IntRange(0, 100_000), default=1000, show_default=True, help="List so many files at most."
+)
 @as_json
-def explain(tenant: str, as_json: bool) -> None:
-    """What the share of TENANT is made of, by file and by sharing class.
+def explain(tenant: str, files: int, as_json: bool) -> None:
+    """What the share of TENANT is made of, by file and by sharing class. Files with the largest shares come first.
 
     Example: sharedctl explain /tenants/a
     """
-    _answer("explain", as_json, "/v1/explain", tenant=tenant)
+    _answer("explain", as_json, "/v1/explain", tenant=tenant, files=str(files))
+
+
+@cli.command()
+@as_json
+def status(as_json: bool) -> None:
+    """How the controller stands with each pool: how old its books are, and what went wrong.
+
+    Example: sharedctl status
+    """
+    _answer("status", as_json, "/v1/health")
 
 
 @cli.command()

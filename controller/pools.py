@@ -1,45 +1,29 @@
-"""The pools of this host, as their feeds show them: found by looking, asked all at once, dropped when they die."""
+"""The pools of this host, as their feeds show them: found by looking, and asked all at once.
+
+A pool is dropped when its keeper is gone, and for nothing else. One that answers late, or not at all, keeps its last
+books, which tell their age; a settlement waits SETTLEMENT_SECONDS for answers, and the answer that comes later counts
+from the next settlement on.
+"""
 
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-import httpx
 import trio
-from pydantic import BaseModel, ValidationError
 
+from controller.api_types import PoolAnswers
 from controller.billing.books import Books, cgroup_of, read_holdings
+from controller.feed_client import Feed, PoolGone, PoolSilent
 from controller.mistakes import UnknownName
-from sharedfs.feed_types import (
-    Allowance,
-    AllowanceOrder,
-    FilesOfTenant,
-    Holdings,
-    PoolRecord,
-    UnclaimedFiles,
-    UsersOfFile,
-)
+from sharedfs.errors import BrokenInvariant
 from sharedfs.kernel.cgroups import CgroupRef
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 1.0
-"""A feed answers from its books in memory; one that takes longer is in trouble, and must not hold up settlement."""
-
-_JSON = {"content-type": "application/json"}
-
-Answer = TypeVar("Answer", bound=BaseModel)
-
-
-class PoolGone(Exception):
-    """Nobody serves this feed: its daemon is dead or was unmounted."""
-
-
-class PoolSilent(Exception):
-    """Somebody serves this feed, but gave no answer that can be used."""
+SETTLEMENT_SECONDS = 1.0
+"""So long a settlement waits for answers. A feed answers from its books in memory: most take some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,104 +43,85 @@ class PoolBooks:
         return frozenset(self.even_bytes)
 
 
-class Feed:
-    """One pool's feed. Every question raises PoolGone or PoolSilent when it gets no answer."""
+@dataclass(slots=True)
+class _Pool:
+    """What is known of one pool. `asked_seconds` is when the question was asked that `books` answer."""
 
-    def __init__(self, socket: Path) -> None:
-        self.name = socket.parent.name
-        self._record = socket.parent / "pool.json"
-        self._cgroup: str | None = None
-        self.allowed: Mapping[CgroupRef, int | None] = {}
-        self.allowed_seconds = float("-inf")
-        transport = httpx.AsyncHTTPTransport(uds=str(socket))
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://pool", timeout=ANSWER_SECONDS)
+    feed: Feed
+    found_seconds: float
+    books: PoolBooks | None = None
+    asked_seconds: float = float("-inf")
+    asking: trio.Event | None = None
+    ordering: trio.Event | None = None
+    is_late: bool = False
+    errors: int = 0
+    last_error: str = ""
+    complaints: set[str] = field(default_factory=set)
+    allowed: Mapping[CgroupRef, int | None] = field(default_factory=dict)
+    allowed_seconds: float = float("-inf")
 
-    async def holdings(self) -> Holdings:
-        answer = await self._get(Holdings, "/v1/holdings")
-        if answer is None:
-            raise PoolSilent("it has no holdings")
-        return answer
-
-    async def files_of(self, tenant: str) -> FilesOfTenant | None:
-        """None when the pool does not know `tenant`."""
-        return await self._get(FilesOfTenant, "/v1/tenants/files", path=tenant)
-
-    async def users_of(self, path: str) -> UsersOfFile | None:
-        """None when the pool has no file at `path`, relative to its root."""
-        return await self._get(UsersOfFile, "/v1/files/users", path=path)
-
-    async def put_allowances(self, order: AllowanceOrder) -> None:
-        """Also where it is refused, because later ones are there, or the pool is of a kind that knows of none."""
-        try:
-            await self._client.put("/v1/allowances", content=order.model_dump_json(), headers=_JSON)
-        except httpx.ConnectError as error:
-            raise PoolGone(str(error)) from error
-        except httpx.HTTPError as error:
-            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
-
-    async def unclaimed(self) -> UnclaimedFiles | None:
-        """The files that nobody uses. None from a pool that does not know the question."""
-        return await self._get(UnclaimedFiles, "/v1/unclaimed")
-
-    def mountpoint(self) -> Path | None:
-        """Where the pool is mounted, None when its record does not say."""
-        record = self._read_record()
-        return None if record is None else Path(record.mountpoint)
-
-    def cgroup(self) -> str:
-        """The pool's own cgroup, which stays the same; "/" when its record does not say."""
-        if self._cgroup is None and (record := self._read_record()) is not None:
-            self._cgroup = record.pool_cgroup
-        return self._cgroup or "/"
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
-
-    def _read_record(self) -> PoolRecord | None:
-        try:
-            return PoolRecord.model_validate_json(self._record.read_bytes())
-        except (OSError, ValidationError):
-            return None
-
-    async def _get(self, kind: type[Answer], url: str, **query: str) -> Answer | None:
-        try:
-            response = await self._client.get(url, params=query)
-            if response.status_code == httpx.codes.NOT_FOUND:
-                return None
-            response.raise_for_status()
-            return kind.model_validate_json(response.content)
-        except httpx.ConnectError as error:
-            raise PoolGone(str(error)) from error
-        except (httpx.HTTPError, ValidationError) as error:
-            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+    def complain(self, why: str) -> None:
+        """Count what went wrong, and say it once, not at each settlement."""
+        self.errors += 1
+        self.last_error = why
+        if why not in self.complaints:
+            self.complaints.add(why)
+            log.warning("pool %s: %s", self.feed.name, why)
 
 
 class Pools:
-    """All pools below one directory."""
+    """All pools below one directory. Questions under way run in `nursery`."""
 
-    def __init__(self, directory: Path, patience_seconds: float) -> None:
+    def __init__(self, directory: Path, patience_seconds: float, nursery: trio.Nursery) -> None:
         self._directory = directory
         self._patience_seconds = patience_seconds
-        self._feeds: dict[Path, Feed] = {}
-        self._known: dict[Path, tuple[float, PoolBooks]] = {}
+        self._nursery = nursery
+        self._pools: dict[Path, _Pool] = {}
+        self._broken: BrokenInvariant | None = None
 
     async def fetch(self) -> list[PoolBooks]:
-        """The books of every pool that lives, by name. A silent one's last books stand in while we are patient.
+        """The books of every pool that has ever answered, by name. Those of a late one are its last.
 
         Raises BrokenInvariant when a pool's books do not add up (I1).
         """
         sockets = set(self._directory.glob("*/feed.sock"))
-        for socket in self._feeds.keys() - sockets:
+        for socket in self._pools.keys() - sockets:
             await self._drop(socket, "its feed is gone")
-        async with trio.open_nursery() as nursery:
-            for socket in sockets:
-                nursery.start_soon(self._ask, socket, name=f"ask pool {socket.parent.name}")
-        return [books for _, (_, books) in sorted(self._known.items())]
+        began_seconds = trio.current_time()
+        with trio.move_on_after(SETTLEMENT_SECONDS):
+            for _ in range(2):  # what is under way already may tell of the time before
+                for socket in sockets:
+                    self._ask(socket, began_seconds)
+                for pool in self._prompt():
+                    if pool.asking is not None:
+                        await pool.asking.wait()
+        if self._broken is not None:
+            raise self._broken
+        self._tell_of_late_ones()
+        return [pool.books for _, pool in sorted(self._pools.items()) if pool.books is not None]
 
     @property
     def feeds(self) -> Sequence[Feed]:
         """The feeds of the pools on the bill."""
-        return [self._feeds[socket] for socket in sorted(self._known)]
+        return [pool.feed for _, pool in sorted(self._pools.items()) if pool.books is not None]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every pool that lives has answered once: who is on no bill then uses no pool."""
+        return all(pool.books is not None for pool in self._pools.values())
+
+    def states(self) -> tuple[PoolAnswers, ...]:
+        """All pools that live, by name."""
+        now = trio.current_time()
+        return tuple(
+            PoolAnswers(
+                pool=pool.feed.name,
+                age_seconds=None if pool.books is None else round(now - pool.asked_seconds, 3),
+                errors=pool.errors,
+                last_error=pool.last_error,
+            )
+            for _, pool in sorted(self._pools.items())
+        )
 
     def locate(self, path: Path) -> tuple[Feed, str]:
         """The pool on whose mount the absolute `path` is, by name alone, and the path below the mount.
@@ -171,52 +136,89 @@ class Pools:
         raise UnknownName(f"{path} is on no pool: the mountpoints are {listed}")
 
     async def allow(self, marks: Mapping[str, Mapping[CgroupRef, int | None]], valid_seconds: float) -> None:
-        """Tell each pool how far its tenants may grow, where that has changed or is old. Nobody waits for an answer."""
-        async with trio.open_nursery() as nursery:
-            for feed in self.feeds:
-                if feed.name in marks:
-                    nursery.start_soon(self._allow, feed, marks[feed.name], valid_seconds, name=f"allow in {feed.name}")
-
-    async def _allow(self, feed: Feed, marks: Mapping[CgroupRef, int | None], valid_seconds: float) -> None:
+        """Tell each pool how far its tenants may grow, where that has changed or is old."""
         now = trio.current_time()
-        if feed.allowed == marks and now - feed.allowed_seconds < valid_seconds / 4:
-            return
-        order = AllowanceOrder(
-            sequence=time.time_ns(),  # later than any of an earlier controller
-            valid_seconds=valid_seconds,
-            tenants=tuple(Allowance(path=to.path, inode=to.inode, until_bytes=mark) for to, mark in marks.items()),
-        )
+        for pool in self._pools.values():
+            wanted = marks.get(pool.feed.name)
+            is_due = pool.allowed != wanted or now - pool.allowed_seconds >= valid_seconds / 4
+            if wanted is not None and is_due and pool.ordering is None:
+                pool.ordering = trio.Event()
+                self._nursery.start_soon(self._allow, pool, pool.ordering, wanted, valid_seconds)
+        with trio.move_on_after(SETTLEMENT_SECONDS):
+            for pool in self._prompt():
+                if pool.ordering is not None:
+                    await pool.ordering.wait()
+
+    async def _allow(
+        self, pool: _Pool, done: trio.Event, marks: Mapping[CgroupRef, int | None], valid_seconds: float
+    ) -> None:
+        now = trio.current_time()
         try:
-            await feed.put_allowances(order)
-        except (PoolGone, PoolSilent):
-            return  # the next fetch says so
-        feed.allowed, feed.allowed_seconds = marks, now
+            # The number is later than any of an earlier controller.
+            await pool.feed.put_allowances(time.time_ns(), valid_seconds, marks)
+        except PoolGone:
+            pass  # the next fetch says so
+        except PoolSilent as silent:
+            pool.complain(f"allowances are not in force: {silent}")
+        else:
+            pool.allowed, pool.allowed_seconds = marks, now
+        finally:
+            pool.ordering = None
+            done.set()
 
     async def aclose(self) -> None:
-        for feed in self._feeds.values():
-            await feed.aclose()
+        for pool in self._pools.values():
+            await pool.feed.aclose()
 
-    async def _ask(self, socket: Path) -> None:
-        feed = self._feeds.get(socket)
-        if feed is None:
-            feed = self._feeds[socket] = Feed(socket)
+    def _ask(self, socket: Path, since_seconds: float) -> None:
+        """Have a question under way, unless there is one, or one was asked since that time and is answered."""
+        pool = self._pools.get(socket)
+        if pool is None:
+            pool = self._pools[socket] = _Pool(Feed(socket), trio.current_time())
+        if pool.asking is None and pool.asked_seconds < since_seconds:
+            pool.asking = trio.Event()
+            self._nursery.start_soon(self._hear, socket, pool, pool.asking, name=f"ask pool {pool.feed.name}")
+
+    async def _hear(self, socket: Path, pool: _Pool, answered: trio.Event) -> None:
+        asked_seconds = trio.current_time()
         try:
-            holdings = await feed.holdings()
+            holdings = await pool.feed.holdings()
+            even_bytes = {cgroup_of(tenant): tenant.even_bytes for tenant in holdings.tenants}
+            books = PoolBooks(pool.feed.name, read_holdings(holdings), even_bytes, pool.feed.cgroup())
         except PoolGone as gone:
             await self._drop(socket, str(gone))
         except PoolSilent as silent:
-            asked, _ = self._known.get(socket, (float("-inf"), None))
-            if trio.current_time() - asked > self._patience_seconds:
-                await self._drop(socket, str(silent))
+            pool.complain(str(silent))
+        except BrokenInvariant as broken:
+            self._broken = broken
         else:
-            if socket not in self._known:
-                log.info("pool %s: found", feed.name)
-            even_bytes = {cgroup_of(tenant): tenant.even_bytes for tenant in holdings.tenants}
-            books = PoolBooks(feed.name, read_holdings(holdings), even_bytes, feed.cgroup())
-            self._known[socket] = trio.current_time(), books
+            if pool.books is None:
+                log.info("pool %s: found", pool.feed.name)
+            pool.books, pool.asked_seconds = books, asked_seconds
+        finally:
+            pool.asking = None
+            answered.set()
+
+    def _prompt(self) -> list[_Pool]:
+        """The pools that a settlement waits for: a late one does not hold up the tenants of the others."""
+        return [pool for pool in self._pools.values() if not pool.is_late]
+
+    def _tell_of_late_ones(self) -> None:
+        now = trio.current_time()
+        for pool in self._pools.values():
+            waited_seconds = now - max(pool.asked_seconds, pool.found_seconds)
+            was_late, pool.is_late = pool.is_late, waited_seconds > self._patience_seconds
+            if pool.books is not None and pool.is_late != was_late:
+                if pool.is_late:
+                    age_seconds = now - pool.asked_seconds
+                    log.warning("pool %s: late: its books of %.1f s ago stay", pool.feed.name, age_seconds)
+                else:
+                    log.info("pool %s: answers again", pool.feed.name)
 
     async def _drop(self, socket: Path, why: str) -> None:
         """Forget a pool; it is looked for again at the next fetch, and said only once that it is gone."""
-        if self._known.pop(socket, None) is not None:
-            log.warning("pool %s: dropped: %s", socket.parent.name, why)
-        await self._feeds.pop(socket).aclose()
+        pool = self._pools.pop(socket, None)
+        if pool is not None:
+            if pool.books is not None:
+                log.warning("pool %s: dropped: %s", pool.feed.name, why)
+            await pool.feed.aclose()

@@ -8,7 +8,7 @@ import logging
 import posixpath
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -44,12 +44,13 @@ from controller.billing.settlement import Position, raises
 from controller.billing.whatif import due_bytes, swap_due_bytes, what_if_exit
 from controller.config import Config
 from controller.debts import KeptDebts
+from controller.feed_client import Feed, Page, PoolGone, PoolSilent
 from controller.history import History
 from controller.limits.base import Account, KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.names import Names
-from controller.pools import Answer, Feed, PoolBooks, PoolGone, Pools, PoolSilent
+from controller.pools import PoolBooks, Pools
 from controller.settler import Settler
 from controller.state import Budget, State
 from sharedfs import __version__
@@ -86,7 +87,7 @@ class Controller:
         ordered = state.policy()
         self._policy = self._make_policy(*(ordered or (config.policy, None)))
         self._budgets = state.budgets()
-        self._pools = Pools(pools_directory, config.pool_patience_seconds)
+        self._pools = Pools(pools_directory, config.pool_patience_seconds, nursery)
         self._settler = Settler(limits, state, nursery, config.write_threads, dry_run=dry_run)
         self._planner = Planner(limits.hierarchy.version, config.rules)
         self._names = Names(limits.hierarchy)
@@ -165,7 +166,8 @@ class Controller:
             keep_debts = partial(self._debts.keep, now_seconds, since)
             await trio.to_thread.run_sync(keep_debts, limiter=self._settler.disk)
         raising, lowering = list(planned.raising), list(planned.lowering)
-        for cgroup in self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys():
+        left = self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys()
+        for cgroup in left if self._pools.is_complete else ():
             order = Order(cgroup, readings.accounts[cgroup].limits, found[cgroup])
             if order.now != order.intended:
                 (raising if raises(order) else lowering).append(order)
@@ -183,8 +185,8 @@ class Controller:
         return Snapshot(
             number=number,
             books=tuple(books.values()),
-            pools=tuple(books),
             gone=readings.gone,
+            pool_answers=self._pools.states(),
             bill=bill,
             positions=positions,
             planned=planned,
@@ -236,30 +238,27 @@ class Controller:
         live, names = await trio.to_thread.run_sync(self._look_at, tuple(snapshot.bill.tenants))
         return answers.tell_bills(snapshot, live, names)
 
-    async def explain(self, name: str) -> Explanation:
+    async def explain(self, name: str, most_files: int) -> Explanation:
         snapshot, tenant = await self._find(name)
         told = await self._ask_all(lambda feed: feed.files_of(tenant.path))
-        return answers.explain(tenant, told, snapshot.gone, self._policy)
+        return answers.explain(tenant, told, snapshot.gone, self._policy, most_files)
 
     async def unclaimed(self) -> Unclaimed:
         await self.fresh()
         return answers.tell_unclaimed(await self._ask_all(lambda feed: feed.unclaimed()))
 
-    async def _ask_all(self, question: Callable[[Feed], Awaitable[Answer | None]]) -> list[tuple[str, Answer]]:
-        """What each pool that has an answer says, by its name. Raises HostFault when one says nothing at all."""
-        told: list[tuple[str, Answer]] = []
+    async def _ask_all(self, question: Callable[[Feed], AsyncIterator[Page]]) -> list[tuple[str, Page]]:
+        """All pages of what each pool says, by its name. Raises HostFault when one does not answer."""
+        told: list[tuple[str, Page]] = []
         faults: list[str] = []
 
         async def ask(feed: Feed) -> None:
             try:
-                answer = await question(feed)
+                told.extend([(feed.name, page) async for page in question(feed)])
             except PoolGone:
                 return  # it takes its bytes with it
             except PoolSilent as silent:
                 faults.append(f"pool {feed.name} does not answer: {silent}")
-                return
-            if answer is not None:
-                told.append((feed.name, answer))
 
         async with trio.open_nursery() as nursery:
             for feed in self._pools.feeds:
@@ -384,7 +383,7 @@ class Controller:
         return Health(
             version=__version__,
             settlements=0 if snapshot is None else snapshot.number,
-            pools=() if snapshot is None else snapshot.pools,
+            pools=() if snapshot is None else snapshot.pool_answers,
             dry_run=self._settler.dry_run,
             limit_writes=self._settler.writes,
             orders_put_off=self._planner.pacing.put_off,

@@ -4,6 +4,9 @@ from controller.client import Answer
 from sharedfs.tables import print_table, say
 from sharedfs.units import format_size
 
+_FRESH_SECONDS = 2.0
+"""Books that are older than this are those of a pool that is late: it is asked twice a second."""
+
 
 def bills(answer: Answer) -> None:
     named = any(line["name"] for line in answer["tenants"])
@@ -51,6 +54,32 @@ def bills(answer: Answer) -> None:
         + (f"; debts {_size(answer['debt_bytes'])}" if answer["debt_bytes"] else "")
         + (f", of these borne by others {_size(answer['borne_bytes'])}" if answer["borne_bytes"] else "")
     )
+
+    for pool in answer["pools"]:
+        if pool["age_seconds"] is None:
+            say(f"pool {pool['pool']} has not answered yet, so no bill has it: {pool['last_error'] or 'wait for it'}")
+        elif pool["age_seconds"] > _FRESH_SECONDS:
+            say(f"pool {pool['pool']} answers late: its part of the bill is {format_age(pool['age_seconds'])} old")
+
+
+def status(answer: Answer) -> None:
+    rows = [
+        (
+            pool["pool"],
+            "never" if pool["age_seconds"] is None else format_age(pool["age_seconds"]),
+            str(pool["errors"]),
+        )
+        for pool in answer["pools"]
+    ]
+    say(
+        f"controller {answer['version']}: {answer['settlements']:,} settlements,"
+        f" {answer['limit_writes']:,} writes to limits, {answer['orders_put_off']:,} put off"
+        + (", dry run" if answer["dry_run"] else "")
+    )
+    print_table(("POOL", "AGE OF BOOKS", "ERRORS"), rows, texts=1)
+    for pool in answer["pools"]:
+        if pool["errors"]:
+            say(f"{pool['pool']}: last error: {pool['last_error']}")
 
 
 def _debt(line: Answer) -> str:
@@ -103,6 +132,8 @@ def explain(answer: Answer) -> None:
     sizes = ("used_bytes", "touched_bytes", "mapped_bytes", "opened_bytes", "share_bytes")
     files = [(file["pool"], file["path"], *(_size(file[size]) for size in sizes)) for file in answer["files"]]
     print_table(("POOL", "FILE", "USED", "READ, WRITTEN", "MAPPED", "OPEN", "SHARE"), files, texts=2)
+    if answer["others"]:
+        say(f"and {answer['others']:,} files more, with {_size(answer['others_share_bytes'])} of the share (--files)")
     classes = [
         (
             held["pool"],

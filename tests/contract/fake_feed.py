@@ -13,7 +13,16 @@ from typing import Self
 import trio
 from fastapi import FastAPI, Response
 
-from sharedfs.feed_types import ClassHolding, FileHoldings, FilesOfTenant, Holdings, PoolRecord, TenantRef, UsersOfFile
+from sharedfs.feed_types import (
+    AllowanceOrder,
+    ClassHolding,
+    FileHoldings,
+    FilesOfTenant,
+    Holdings,
+    PoolRecord,
+    TenantRef,
+    UsersOfFile,
+)
 from sharedfs.http_server import serve_http
 from sharedfs.kernel.cgroups import CgroupRef
 
@@ -31,6 +40,12 @@ class FakePool:
     idle: set[CgroupRef] = field(default_factory=set)
     misreport: int = 0
     sequence: int = 0
+    delay_seconds: float = 0
+    """So long a question for the holdings waits for its answer."""
+    refuses_orders_with: int | None = None
+    files_of_a_page: int = 1000
+    allowed: dict[str, int | None] = field(default_factory=dict)
+    orders: int = 0
     _loop: trio.lowlevel.TrioToken | None = None
     _stop: trio.Event | None = None
 
@@ -84,14 +99,27 @@ class FakePool:
 
         @api.get("/v1/holdings")
         async def holdings() -> Response:
-            return answer(self.holdings())
+            told = self.holdings()
+            await trio.sleep(self.delay_seconds)
+            return answer(told)
+
+        @api.put("/v1/allowances")
+        async def allowances(order: AllowanceOrder) -> Response:
+            if self.refuses_orders_with is not None:
+                return Response(json.dumps({"detail": "not today"}), self.refuses_orders_with)
+            self.orders += 1
+            self.allowed |= {allowance.path: allowance.until_bytes for allowance in order.tenants}
+            return Response(status_code=204)
 
         @api.get("/v1/tenants/files")
-        async def files(path: str) -> Response:
+        async def files(path: str, after: int = 0) -> Response:
             if path not in {tenant.path for tenant in self._tenants()}:
                 return Response(json.dumps({"detail": "no such tenant"}), 404)
-            listed = [file for file in map(self._file, self.files) if any(self._uses(h, path) for h in file.classes)]
-            return answer(FilesOfTenant(tenants=self._refs(), files=tuple(listed)))
+            used = [file for file in map(self._file, self.files) if any(self._uses(h, path) for h in file.classes)]
+            page = [file for file in used if file.inode > after]
+            listed, left = page[: self.files_of_a_page], page[self.files_of_a_page :]
+            next_after = listed[-1].inode if left else None
+            return answer(FilesOfTenant(tenants=self._refs(), files=tuple(listed), next_after=next_after))
 
         @api.get("/v1/files/users")
         async def users(path: str) -> Response:
@@ -139,4 +167,5 @@ class FakePool:
             for row in self.files[name]
         )
         total = sum(row.bytes for row in rows)
-        return FileHoldings(path=name, inode=1, size_bytes=total, resident_bytes=total, classes=rows)
+        inode = 1 + list(self.files).index(name)
+        return FileHoldings(path=name, inode=inode, size_bytes=total, resident_bytes=total, classes=rows)

@@ -322,6 +322,54 @@ def test_a_dead_pool_is_dropped_and_a_later_one_found(host: Host) -> None:
     assert "pool later: dropped" in host.stop(controller)
 
 
+def test_a_pool_that_answers_late_stays_on_the_bill_and_its_limits_stay(host: Host) -> None:
+    """The control is the pool that is gone."""
+    config = host.run / "impatient.toml"
+    config.write_text("pool_patience_seconds = 0.5\n")
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start("--config", str(config))
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.pool.delay_seconds = 60
+    wait_until(lambda: host.ask("status")["pools"][0]["age_seconds"] > 3)
+    assert host.limit(a) == 54 * MIB
+    assert host.bills()[a.path]["share_bytes"] == 10 * MIB
+    assert "pool demo answers late: its part of the bill is" in host.ctl("bills")
+    host.pool.die()
+    wait_until(lambda: host.limit(a) == 64 * MIB)
+    said = host.stop(controller)
+    assert said.count("pool demo: late: its books of") == 1
+    assert "pool demo: dropped" in said
+
+
+def test_limits_of_a_pool_that_has_not_answered_a_new_controller_yet_stay(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.stop(controller, signal.SIGKILL)
+    host.pool.delay_seconds = 60
+    controller = host.start()
+    settlements = host.ask("status")["settlements"]
+    wait_until(lambda: host.ask("status")["settlements"] > settlements + 2)
+    assert host.limit(a) == 54 * MIB
+    assert "pool demo has not answered yet" in host.ctl("bills")
+    host.stop(controller)
+    assert host.limit(a) == 64 * MIB
+
+
+def test_explain_lists_the_files_with_the_largest_shares_and_counts_the_others(host: Host) -> None:
+    a, b = host.tenant("a"), host.tenant("b")
+    host.pool.files = {f"f{number}": [(4096 * number, (a, b))] for number in range(1, 8)}
+    host.pool.files_of_a_page = 2
+    host.start()
+    told = host.ask("explain", a.path, "--files", "3")
+    assert [file["path"] for file in told["files"]] == ["f7", "f6", "f5"]
+    assert (told["others"], told["others_share_bytes"]) == (4, (1 + 2 + 3 + 4) * 2048)
+    assert told["share_bytes"] == sum(range(1, 8)) * 2048
+    assert "and 4 files more, with 20.0K of the share (--files)" in host.ctl("explain", a.path, "--files", "3")
+
+
 def test_explain_and_users_agree_with_the_bill(host: Host) -> None:
     a, b, c = host.tenant("a"), host.tenant("b"), host.tenant("c")
     host.pool.files = {
@@ -535,7 +583,7 @@ def test_the_api_describes_itself_and_says_errors_in_one_line(host: Host) -> Non
     with httpx.Client(transport=transport, base_url="http://controller") as client:
         routes = client.get("/openapi.json").json()["paths"]
         assert {"/v1/bills", "/v1/explain", "/v1/users", "/v1/what-if/exit", "/v1/budget", "/v1/health"} <= set(routes)
-        assert client.get("/v1/health").json()["pools"] in ([], ["demo"])
+        assert [pool["pool"] for pool in client.get("/v1/health").json()["pools"]] in ([], ["demo"])
         for url, code in (("/v1/explain", 422), ("/v1/users?path=relative", 422), ("/v1/explain?tenant=/x", 404)):
             answer = client.get(url)
             assert answer.status_code == code
