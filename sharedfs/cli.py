@@ -153,11 +153,21 @@ def mount(
 @cli.command(epilog="Example: sharedfs umount /mnt/shared")
 @click.argument("mountpoint")
 @click.option("--if-dead", "only_dead", is_flag=True, help="Do nothing unless its processes have died.")
-def umount(mountpoint: str, only_dead: bool) -> None:
-    """Unmount the pool at MOUNTPOINT, also when its keeper has died. Its files are gone."""
-    from sharedfs import mounting  # noqa: PLC0415
+@click.option("--lazy", is_flag=True, help="Take the mount away here; the pool ends when its last user has gone.")
+@click.option("--force", is_flag=True, help="End the pool now, whoever uses it: what they do then fails with ENOTCONN.")
+def umount(mountpoint: str, only_dead: bool, lazy: bool, force: bool) -> None:
+    """Unmount the pool at MOUNTPOINT, also when its keeper has died. Its files are gone.
 
-    mounting.umount(mounting.resolve(mountpoint), only_dead=only_dead)
+    A pool that is in use, here or in a container, is left as it is, and its users are named (exit code 2).
+    """
+    from sharedfs import mounting, unmounting  # noqa: PLC0415
+
+    if lazy and force:
+        raise CallerMistake("--lazy and --force exclude each other: choose one")
+    manner = unmounting.Manner.LAZY if lazy else unmounting.Manner.FORCE if force else unmounting.Manner.PLAIN
+    told = unmounting.umount(mounting.resolve(mountpoint), manner, only_dead=only_dead)
+    if told:
+        click.echo(f"{mountpoint}: {told}")
 
 
 @cli.command(epilog="Example: sharedfs reload /mnt/shared")

@@ -67,8 +67,8 @@ from sharedfs.upkeep import Upkeep
 log = logging.getLogger("sharedfs")
 
 _INITIALISATION_SECONDS = 10.0
-# Of the state: the kernel's INIT request, and the options of a remount.
-_INIT_FILE, _OPTIONS_FILE = "init", "options"
+# Of the state: the kernel's INIT request, the options of a remount, and the mount's device.
+_INIT_FILE, _OPTIONS_FILE, _DEVICE_FILE = "init", "options", "device"
 
 
 class CannotResume(Exception):
@@ -132,11 +132,8 @@ class Pool:
         self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
         self.channel.make_room = self._make_room
-        mount = mount_at(self.options.mountpoint)
-        if mount is None:
-            raise HostFault(f"{self.options.mountpoint} is not mounted any more")
-        self.mappings = MappingScan(self.books, self.allocation, mount.device)
-        self._device = mount.device
+        self._device = self._find_device()
+        self.mappings = MappingScan(self.books, self.allocation, self._device)
         self.unclaimed = UnclaimedFiles(
             self.store,
             self.books,
@@ -146,7 +143,7 @@ class Pool:
             self.channel.expire_attributes,
         )
         self.recharge = Recharge(
-            self.store, self.books, self.data_path, self.namespace, mount.device, self.state, faults
+            self.store, self.books, self.data_path, self.namespace, self._device, self.state, faults
         )
         self.upkeep = Upkeep(
             lambda: self.options,
@@ -173,6 +170,18 @@ class Pool:
                 raise CannotResume
             recover(self.namespace, journal, self.backing, self.channel.reply)
         self.channel.ask_again()
+
+    def _find_device(self) -> tuple[int, int]:
+        """The mount's (major, minor): as the first daemon saw it, for it may be mounted elsewhere only by now."""
+        known = self.state.read(_DEVICE_FILE)
+        if known:
+            major, minor = known.split()
+            return int(major), int(minor)
+        mount = mount_at(self.options.mountpoint)
+        if mount is None:
+            raise HostFault(f"{self.options.mountpoint} is not mounted any more")
+        self.state.write(_DEVICE_FILE, b"%d %d" % mount.device)
+        return mount.device
 
     def _mount(self) -> Mount | None:
         """Our mount as the kernel shows it, None when it is gone. Its flags may be others than we mounted it with."""

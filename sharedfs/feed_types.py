@@ -222,10 +222,14 @@ class Remount(_Body):
 
 
 class PoolRecord(_Frozen):
-    """RUN/pools/NAME/pool.json: enough to find, judge and clean up a pool, whether its keeper lives or not."""
+    """RUN/pools/NAME/pool.json: enough to find, judge and clean up a pool, whether its keeper lives or not.
+
+    `device` is the mount's (major, minor), by which it is found where it is mounted elsewhere.
+    """
 
     name: str
     mountpoint: str
     keeper_pid: int
     pool_cgroup: str
     removable_cgroups: tuple[str, ...]
+    device: tuple[int, int] | None = None

@@ -333,21 +333,18 @@ def _make_descriptors(options: PoolOptions, lock_fd: int) -> tuple[dict[str, int
     }, mount_fd
 
 
-def _write_record(options: PoolOptions, cgroup: PoolCgroup) -> None:
+def _write_record(options: PoolOptions, cgroup: PoolCgroup, device: tuple[int, int] | None) -> None:
     record = {
         "name": options.name,
         "mountpoint": options.mountpoint,
         "keeper_pid": os.getpid(),
         "pool_cgroup": cgroup.path,
         "removable_cgroups": cgroup.removable,
+        "device": device,
     }
     draft = places.pool_record(options.name).with_suffix(".new")
     draft.write_text(json.dumps(record, indent=2) + "\n")
     draft.rename(places.pool_record(options.name))
-
-
-def _removable_by_record(name: str) -> tuple[str, ...]:
-    return tuple(json.loads(places.pool_record(name).read_text())["removable_cgroups"])
 
 
 def _unmount(mountpoint: str, device: tuple[int, int]) -> None:
@@ -375,8 +372,10 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
                 places.daemon_log(options.name), os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600
             )
         cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
+        device = None
         if was_served:  # what is there now, another keeper of this pool has made
-            cgroup = replace(cgroup, removable=_removable_by_record(options.name))
+            before = json.loads(places.pool_record(options.name).read_text())
+            cgroup, device = replace(cgroup, removable=tuple(before["removable_cgroups"])), before.get("device")
         leave_cgroup = resources.enter_context(ExitStack())
         leave_cgroup.callback(cgroup.leave)
         if not was_served:
@@ -387,11 +386,14 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
             for name, fd in descriptors.items():
                 manager.keep(name, fd)
         mount = mount_at(options.mountpoint)
-        if mount is None:
+        if mount is not None and mount.kind == FILESYSTEM_TYPE:
+            device = mount.device
+        elif not was_served:  # else it was taken away here while others have it (`sharedfs umount --lazy`)
             raise HostFault(f"{options.mountpoint} is not in /proc/self/mountinfo after mount(2)")
         unmount = resources.enter_context(ExitStack())
-        unmount.callback(_unmount, options.mountpoint, mount.device)
-        _write_record(options, cgroup)
+        if device is not None:
+            unmount.callback(_unmount, options.mountpoint, tuple(device))
+        _write_record(options, cgroup, device)
         keeper = Keeper(options, ready_fd, manager, descriptors, was_served, cgroup, log_fd)
         code = keeper.run()
         if keeper.keeps_mount:

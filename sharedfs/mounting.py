@@ -1,6 +1,5 @@
 """Mounting, remounting and unmounting: every check that can be made before anything is changed."""
 
-import fcntl
 import os
 import resource
 import signal
@@ -8,14 +7,13 @@ import stat
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from errno import EBUSY
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 
-from sharedfs import kept, places, pools
+from sharedfs import kept, mount_users, places, pools
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import PoolStatus, Remount
 from sharedfs.kernel import huge_pages, page_cache, syscalls
@@ -35,7 +33,6 @@ from sharedfs.mount_options import (
 from sharedfs.units import format_size
 from sharedfs.unix_client import CONFLICT, NoAnswer, ask
 
-_END_SECONDS = 20.0
 _RELOAD_SECONDS = 60.0  # the new version imports everything first
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 10.0
@@ -226,7 +223,7 @@ def _set_flags(mounted: Mount, flags: int) -> None:
         if error.errno != EBUSY:
             raise
         raise CallerMistake(
-            f"{mounted.mountpoint} has files open for writing{_users_of(mounted.mountpoint)}: close them first"
+            f"{mounted.mountpoint} has files open for writing{_named_users(mounted.mountpoint)}: close them first"
         ) from None
 
 
@@ -240,55 +237,6 @@ def _tell_daemon(name: str, options: str) -> None:
         raise CallerMistake(answer.json()["detail"])
     if not answer.is_success:
         raise HostFault(f"the daemon of pool {name} could not change: {answer.content.decode(errors='replace')}")
-
-
-def umount(mountpoint: str, *, only_dead: bool = False) -> None:
-    """Unmount the pool at `mountpoint` and wait until its daemon is gone and the host as it was.
-
-    `only_dead`: do nothing unless a pool is there that nobody serves or can go on serving.
-    """
-    require_root()
-    record = pools.record_at(mountpoint)
-    if only_dead and (record is None or pools.is_served(record)):
-        return
-    mounted = mount_at(mountpoint)
-    if record is None and (mounted is None or mounted.kind != FILESYSTEM_TYPE):
-        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
-    served = record is not None and pools.is_served(record)
-    if mounted is not None and mounted.kind == FILESYSTEM_TYPE:
-        # Without a record the keeper may well live, with another run directory: then it is not for us to pull it away.
-        _take_away(mountpoint, dead=record is not None and not served)
-    if record is not None and served and not pools.wait_for_end(record, _END_SECONDS):
-        raise HostFault(f"the keeper of {mountpoint} (pid {record.keeper_pid}) did not end after the unmount")
-    if record is not None:
-        pools.clean_up_dead(record)
-    if not any(True for _ in pools.records()):
-        _put_limits_back()
-
-
-def _put_limits_back() -> None:
-    """The last pool is gone: when no controller lives to do it, put back the limits that a dead one left lowered (I6).
-
-    The controller is another package and may not be installed: its command is asked.
-    """
-    if not (places.state_directory() / places.CONTROLLER_DATABASE).exists() or _controller_runs():
-        return
-    done = subprocess.run(
-        [sys.executable, "-m", "controller.cli", "restore"], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise HostFault(f"unmounted, but limits of a dead controller are not back: {done.stderr.strip()}")
-
-
-def _controller_runs() -> bool:
-    try:
-        with places.controller_lock().open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def reload(mountpoint: str) -> None:
@@ -317,28 +265,7 @@ def ask_status(name: str) -> PoolStatus | None:
     return PoolStatus.model_validate_json(answer.content) if answer.is_success else None
 
 
-def _take_away(mountpoint: str, *, dead: bool) -> None:
-    try:
-        syscalls.umount(mountpoint, syscalls.MNT_FORCE | syscalls.MNT_DETACH if dead else 0)
-    except OSError as error:
-        if error.errno != EBUSY:
-            raise
-        raise CallerMistake(
-            f"{mountpoint} is in use{_users_of(mountpoint)}: end its users, then unmount again"
-        ) from None
-
-
-def _users_of(mountpoint: str) -> str:
-    """Processes that visibly use the mount, for the message; symbolic links in /proc are read, not followed."""
-    users = []
-    for process in psutil.process_iter(["pid", "name"]):
-        links = [f"/proc/{process.pid}/cwd", f"/proc/{process.pid}/root"]
-        with suppress(OSError):
-            links += (entry.path for entry in os.scandir(f"/proc/{process.pid}/fd"))
-        for link in links:
-            with suppress(OSError):
-                target = os.readlink(link)
-                if target == mountpoint or target.startswith(mountpoint + "/"):
-                    users.append(f"{process.info['name']} ({process.pid})")
-                    break
-    return f" by {', '.join(users[:5])}" if users else ""
+def _named_users(mountpoint: str) -> str:
+    """Processes that visibly use the mount, for a message."""
+    users = mount_users.users_here(mountpoint, None)
+    return f" by {mount_users.named(users)}" if users else ""

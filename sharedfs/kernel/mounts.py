@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_GROUP = re.compile(rb"(?:shared|master|propagate_from):(\d+)")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -12,7 +13,8 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 class Mount:
     """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor), `options` the mount's alone.
 
-    `root` is the directory of the filesystem that the mountpoint shows.
+    `root` is the directory of the filesystem that the mountpoint shows. `id` and `parent` are numbers of mounts,
+    `groups` those of the peer groups that it shares events with, or takes them from.
     """
 
     device: tuple[int, int]
@@ -22,6 +24,9 @@ class Mount:
     super_options: frozenset[str]
     options: tuple[str, ...] = ()
     root: str = "/"
+    id: int = 0
+    parent: int = 0
+    groups: frozenset[int] = frozenset()
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
@@ -41,13 +46,17 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 frozenset(os.fsdecode(super_options).split(",")),
                 tuple(os.fsdecode(fields[5]).split(",")),
                 unescape(fields[3]),
+                int(fields[0]),
+                int(fields[1]),
+                frozenset(int(number) for number in _GROUP.findall(b" ".join(fields[6:]))),
             )
         )
     return mounts
 
 
-def mounts() -> list[Mount]:
-    return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+def mounts(process: int | str = "self") -> list[Mount]:
+    """The mounts that a process sees."""
+    return parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_bytes())
 
 
 def mount_at(mountpoint: str) -> Mount | None:

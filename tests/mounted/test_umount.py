@@ -1,0 +1,164 @@
+"""`sharedfs umount` of a pool that is used where the host does not see it: refused with names, lazy, or forced."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from errno import ENOTCONN
+from pathlib import Path
+
+import pytest
+
+from sharedfs import places, pools
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.mounts import mount_at, mounts
+from tests.support.mount import MountedPool, sharedfs
+from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
+
+PATIENCE = 30.0
+
+# CLONE_NEWNS; MS_REC | MS_PRIVATE
+LEAVE = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x20000) == 0
+assert libc.mount(None, b"/", None, 0x4000 | 1 << 18, None) == 0
+"""
+
+
+@pytest.fixture
+def nothing_left(run_dir: Path, unique_name: str) -> Callable[[], None]:
+    def check() -> None:
+        assert [mount.mountpoint for mount in mounts() if mount.mountpoint.startswith(str(run_dir))] == []
+        assert not find_memory_hierarchy().directory(f"{unique_name}-pools").exists()
+        assert list(places.pools_directory().iterdir()) == []
+
+    return check
+
+
+@pytest.fixture
+def user(pool: MountedPool, tenants: Tenants) -> Iterator[Tenant]:
+    """A tenant that has the pool in a mount namespace of its own, with nothing of it open, as a container has."""
+    tenant = tenants.make("user")
+    tenant.do(LEAVE + f"with open('{pool.path}/f', 'wb') as file: file.write(b'kept')")
+    yield tenant
+    tenant.end_processes()
+
+
+def content(pool: MountedPool, user: Tenant) -> object:
+    return user.do(f"with open('{pool.path}/f', 'rb') as file: result = file.read().decode()")
+
+
+def test_a_pool_that_a_container_has_stays_and_its_users_are_named(
+    pool: MountedPool, user: Tenant, nothing_left: Callable[[], None]
+) -> None:
+    done = sharedfs("umount", str(pool.path), check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert user.path in done.stderr
+    assert "--lazy" in done.stderr
+    assert mount_at(str(pool.path)) is not None
+    assert pool.path.joinpath("f").read_bytes() == b"kept"
+    assert content(pool, user) == "kept"
+    user.end_processes()
+    sharedfs("umount", str(pool.path))
+    nothing_left()
+
+
+def test_a_lazy_umount_lets_users_go_on_over_the_daemons_death(
+    pool: MountedPool, user: Tenant, nothing_left: Callable[[], None]
+) -> None:
+    done = sharedfs("umount", "--lazy", str(pool.path))
+    assert user.path in done.stdout
+    assert mount_at(str(pool.path)) is None
+    before = pool.status()
+    assert content(pool, user) == "kept"
+    os.kill(before.daemon_pid, signal.SIGKILL)
+    assert content(pool, user) == "kept"
+    wait_until(lambda: (now := pool.status_or_none()) and now.restarts == before.restarts + 1, "another", PATIENCE)
+    user.do(f"with open('{pool.path}/f', 'ab') as file: file.write(b' still')")
+    assert content(pool, user) == "kept still"
+    refused = sharedfs("umount", str(pool.path), check=False)
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    record = pools.record_at(str(pool.path))
+    assert record is not None
+    user.end_processes()
+    assert pools.wait_for_end(record, PATIENCE)
+    nothing_left()
+
+
+@pytest.mark.parametrize("lazy_before", [False, True])
+def test_force_ends_the_pool_and_says_for_whom(
+    pool: MountedPool, user: Tenant, nothing_left: Callable[[], None], lazy_before: bool
+) -> None:
+    if lazy_before:
+        sharedfs("umount", "--lazy", str(pool.path))
+    done = sharedfs("umount", "--force", str(pool.path))
+    assert user.path in done.stdout
+    assert "ENOTCONN" in done.stdout
+    nothing_left()
+    with pytest.raises(AgentError) as failed:
+        content(pool, user)
+    assert failed.value.errno == ENOTCONN
+
+
+def test_lazy_and_force_of_a_pool_that_nobody_uses_are_as_plain(
+    run_dir: Path, unique_name: str, nothing_left: Callable[[], None]
+) -> None:
+    place = run_dir / "mnt"
+    place.mkdir()
+    for manner in ("--lazy", "--force"):
+        sharedfs("mount", str(place), "--name", unique_name, "--size", "16M", "--cgroup-parent", f"{unique_name}-pools")
+        assert sharedfs("umount", manner, str(place)).stdout == ""
+        nothing_left()
+    assert sharedfs("umount", "--lazy", "--force", str(place), check=False).returncode == 2
+
+
+def test_a_second_mount_of_it_here_keeps_it_and_is_named(pool: MountedPool, run_dir: Path) -> None:
+    with bound(pool.path, run_dir / "bound"):
+        done = sharedfs("umount", str(pool.path), check=False)
+        assert done.returncode == 2
+        assert f"its mount at {run_dir / 'bound'}" in done.stderr
+        assert mount_at(str(pool.path)) is not None
+
+
+def test_a_mount_that_goes_along_keeps_nobody_waiting(
+    run_dir: Path, unique_name: str, nothing_left: Callable[[], None]
+) -> None:
+    """A service of systemd's with PrivateTmp= sees the host's mounts as a slave: they go when the host's do."""
+    shared, place = run_dir / "shared", run_dir / "shared/mnt"
+    shared.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "x", str(shared)], check=True)
+    subprocess.run(["mount", "--make-shared", str(shared)], check=True)
+    try:
+        place.mkdir()
+        sharedfs("mount", str(place), "--name", unique_name, "--size", "16M", "--cgroup-parent", f"{unique_name}-pools")
+        service = subprocess.Popen(
+            ["unshare", "-m", "--propagation", "slave", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert service.stdin is not None
+        assert service.stdout is not None
+        service.stdin.write(b"x")
+        service.stdin.flush()
+        assert service.stdout.read(1) == b"x"  # it has its namespace
+        assert any(mount.mountpoint == str(place) for mount in mounts(service.pid))
+        sharedfs("umount", str(place))
+        assert not any(mount.mountpoint == str(place) for mount in mounts(service.pid))
+        service.stdin.close()
+        service.wait(10)
+        service.stdout.close()
+    finally:
+        subprocess.run(["umount", "-R", str(shared)], check=True)
+    nothing_left()
+
+
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    target.mkdir()
+    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
