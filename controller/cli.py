@@ -48,7 +48,10 @@ def cli() -> None:
 @cli.command()
 @click.option("--config", type=click.Path(path_type=Path), help="Default: /etc/sharedfs/controller.toml, if there.")
 @click.option("--dry-run", is_flag=True, help="Write no limit; the log and `sharedctl plan` tell what would be.")
-def run(config: Path | None, dry_run: bool) -> None:
+@click.option(
+    "--check", is_flag=True, help="Check the configuration and the host, change nothing, and say what is wrong."
+)
+def run(config: Path | None, dry_run: bool, check: bool) -> None:
     """Run the controller in the foreground until SIGTERM or Ctrl-C, then put all limits back.
 
     Example: sharedctl run --config deploy/controller.toml
@@ -61,6 +64,9 @@ def run(config: Path | None, dry_run: bool) -> None:
     _need_root("run the controller")
     from controller import run as service  # noqa: PLC0415
 
+    if check:
+        click.echo(service.check(loaded))
+        return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request, twice a second and pool
     service.run(loaded, dry_run=dry_run)

@@ -10,7 +10,9 @@ from functools import partial
 import trio
 
 from controller.api import make_api
+from controller.billing.policies.registry import policy_to_settle
 from controller.config import Config
+from controller.database import check_file
 from controller.history import History
 from controller.limits import kernel_limits
 from controller.limits.base import KernelLimits
@@ -19,6 +21,7 @@ from controller.service import Controller
 from controller.state import State
 from sharedfs import places
 from sharedfs.errors import CallerMistake, HostFault, first_error
+from sharedfs.kept import ServiceManager
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.unix_http import serve_at
 
@@ -53,6 +56,17 @@ def run(config: Config, *, dry_run: bool = False) -> None:
             state.close()
 
 
+def check(config: Config) -> str:
+    """What a controller with this configuration would go by, in a line. Raises what would keep it from starting.
+
+    Changes nothing, and takes no notice of a controller that runs.
+    """
+    hierarchy = find_memory_hierarchy()
+    policy_to_settle(config.policy, None)
+    check_file(places.state_directory() / places.CONTROLLER_DATABASE)
+    return f"ok: policy {config.policy}, memory cgroups at {hierarchy.mount}, state in {places.state_directory()}"
+
+
 def restore_limits() -> int:
     """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
     with only_controller(), kernel_limits(find_memory_hierarchy(), Config().floor_bytes) as limits:
@@ -76,6 +90,7 @@ async def _serve(config: Config, limits: KernelLimits, state: State, history: Hi
                     nursery.start_soon(controller.keep_settling, name="settle")
                     await nursery.start(serve_at, make_api(controller), path, name="serve the API")
                     log.info("serving %s", path)
+                    ServiceManager().tell(f"READY=1\nSTATUS=Serving {path}")
                     async for number in signals:
                         log.info("%s: putting limits back", signal.Signals(number).name)
                         break

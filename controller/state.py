@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from controller.database import check_database, damaged
 from controller.limits.base import Limits, Order
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef
@@ -74,6 +75,7 @@ class State:
         # Autocommit: a transaction is where the code says `with self._database`, after an explicit BEGIN.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:
+            check_database(self._database)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
@@ -82,7 +84,7 @@ class State:
             self._add_missing_columns()
         except sqlite3.Error as error:
             self._database.close()
-            raise HostFault(f"{path}: {error}") from error
+            raise damaged(path, error) from error
 
     def _add_missing_columns(self) -> None:
         """A journal that a controller without limits of swap has written: it never touched any."""

@@ -10,7 +10,7 @@ import psutil
 from sharedfs.command_line import CONTEXT, run_cli
 from sharedfs.errors import CallerMistake
 from sharedfs.kernel.huge_pages import WITHIN_SIZE
-from sharedfs.mount_options import Asked, parse, read_setting
+from sharedfs.mount_options import Asked, parse, read_setting, written
 
 
 class SettingType(click.ParamType[Any]):
@@ -55,6 +55,7 @@ def cli() -> None:
     "noexec, noatime, suid, dev; `remount` changes a mounted pool.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
+@click.option("--check", is_flag=True, help="Check the options and the host, mount nothing, and say what is wrong.")
 @click.option(
     "--cgroup-parent",
     type=SettingType("cgroup_parent", "cgroup"),
@@ -125,6 +126,7 @@ def mount(
     name: str | None,
     words: tuple[str, ...],
     foreground: bool,
+    check: bool,
     **settings: object,
 ) -> None:
     """Mount a pool at MOUNTPOINT, an empty directory. Returns when the mount serves requests.
@@ -144,7 +146,11 @@ def mount(
         mounting.remount(place, asked, keep_flags=mounting.ALL_FLAGS)
         return
     options = asked.options(place, pools.name_for(place) if name is None else name, memory_bytes)
-    if foreground:
+    if check:
+        mounted = pools.record_at(place)
+        mounting.check(options, handed_down=mounted is not None and mounted.name == options.name)
+        click.echo(f"ok: {place} with {written(options)}")
+    elif foreground:
         mounting.mount_in_foreground(options)
     else:
         sys.exit(mounting.mount_in_background(options))

@@ -118,6 +118,27 @@ def test_a_pool_and_the_controller_as_units(hierarchy: MemoryHierarchy) -> None:
     assert_nothing_failed()
 
 
+def test_a_mistake_in_a_configuration_is_told_and_is_no_loop_of_restarts(hierarchy: MemoryHierarchy) -> None:
+    controller = Path("/etc/sharedfs/controller.toml")
+    pool = Path("/etc/sharedfs/pools/wrong.conf")
+    pool.parent.mkdir(parents=True, exist_ok=True)
+    controller.write_text("interval = 1\n")
+    pool.write_text("MOUNTPOINT=/mnt/wrong\nSIZE=64Q\n")
+    units = ("sharedfs-controller", "sharedfs@wrong")
+    try:
+        for unit in units:
+            failed = subprocess.run(["systemctl", "restart", unit], capture_output=True, timeout=120, check=False)
+            assert failed.returncode != 0, f"systemctl restart {unit} reports success"
+            assert systemctl("show", "-P", "ActiveState", unit) == "failed"
+            assert systemctl("show", "-P", "NRestarts", unit) == "0"
+            assert systemctl("show", "-P", "ExecMainStatus", unit) == "2"
+    finally:
+        controller.unlink()
+        pool.unlink()
+        systemctl("reset-failed", *units, check=False)
+    assert_nothing_failed()
+
+
 WORK = """
 import time
 class Work:

@@ -18,7 +18,7 @@ from sharedfs.cli import cli
 from sharedfs.command_line import run_cli
 from sharedfs.errors import CallerMistake
 from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mounts import mounts
+from sharedfs.kernel.mounts import mount_at, mounts
 from sharedfs.mount_options import PoolOptions
 from tests.support.mount import MountedPool, sharedfs
 from tests.support.posix import as_user, opened
@@ -245,3 +245,16 @@ def test_the_feed_is_for_root_only(pool: MountedPool) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
+
+
+def test_check_says_what_is_wrong_and_mounts_nothing(pool: MountedPool, run_dir: Path, unique_name: str) -> None:
+    place = run_dir / "other"
+    assert_mistake(sharedfs("mount", "--check", str(place), "--size", "16M", check=False), "does not exist")
+    place.mkdir()
+    assert_mistake(sharedfs("mount", "--check", str(place), "-o", "sise=16M", check=False), "sise")
+    assert sharedfs("mount", "--check", str(place), "--size", "16M").stdout.startswith("ok: ")
+    assert mount_at(str(place)) is None
+    assert list(place.iterdir()) == []
+    # A unit's file is checked while its pool is served.
+    assert sharedfs("mount", "--check", str(pool.path), "--name", pool.name, "--size", "1G").stdout.startswith("ok: ")
+    assert pool.status().size_bytes == 256 << 20

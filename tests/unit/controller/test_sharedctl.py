@@ -629,3 +629,32 @@ def test_policies_are_shown_side_by_side_and_limits_follow_the_one_that_is_set(h
     assert "there is no policy equal" in host.ctl("set-policy", "equal", code=2)
     assert "--payer" in host.ctl("set-policy", "designated", code=2)
     assert "no memory cgroup" in host.ctl("policies", "--payer", "/there/is/none", code=2)
+
+
+def test_a_configuration_is_checked_without_a_start(host: Host) -> None:
+    config = host.run / "controller.toml"
+    config.write_text("interval = 1\n")
+    assert "unknown key interval" in host.ctl("run", "--check", "--config", str(config), code=2)
+    config.write_text("interval_seconds = 1.0\n")
+    assert host.ctl("run", "--check", "--config", str(config)).startswith("ok: policy proportional")
+    assert not (host.state / "controller.db").exists()
+    controller = host.start()
+    assert host.ctl("run", "--check", "--config", str(config)).startswith("ok: ")  # beside one that runs
+    host.stop(controller)
+
+
+@pytest.mark.parametrize("where", [0, 4096])
+def test_a_damaged_state_is_told_in_a_line_with_what_to_do(host: Host, where: int) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.stop(controller)
+    database = host.state / "controller.db"
+    with database.open("r+b") as file:
+        file.seek(where)
+        file.write(b"damage" * 512)
+    for words in (["run", "--check"], ["run"], ["restore"]):
+        said = host.ctl(*words, code=1)
+        assert str(database) in said
+        assert "mv " in said
