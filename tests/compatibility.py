@@ -55,7 +55,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _row() -> list[str]:
     release = re.match(r"\d+\.\d+", platform.release())
     return [
-        f"{release[0] if release else platform.release()}{' (User-Mode Linux)' if _is_guest() else ''}",
+        f"{release[0] if release else platform.release()}{_machine()}",
         _cgroups(),
         platform.freedesktop_os_release().get("PRETTY_NAME", "?"),
         _callers(),
@@ -63,8 +63,11 @@ def _row() -> list[str]:
     ]
 
 
-def _is_guest() -> bool:
-    return "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+def _machine() -> str:
+    """Which of the guests of tests/guest this is, if any."""
+    processor = Path("/proc/cpuinfo").read_text()
+    names = {"User Mode Linux": " (User-Mode Linux)", "QEMU TCG": " (qemu)"}
+    return next((name for sign, name in names.items() if sign in processor), "")
 
 
 def _cgroups() -> str:
