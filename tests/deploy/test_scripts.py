@@ -42,6 +42,25 @@ def test_an_unknown_option_is_the_callers_mistake(script: Script, name: str) -> 
     assert "--no-such-option" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "tests/run --all tests/unit",
+        "tests/guest/setup --machine xen",
+        "tests/guest/run --machine xen true",
+        "tests/guest/run --cpus 2 true",
+        "tests/guest/run --machine qemu",
+        "tests/guest/check --machine uml",
+    ],
+)
+def test_the_tests_scripts_tell_a_callers_mistake(script: Script, line: str) -> None:
+    name, *arguments = line.split()
+    done = script(f"../{name}", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{Path(name).name}: ")
+    assert done.stderr.count("\n") == 1
+
+
 @needs_root
 @pytest.mark.parametrize("name", ["quickstart", "install", "uninstall"])
 def test_it_takes_root(script: Script, name: str) -> None:

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from sharedfs import places
-from tests.support.tenants import wait_until
+from tests.support.tenants import PATIENCE, wait_until
 
 Answer = dict[str, Any]
 
 
 def run_sharedctl(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "controller.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
 
 
 def sharedctl(*arguments: str) -> Answer:
@@ -52,5 +52,5 @@ def running_controller(*options: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=20 * PATIENCE)
     assert process.returncode in (0, -9), log.decode()

@@ -14,14 +14,13 @@ import httpx
 from sharedfs import places, pools
 from sharedfs.feed_types import Holdings, PoolStatus
 from sharedfs.kernel.mounts import mount_at
-from tests.support.tenants import Tenant, wait_until
+from tests.support.tenants import PATIENCE, Tenant, wait_until
 
 
 def sharedfs(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run the command as a user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sharedfs", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
+    command = [sys.executable, "-m", "sharedfs", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -35,7 +34,7 @@ class MountedPool:
 
     def get(self, route: str, **query: str) -> httpx.Response:
         transport = httpx.HTTPTransport(uds=str(places.feed_socket(self.name)))
-        with httpx.Client(transport=transport, base_url="http://pool", timeout=20) as client:
+        with httpx.Client(transport=transport, base_url="http://pool", timeout=20 * PATIENCE) as client:
             return client.get(route, params=query)
 
     def holdings(self) -> Holdings:
