@@ -1,0 +1,102 @@
+"""Processes that hang in execve(2), so that whoever looks at their maps waits: `python hung.py DIRECTORY COUNT`.
+
+A filesystem of this script's own never answers FLUSH. A process that has a close-on-exec file of it open and executes a
+program waits for that answer, and holds a lock of its own for which /proc/PID/maps and others wait. Any user can do
+this in a user namespace. Prints the process ids in a line, and ends, as they do, when its standard input ends.
+"""
+
+import ctypes
+import os
+import signal
+import stat
+import struct
+import sys
+import traceback
+from pathlib import Path
+
+_LOOKUP, _GETATTR, _OPEN, _FLUSH, _INIT = 1, 3, 14, 25, 26
+_SILENT = (2, 42, 36, _FLUSH)  # FORGET, BATCH_FORGET, INTERRUPT have no answer
+_ENOSYS = 38
+_NEW_NAMESPACES = 0x10000000 | 0x20000  # CLONE_NEWUSER | CLONE_NEWNS
+_MS_PRIVATE_REC, _MS_NOSUID_NODEV = 0x4000 | 1 << 18, 2 | 4
+_IN_HEADER, _OUT_HEADER = struct.Struct("<IIQQIIIHH"), struct.Struct("<IiQ")
+_ATTR = struct.Struct("<QQQQQQIIIIIIIIII")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _attributes(inode: int) -> bytes:
+    mode = stat.S_IFDIR | 0o755 if inode == 1 else stat.S_IFREG | 0o666
+    return _ATTR.pack(inode, 0, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+
+def _serve(device: int, flushed: int) -> None:
+    while True:
+        request = os.read(device, 1 << 20)
+        _, opcode, unique, node, *_ = _IN_HEADER.unpack_from(request)
+        if opcode == _FLUSH:
+            os.write(flushed, b"x")
+        if opcode in _SILENT:
+            continue
+        error, body = 0, b""
+        if opcode == _INIT:
+            body = struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 12, 9, 4096, 1, 0, 0, 0)
+        elif opcode == _LOOKUP:
+            body = struct.pack("<QQQQII", 2, 0, 1000, 1000, 0, 0) + _attributes(2)
+        elif opcode == _GETATTR:
+            body = struct.pack("<QII", 1000, 0, 0) + _attributes(node)
+        elif opcode == _OPEN:
+            body = struct.pack("<QII", 1, 0, 0)
+        else:
+            error = -_ENOSYS
+        os.write(device, _OUT_HEADER.pack(_OUT_HEADER.size + len(body), error, unique) + body)
+
+
+def _hang(directory: str, device: int) -> None:
+    fd = os.open(f"{directory}/f", os.O_RDWR)
+    os.close(device)
+    os.set_inheritable(fd, False)
+    os.execv("/bin/sleep", ["sleep", "1000"])
+
+
+def _child(run: object, *arguments: object) -> int:
+    process = os.fork()
+    if process == 0:
+        try:
+            run(*arguments)  # type: ignore[operator]
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return process
+
+
+def main(directory: str, count: int) -> None:
+    ids = os.getuid(), os.getgid()
+    if _libc.unshare(_NEW_NAMESPACES):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for file, text in (("setgroups", "deny"), ("uid_map", f"0 {ids[0]} 1"), ("gid_map", f"0 {ids[1]} 1")):
+        Path(f"/proc/self/{file}").write_text(text)
+    _libc.mount(b"none", b"/", None, _MS_PRIVATE_REC, None)
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
+    if _libc.mount(b"hung", directory.encode(), b"fuse", _MS_NOSUID_NODEV, options):
+        raise OSError(ctypes.get_errno(), "mount")
+    told, flushed = os.pipe()
+    server = _child(_serve, device, flushed)
+    hung = [_child(_hang, directory, device) for _ in range(count)]
+    for _ in hung:
+        os.read(told, 1)  # one more waits for its answer
+    print(*hung, flush=True)
+    sys.stdin.read()
+    os.kill(server, signal.SIGKILL)
+    os.waitpid(server, 0)
+    for process in hung:
+        os.kill(process, signal.SIGKILL)
+    os.close(device)  # the last one: the connection ends, and with it the waits
+    for process in hung:
+        os.waitpid(process, 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
