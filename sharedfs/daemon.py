@@ -4,6 +4,7 @@ descriptors from the keeper ─▶ books, store ─▶ what another daemon left 
 """
 
 import logging
+import mmap
 import os
 import socket
 from collections.abc import Mapping
@@ -24,13 +25,15 @@ from sharedfs.callers import Callers
 from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.datapath import DataPath
 from sharedfs.errors import CallerMistake, HostFault, first_error
-from sharedfs.faults import faults_of
+from sharedfs.faults import faults_of, hidden_features
 from sharedfs.feed import make_feed
 from sharedfs.feed_types import PoolStatus
 from sharedfs.frequent import FrequentRequests
 from sharedfs.http_server import serve_http
+from sharedfs.in_hand import InHand
 from sharedfs.journal import Journal
-from sharedfs.keeper import CANNOT_RESUME, HANDED_OVER
+from sharedfs.keeper import HANDED_OVER
+from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.mount_flags import atime_attributes
@@ -66,13 +69,9 @@ from sharedfs.upkeep import Upkeep
 
 log = logging.getLogger("sharedfs")
 
-_INITIALISATION_SECONDS = 10.0
+_INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
 # Of the state: the kernel's INIT request, the options of a remount, and the mount's device.
 _INIT_FILE, _OPTIONS_FILE, _DEVICE_FILE = "init", "options", "device"
-
-
-class CannotResume(Exception):
-    """The kernel does not send again what the daemon before us was asked."""
 
 
 class Pool:
@@ -88,6 +87,7 @@ class Pool:
         self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
         faults = faults_of(self.state)
         journal = Journal(self.state, faults)
+        self.in_hand = InHand(self.state)
         self.store = Store(PrivateTmpfs(kept["store"]), self.state, journal)
         resources.callback(self.store.close)
         events = _task_events()
@@ -128,6 +128,9 @@ class Pool:
             on_end=self._on_channel_end,
             buffer=journal.request,
             on_init=lambda request: self.state.write(_INIT_FILE, request),
+            on_turn=journal.answers_put_off,
+            in_hand=self.in_hand,
+            hidden_features=hidden_features(),
         )
         self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
@@ -163,13 +166,18 @@ class Pool:
 
     def _resume(self, journal: Journal) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
-        init_request = self.state.read(_INIT_FILE)
-        if init_request:  # else the kernel's very first request was not read yet, or is sent again
-            self.channel.resume(init_request)
-            if not self.channel.resends:
-                raise CannotResume
-            recover(self.namespace, journal, self.backing, self.channel.reply)
-        self.channel.ask_again()
+        init_request = self.state.read(_INIT_FILE) or _init_in(journal.request)
+        if not init_request:
+            return  # the kernel's very first request was not read yet
+        self.channel.resume(init_request)
+        if not self.channel.resends:
+            self.in_hand.take_over(memoryview(journal.request), self.channel.is_waiting)
+        backing = self.backing if self.channel.passthrough else None
+        recover(self.namespace, journal, backing, self.channel.reply, died=self._start.died)
+        if self.channel.resends:
+            self.channel.ask_again()
+        else:
+            self.channel.answer_first(self.in_hand.waiting(self.channel.is_waiting))
 
     def _find_device(self) -> tuple[int, int]:
         """The mount's (major, minor): as the first daemon saw it, for it may be mounted elsewhere only by now."""
@@ -232,7 +240,8 @@ class Pool:
             keeper_pid=self._start.keeper_pid,
             daemon_pid=os.getpid(),
             restarts=self._start.restarts,
-            survives="the daemon's death" if self.channel.resends else "nothing: needs Linux 6.9",
+            reloads=self._start.reloads,
+            survives="the daemon's death",
             size_bytes=self.options.size_bytes,
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
@@ -248,7 +257,7 @@ class Pool:
             files=statistics.files,
             data_path=f"{self.options.reads}+passthrough" if passthrough else "exact",
             engine=self.data_path.engine,
-            mmap="shared mappings at memory speed" if passthrough else "no shared mappings (ENODEV): needs Linux 6.9",
+            mmap="shared mappings at memory speed" if passthrough else self._why_no_mappings(),
             pool_cgroup=self.cgroup.path,
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
@@ -256,6 +265,9 @@ class Pool:
             refused=self.books.allowances.refused,
             requests={**self.data_path.requests, "namespace": self.frequent.answered + self.channel.forwarded},
         )
+
+    def _why_no_mappings(self) -> str:
+        return f"no shared mappings (ENODEV): {'needs Linux 6.9' if self.options.passthrough else 'mounted so'}"
 
     def reconfigure(self, words: str) -> None:
         """Change what mount options in `words` ask for, as far as it is not the kernel's to do. Bytes in use stay.
@@ -373,6 +385,12 @@ def _open_spill_directory(options: PoolOptions) -> int | None:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
+def _init_in(last_read: mmap.mmap) -> bytes:
+    """The kernel's INIT request, when a daemon read it and died before it was noted."""
+    length, opcode, *_ = wire.IN_HEADER.unpack_from(last_read)
+    return last_read[:length] if opcode == wire.Opcode.INIT else b""
+
+
 def _task_events() -> TaskEvents | None:
     try:
         return TaskEvents()
@@ -393,8 +411,6 @@ def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
             pool = Pool(start, kept, resources)
             resources.callback(pool.clean_up_for_keeper)
             trio.run(pool.serve, keeper)
-    except CannotResume:
-        return CANNOT_RESUME
     except BaseException as error:
         cause = first_error(error)
         if not isinstance(cause, (CallerMistake, HostFault, OSError)):

@@ -10,6 +10,8 @@ from enum import IntEnum
 from sharedfs.state import StateFiles
 
 VARIABLE = "SHAREDFS_FAULTS"
+HIDDEN_FEATURES_VARIABLE = "SHAREDFS_HIDDEN_FEATURES"
+"""INIT flags, in hexadecimal, that the kernel is taken not to have: how an older one is tried on a newer."""
 FILE = "faults"
 _BYTES = 4096
 
@@ -58,3 +60,7 @@ class Faults:
 
 def faults_of(state: StateFiles) -> Faults | None:
     return Faults(state) if os.environ.get(VARIABLE) else None
+
+
+def hidden_features() -> int:
+    return int(os.environ.get(HIDDEN_FEATURES_VARIABLE, "0"), 16)

@@ -148,7 +148,8 @@ class PoolStatus(_Frozen):
     now; `recharge_refusal` says why some of them cannot be for now, "" for none. `deleted_*` and `brought_back_files`
     count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests` counts served requests,
     `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many daemons there were before
-    it; `survives` says whether there can be another one.
+    it, `reloads` how often this keeper had the installed version take over (an earlier one does not tell);
+    `survives` says whether there can be another daemon.
     """
 
     name: str
@@ -158,6 +159,7 @@ class PoolStatus(_Frozen):
     keeper_pid: int
     daemon_pid: int
     restarts: int
+    reloads: int | None = None
     survives: str
     size_bytes: int
     resident_bytes: int

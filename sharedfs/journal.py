@@ -30,6 +30,7 @@ SLOTS = 3  # the request pump's, and one for each thread of the slow lane
 PUMP = 0
 _FILE, _REQUEST_FILE, _DEATHS_FILE = "journal", "request", "deaths"
 _DEATHS_BYTES = 4096
+_PUT_OFF = 2  # the place in the file of deaths of the number of a request that is answered later than it was read
 
 # Words of a slot. An intent is valid when its UNIQUE is not 0, and so is a commit.
 _INTENT_UNIQUE, _COMMIT_UNIQUE = 0, 1
@@ -267,4 +268,25 @@ class Journal:
         ]
         self.request = state.map(_REQUEST_FILE, wire.REQUEST_BYTES)
         self.deaths = memoryview(state.map(_DEATHS_FILE, _DEATHS_BYTES)).cast("Q")
-        """A request's number, and how many daemons in a row have died when it was the last that they had read."""
+        """A request's number, and how many daemons in a row have died over it."""
+        self._put_off = self.deaths[_PUT_OFF : _PUT_OFF + 1]
+        self._request_words = memoryview(self.request)[: wire.IN_HEADER.size].cast("Q")
+
+    def answers_put_off(self, unique: int) -> None:
+        """The request pump turns to a request that is no more where requests are read into; 0: to those again."""
+        self._put_off[0] = unique
+
+    def under_way(self) -> tuple[int, int]:
+        """(opcode, number as it was read) of what the request pump was about at last. The opcode is 0 when unknown.
+
+        The number is 0 when the last daemon had read nothing.
+        """
+        put_off = self._put_off[0]
+        if put_off:
+            return 0, put_off
+        _, opcode, unique, *_ = wire.IN_HEADER.unpack_from(self.request)
+        return opcode, unique
+
+    def forget_request(self) -> None:
+        """What was read last is dealt with: a daemon that dies before it reads anything died of nothing in there."""
+        self._request_words[0] = self._request_words[1] = self._put_off[0] = 0

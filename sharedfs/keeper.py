@@ -43,8 +43,8 @@ from sharedfs.tmpfs import make_state, make_tmpfs
 
 log = logging.getLogger("sharedfs.keeper")
 
-HANDED_OVER, CANNOT_RESUME = 10, 11
-"""Exit codes of a daemon: another one is to take over, or cannot."""
+HANDED_OVER = 10
+"""The exit code of a daemon that another one is to follow, as it was told to."""
 
 MOST_FAILURES = 10
 _LONGEST_DELAY_SECONDS = 1.0
@@ -54,7 +54,7 @@ _END_SECONDS = 15.0
 _MESSAGE_BYTES = 64 << 10
 
 
-@dataclass
+@dataclass(eq=False)
 class _Child:
     """A process that is a child of ours, or becomes one: its end of the link is closed when it dies."""
 
@@ -78,9 +78,13 @@ class Keeper:
     log_fd: int | None
     """Where the daemon is to write instead of to our standard error."""
     restarts: int = 0
+    reloads: int = 0
+    _daemon_died: bool = False
+    """Whether the last daemon ended without having been told to."""
     _failures: int = 0
     _spare: _Child | None = None
     _next_spare: _Child | None = None
+    _reload_again: bool = False
     _daemon: _Child | None = None
     _start_at: float | None = None
     _kill_at: float | None = None
@@ -125,7 +129,7 @@ class Keeper:
                 return
             if fd == self._signals.fileno():
                 self._obey(self._signals.recv(64))
-            else:
+            elif children[fd] in (self._spare, self._next_spare, self._daemon):  # not ended by what was heard just now
                 self._hear(children[fd])
         now = time.monotonic()
         if self._start_at is not None and now >= self._start_at:
@@ -136,6 +140,9 @@ class Keeper:
             if self._daemon is not None and self._daemon.process_id:
                 with suppress(ProcessLookupError):
                     os.kill(self._daemon.process_id, signal.SIGKILL)
+            elif self._spare is not None:  # the spare has not forked it yet
+                self._end_spare(self._spare)
+                self._spare = None
 
     def _obey(self, signals: bytes) -> None:
         for number in signals:
@@ -143,6 +150,8 @@ class Keeper:
                 log.info("SIGHUP: the installed version takes over")
                 if self._next_spare is None:
                     self._next_spare = self._start_spare()
+                else:  # what is starting may be a version that was replaced since
+                    self._reload_again = True
             elif number in (signal.SIGTERM, signal.SIGINT) and not self._ending:
                 self._stays = self.manager.keeps and number == signal.SIGTERM and self._is_mounted()
                 log.info("%s: %s", signal.Signals(number).name, "handing over" if self._stays else "leaving the mount")
@@ -195,6 +204,8 @@ class Keeper:
             cgroup=self.cgroup.path,
             came_from=self.cgroup.came_from,
             removable=self.cgroup.removable,
+            died=self._daemon_died,
+            reloads=self.reloads,
         )
         self._daemon = _Child(ours)
         with theirs, suppress(ConnectionError):  # a spare that died is replaced, and then this daemon has ended, too
@@ -222,9 +233,6 @@ class Keeper:
         elif child.serves_since is None and not self.was_served:
             self._code, text = child.failure or (1, f"sharedfs: the daemon could not start ({status})")
             print(text, file=sys.stderr)
-        elif status == CANNOT_RESUME:
-            log.error("the daemon died, and Linux before 6.9 does not let another one take over: unmounting")
-            self._code = 1
         else:
             self._restart(child, status)
 
@@ -233,7 +241,8 @@ class Keeper:
         how = "ended" if status is None else f"ended with {status}"
         healthy_seconds = 0.0 if os.environ.get(faults.VARIABLE) else _HEALTHY_SECONDS
         self._failures = 1 if served > healthy_seconds else self._failures + 1
-        if status == HANDED_OVER:
+        self._daemon_died = status != HANDED_OVER
+        if not self._daemon_died:
             self._failures = 0
         if self._failures >= MOST_FAILURES:
             log.error("%d daemons in a row died young: giving up, the files of this pool are lost", MOST_FAILURES)
@@ -289,6 +298,7 @@ class Keeper:
         if child is self._next_spare:
             log.error("the installed version does not start (%s): the old one goes on", status)
             self._next_spare = None
+            self._begin_reload_again()
         elif self._daemon is not None and not self.was_served:
             self._code = 1  # it has said why
         else:
@@ -299,17 +309,31 @@ class Keeper:
     def _swap(self) -> None:
         """The installed version is ready: let the daemon end between two requests."""
         if self._spare is not None:
-            self._spare.link.close()
-            self._status_of(self._spare)
+            self._end_spare(self._spare)
         self._spare, self._next_spare = self._next_spare, None
+        self.reloads += 1
         if self._daemon is not None:
             self._tell(self._daemon, b"hand over")
+        self._begin_reload_again()
+
+    def _begin_reload_again(self) -> None:
+        if self._reload_again:
+            self._reload_again, self._next_spare = False, self._start_spare()
+
+    def _end_spare(self, child: _Child) -> None:
+        """By force: it holds nothing of its own, and may be stopped or busy. If it was to fork a daemon, another does."""
+        child.link.close()
+        with suppress(ProcessLookupError):
+            os.kill(child.process_id, signal.SIGKILL)
+        self._status_of(child)
 
     def _end_children(self) -> None:
-        for child in (self._daemon, self._spare, self._next_spare):
-            if child is not None:
-                child.link.close()  # which tells them that we are gone
-                self._status_of(child)
+        for spare in (self._spare, self._next_spare):
+            if spare is not None:
+                self._end_spare(spare)
+        if self._daemon is not None:
+            self._daemon.link.close()  # which tells it that the keeper is gone
+            self._status_of(self._daemon)
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from errno import EBUSY
 from pathlib import Path
 from typing import NoReturn
@@ -15,7 +16,7 @@ import psutil
 
 from sharedfs import kept, mount_users, places, pools
 from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.feed_types import PoolStatus, Remount
+from sharedfs.feed_types import PoolRecord, PoolStatus, Remount
 from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.kernel.mount_flags import MS_REMOUNT
@@ -245,15 +246,41 @@ def reload(mountpoint: str) -> None:
     record = pools.record_at(mountpoint)
     if record is None or not pools.is_served(record):
         raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
-    before = ask_status(record.name)
-    os.kill(record.keeper_pid, signal.SIGHUP)
     deadline = time.monotonic() + _RELOAD_SECONDS
-    while before is None or (now := ask_status(record.name)) is None or now.daemon_pid == before.daemon_pid:
-        if before is None or time.monotonic() > deadline:
-            raise HostFault(
-                f"no other daemon took over: the old one goes on; {places.daemon_log(record.name)} may say why"
-            )
+    before = _await_status(record, deadline, lambda _: True)
+    if before is None:
+        raise HostFault(f"{_state_of(record, None)}; nothing was changed")
+    try:
+        os.kill(record.keeper_pid, signal.SIGHUP)
+    except ProcessLookupError:
+        raise HostFault(_state_of(record, None)) from None
+    if _await_status(record, deadline, lambda now: _took_over(before, now)) is None:
+        raise HostFault(_state_of(record, ask_status(record.name)))
+
+
+def _took_over(before: PoolStatus, now: PoolStatus) -> bool:
+    """Whether it is the installed version that serves now. A keeper of an earlier version does not count reloads."""
+    return now.daemon_pid != before.daemon_pid and (before.reloads is None or now.reloads != before.reloads)
+
+
+def _await_status(record: PoolRecord, deadline: float, wanted: Callable[[PoolStatus], bool]) -> PoolStatus | None:
+    """What the pool says of itself once that is as wanted; None when it is not in time, or the pool has ended."""
+    while pools.is_served(record) and time.monotonic() < deadline:
+        status = ask_status(record.name)
+        if status is not None and wanted(status):
+            return status
         time.sleep(_POLL_SECONDS)
+    return None
+
+
+def _state_of(record: PoolRecord, status: PoolStatus | None) -> str:
+    """What has become of a pool that was not reloaded, `status` being what it says of itself now."""
+    log = f"{places.daemon_log(record.name)} may say why"
+    if not pools.is_served(record):
+        return f"the pool at {record.mountpoint} has ended and its files are lost: {log}"
+    if status is None:
+        return f"no daemon answers at {record.mountpoint}: requests wait, the keeper goes on starting one; {log}"
+    return f"the installed version did not take over: daemon {status.daemon_pid} goes on; {log}"
 
 
 def ask_status(name: str) -> PoolStatus | None:

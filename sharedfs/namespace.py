@@ -160,8 +160,8 @@ class Namespace:
         if aftermath is NOTHING:
             return
         opened, closed, inode, reader, handles = aftermath
-        if opened:
-            self.store.slot.last_backing = opened
+        if opened:  # of two slots that a successor reads again, the later one may be read first
+            self.store.slot.last_backing = max(opened, self.store.slot.last_backing)
         backing = self._backing()
         if closed and backing is not None:
             backing.close(closed)

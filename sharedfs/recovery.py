@@ -46,18 +46,26 @@ Reply = Callable[[int, int, bytes], None]
 """(unique, errno, body): answer a request; one that has its answer is no error."""
 
 
-def recover(namespace: Namespace, journal: Journal, backing: BackingFiles, reply: Reply) -> None:
-    """Bring the store, the node table and the kernel to agree. Called once, before any request is served."""
+def recover(namespace: Namespace, journal: Journal, backing: BackingFiles | None, reply: Reply, *, died: bool) -> None:
+    """Bring the store, the node table and the kernel to agree. Called once, before any request is served.
+
+    `died`: the daemon before this one ended by itself; it was not replaced.
+    `backing` is None for a connection without passthrough: the kernel then refuses to hear of backing ids (EPERM).
+    """
     recovery = _Recovery(namespace, reply)
     with namespace.lock:
         for slot in journal.slots:
             recovery.end(slot)
-        backing.close(
-            journal.slots[PUMP].last_backing + 1
-        )  # if one was made, it is for a request that was not committed
+        if backing is not None:
+            # What is numbered higher was made for requests that were not committed: one for each daemon that died so.
+            last = journal.slots[PUMP].last_backing
+            for backing_id in range(last + 1, last + 1 + MOST_DEATHS):
+                backing.close(backing_id)
         recovery.forget_the_rest(memoryview(journal.request))
-        recovery.refuse_what_kills(journal)
+        if died:
+            recovery.refuse_what_kills(journal)
         recovery.sweep_removed()
+        journal.forget_request()
 
 
 class _Recovery:
@@ -160,13 +168,16 @@ class _Recovery:
     def refuse_what_kills(self, journal: Journal) -> None:
         """Nobody's request may end the pool: one over which daemon after daemon dies is answered with EIO.
 
-        Where they died of something else it has its answer long since, and the kernel takes no second one.
+        A death counts where the daemon had begun with the request itself: one that was replaced, or that died before it
+        read anything, says nothing about it. A request that has its answer takes no second one.
         """
-        _, opcode, unique, _, _, _, _, _, _ = wire.IN_HEADER.unpack_from(journal.request)
+        opcode, unique = journal.under_way()
+        if not unique:
+            return
         number, before = unique & ~wire.UNIQUE_RESEND, journal.deaths.tolist()[:2]
         deaths = before[1] + 1 if before[0] == number else 1
         journal.deaths[0], journal.deaths[1] = number, deaths
-        if deaths >= MOST_DEATHS and number and opcode not in wire.UNANSWERED:
+        if deaths >= MOST_DEATHS and opcode not in wire.UNANSWERED:
             log.error("%d daemons have died with request %d (opcode %d): it fails with EIO", deaths, number, opcode)
             self._reply(unique, EIO, b"")
 

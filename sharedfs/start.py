@@ -9,7 +9,11 @@ from sharedfs.pool_cgroup import PoolCgroup
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """`options` as mount(8) words them. `resumes`: another daemon served this pool before; `restarts`: so many died."""
+    """`options` as mount(8) words them. `resumes`: another daemon served this pool before; `restarts`: so many died.
+
+    `died`: the one before it ended by itself, rather than to be replaced. `reloads`: how often the installed version
+    took over. These have defaults because a keeper of an earlier version does not tell them.
+    """
 
     mountpoint: str
     name: str
@@ -21,6 +25,8 @@ class Start:
     cgroup: str
     came_from: str
     removable: tuple[str, ...]
+    died: bool = True
+    reloads: int | None = None
 
     @classmethod
     def read(cls, message: bytes) -> "Start":

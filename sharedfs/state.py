@@ -6,6 +6,7 @@ Without a directory (tests, tools) the same files are anonymous, and gone with t
 
 import mmap
 import os
+from contextlib import suppress
 
 
 class StateFiles:
@@ -49,3 +50,13 @@ class StateFiles:
         finally:
             os.close(fd)
         os.rename(name + ".new", name, src_dir_fd=self.directory_fd, dst_dir_fd=self.directory_fd)
+
+    def names(self) -> list[str]:
+        """The files that there are."""
+        return [] if self.directory_fd is None else os.listdir(self.directory_fd)
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is not there is no error."""
+        if self.directory_fd is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self.directory_fd)

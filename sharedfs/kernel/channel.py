@@ -11,8 +11,9 @@ wire all that is a few bytes.
 The reply pump is a thread of its own because libfuse writes its replies with a blocking call from trio's thread: if
 that thread were to drain them as well, replies beyond the socket's buffer would hang it for good.
 
-The connection may be one that another daemon served before us (Linux >= 6.9): libfuse is then given the kernel's INIT
-request of that time again, the kernel already has its answer, and sends again what it has no answer to.
+The connection may be one that another daemon served before: libfuse is then given the kernel's INIT request of that
+time again, and the kernel, which has its answer, ignores another one. What that daemon had read and not answered the
+kernel sends again (Linux >= 6.9, `resends`); for earlier kernels it was kept (`InHand`) and is answered first.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from errno import EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT
 from typing import Protocol
 
@@ -57,6 +58,18 @@ class Shortcut(Protocol):
         """Answer this request, or leave it untouched."""
 
 
+class InHand(Protocol):
+    """Told of each request that is read, put off and answered, where the kernel does not send requests again."""
+
+    def begin(self, unique: int) -> None: ...
+
+    def end(self, request: memoryview) -> None: ...
+
+    def keep(self, request: memoryview) -> None: ...
+
+    def answered(self, unique: int) -> None: ...
+
+
 def offers(init_in: memoryview, flag: int) -> bool:
     """Whether the kernel that sent this INIT request (its body) has what a flag above bit 31 stands for."""
     if len(init_in) < wire.INIT_IN.size:
@@ -84,8 +97,15 @@ class Channel:
         on_end: Callable[[BaseException | None], None],
         buffer: bytearray | mmap.mmap | None = None,
         on_init: Callable[[bytes], None] | None = None,
+        on_turn: Callable[[int], None] = lambda _: None,
+        in_hand: InHand | None = None,
+        hidden_features: int = 0,
     ) -> None:
-        """`buffer` is what requests are read into, one at a time; `on_init` is told the kernel's INIT request."""
+        """`buffer` is what requests are read into, one at a time; `on_init` is told the kernel's INIT request.
+
+        `on_turn` is told the number of a request that is answered from elsewhere than `buffer`, and 0 afterwards.
+        `hidden_features` are INIT flags that the kernel is taken not to have, for tests.
+        """
         os.set_blocking(device_fd, False)
         self._device_fd = device_fd
         self._device_ready = select.poll()
@@ -100,6 +120,11 @@ class Channel:
         self._on_end = on_end
         self._buffer = bytearray(wire.REQUEST_BYTES) if buffer is None else buffer
         self._on_init = on_init
+        self._on_turn = on_turn
+        self._keeps_in_hand = in_hand
+        self._in_hand: InHand | None = None  # once it is known that the kernel does not send requests again
+        self._left: Sequence[bytes] = ()
+        self._hidden_features = hidden_features
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self._ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
@@ -133,6 +158,24 @@ class Channel:
         """Have the kernel send again what was read from the device and not answered."""
         self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, wire.NOTIFY_RESEND, 0)])
 
+    def answer_first(self, requests: Sequence[bytes]) -> None:
+        """Before `start`: requests that another daemon had in hand, from a kernel that does not send them again."""
+        self._left = requests
+
+    def is_waiting(self, unique: int) -> bool:
+        """Whether the kernel waits for the answer to a request that was read.
+
+        A reply to the INTERRUPT of a request changes nothing, and fails with ENOENT when that request has its answer.
+        """
+        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size, 0, unique | wire.UNIQUE_INTERRUPT)
+        try:
+            os.write(self._device_fd, header)
+        except OSError as error:
+            if error.errno not in (ENOENT, ENODEV):
+                raise
+            return False
+        return True
+
     def close(self) -> None:
         """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the next request.
 
@@ -149,12 +192,16 @@ class Channel:
         length = wire.OUT_HEADER.size + sum(map(len, parts))
         error = ENFILE if error == EMFILE else error  # it is not the caller who has no descriptor left
         self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
+        if self._in_hand is not None:
+            self._in_hand.answered(unique)
 
     def reply_in_place(self, unique: int, buffer: memoryview, body_bytes: int) -> None:
         """Answer with `body_bytes` of body that lie in `buffer` behind room for the header: one copy less."""
         length = wire.OUT_HEADER.size + body_bytes
         wire.OUT_HEADER.pack_into(buffer, 0, length, 0, unique)
         self._write([buffer[:length]])
+        if self._in_hand is not None:
+            self._in_hand.answered(unique)
 
     def expire_attributes(self, node: int) -> None:
         """Let the kernel ask for an inode's attributes when they are wanted next, however long it might keep them."""
@@ -200,6 +247,11 @@ class Channel:
         buffer = self._buffer
         view = memoryview(buffer)
         receive = self._receive if self.shortcut is None else self.shortcut.next
+        for request in self._left:
+            self._on_turn(_number(request))
+            self._answer(memoryview(request))
+        self._on_turn(0)
+        self._left = ()
         while True:
             try:
                 length = receive(buffer)
@@ -248,6 +300,8 @@ class Channel:
                 if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
                     self._answer(view[:length])
                 else:
+                    if self._in_hand is not None:
+                        self._in_hand.keep(view[:length])
                     waiting.push(self._party_of(thread_id), bytes(view[:length]))
                     waiting_bytes += length
                 length = self._take(buffer) if waiting_bytes < _WAITING_BYTES else 0
@@ -255,14 +309,28 @@ class Channel:
                 return
             request = waiting.pop()
             waiting_bytes -= len(request)
+            self._on_turn(_number(request))
             self._answer(memoryview(request))
+            self._on_turn(0)
             length = self._take(buffer) if len(waiting) else 0
 
     def _answer(self, request: memoryview) -> None:
         if self._closed:  # what the handlers work with may be gone
             return
-        if self.shortcut is not None and self.shortcut.serve(request):
+        in_hand = self._in_hand
+        if in_hand is None:
+            if self.shortcut is None or not self.shortcut.serve(request):
+                self._hand_out(request)
             return
+        unique = _number(request)
+        in_hand.begin(unique)
+        if self.shortcut is not None and self.shortcut.serve(request):
+            in_hand.answered(unique)
+        else:
+            self._hand_out(request)
+        in_hand.end(request)
+
+    def _hand_out(self, request: memoryview) -> None:
         if len(request) < wire.IN_HEADER.size:
             raise HostFault(f"the kernel sent a request of {len(request)} bytes")
         _, opcode, unique, node, _, _, thread_id, _, _ = wire.IN_HEADER.unpack_from(request)
@@ -287,10 +355,12 @@ class Channel:
                 self._ours.sendall(request)
 
     def _forward_init(self, request: memoryview) -> None:
-        _, _, self._init_unique, _, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
+        self._init_unique = _number(request)
+        request = _without(request, self._hidden_features)
         body = request[wire.IN_HEADER.size :]
         self.passthrough = self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH)
         self.resends = offers(body, wire.INIT_HAS_RESEND)
+        self._in_hand = None if self.resends else self._keeps_in_hand
         self.forwarded += 1
         self._ours.sendall(request)
 
@@ -320,6 +390,8 @@ class Channel:
             if is_init and error == 0:
                 self._edit_init(view[wire.OUT_HEADER.size : length])
             self._write([view[:length]])
+            if self._in_hand is not None:
+                self._in_hand.answered(unique)
             if is_init:  # which the kernel does not wait for if it is not the first daemon's
                 self.initialised.set()
 
@@ -343,6 +415,22 @@ class Channel:
         fields[3], fields[10] = flags & 0xFFFFFFFF, flags >> 32
         fields[6], fields[8] = wire.MAX_WRITE, wire.PAGES_PER_WRITE
         wire.INIT_OUT.pack_into(body, 0, *fields)
+
+
+def _number(request: memoryview | bytes) -> int:
+    unique: int = wire.IN_HEADER.unpack_from(request)[2]
+    return unique
+
+
+def _without(init_request: memoryview, features: int) -> memoryview:
+    """An INIT request of a kernel that lacks some of its features."""
+    if not features:
+        return init_request
+    fields = list(wire.INIT_IN.unpack_from(init_request, wire.IN_HEADER.size))
+    fields[3], fields[4] = fields[3] & ~features & 0xFFFFFFFF, fields[4] & ~(features >> 32)
+    changed = bytearray(init_request)
+    wire.INIT_IN.pack_into(changed, wire.IN_HEADER.size, *fields)
+    return memoryview(changed)
 
 
 def _no_room() -> None:

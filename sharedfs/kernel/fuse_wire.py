@@ -60,6 +60,7 @@ UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Op
 # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding. `pid` is the calling thread's id.
 IN_HEADER = Struct("<IIQQIIIHH")
 UNIQUE_RESEND = 1 << 63  # of a request that is sent again after NOTIFY_RESEND
+UNIQUE_INTERRUPT = 1 << 0  # of the INTERRUPT of the request whose number has not got this bit
 # fuse_out_header: len, error (a negative errno), unique
 OUT_HEADER = Struct("<IiQ")
 
