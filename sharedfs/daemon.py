@@ -11,14 +11,13 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from errno import EINVAL
-from pathlib import Path
 from typing import NoReturn
 
 import psutil
 import pyfuse3
 import trio
 
-from sharedfs import claims
+from sharedfs import claims, spill_directory
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
@@ -99,7 +98,7 @@ class Pool:
         self.backing = BackingFiles(kept["device"])
         callers = Callers(self.books, events)
         self.swap = SwapScan(self.store, self.books)
-        self.spill = Spill(_open_spill_directory(self.options), self.store, self.books)
+        self.spill = Spill(_spill_directory(self.options, kept), self.store, self.books)
         resources.callback(self._end_spill)
         self.namespace = Namespace(
             self.store,
@@ -163,6 +162,8 @@ class Pool:
         if start.resumes:
             self.recharge.resume()
             self._resume(journal)
+            if faults is not None:
+                faults.starts()
 
     def _resume(self, journal: Journal) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
@@ -212,9 +213,9 @@ class Pool:
         """The copies of spilled files go with the pool; while it is mounted another daemon is to find them."""
         if mount_at(self.options.mountpoint) is None:
             self.spill.discard()
-            if self.options.spill_directory:
-                with suppress(OSError):
-                    (Path(self.options.spill_directory) / self.options.name).rmdir()
+            options = self.options
+            if options.spill_directory and not self.spill.remove_directory(options.spill_directory, options.name):
+                log.warning("%s/%s stays: it is not empty, or not there", options.spill_directory, options.name)
         self.spill.close()
 
     def _on_channel_end(self, error: BaseException | None) -> None:
@@ -376,13 +377,11 @@ class Pool:
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
 
 
-def _open_spill_directory(options: PoolOptions) -> int | None:
-    """The pool's own directory for spilled files, made where needed."""
+def _spill_directory(options: PoolOptions, kept: Mapping[str, int]) -> int | None:
+    """The pool's own directory for spilled files. A keeper of an earlier version does not hold it."""
     if not options.spill_directory:
         return None
-    path = Path(options.spill_directory) / options.name
-    path.mkdir(mode=0o700, exist_ok=True)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return kept.get("spill") or spill_directory.open_or_make(options.spill_directory, options.name)
 
 
 def _init_in(last_read: mmap.mmap) -> bytes:

@@ -27,6 +27,13 @@ class Point(IntEnum):
     HALFWAY = 6  # the books have let go of a forgotten file, which the store still has; pages are punched out
 
 
+class Start(IntEnum):
+    """What daemons do at the end of recovery, before they read a request: the second word of the file, shifted by 8."""
+
+    DIE = 1
+    STOP = 2  # by SIGSTOP, until somebody has it go on
+
+
 RECHARGE = 0
 """In place of an opcode: no request, but pages that become the pool's."""
 BREAK, AGAIN = 1 << 62, 1 << 63
@@ -36,6 +43,11 @@ BREAK, AGAIN = 1 << 62, 1 << 63
 def armed_word(opcode: int, point: Point) -> int:
     """What to write (eight bytes, little endian) at the beginning of the file."""
     return opcode << 8 | point
+
+
+def start_word(act: Start, daemons: int) -> int:
+    """What to write as the second eight bytes: so many daemons will do this."""
+    return act << 8 | daemons
 
 
 class ArmedError(Exception):
@@ -56,6 +68,13 @@ class Faults:
             if armed & BREAK:
                 raise ArmedError
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def starts(self) -> None:
+        """A daemon has taken over and is about to serve."""
+        act, daemons = divmod(self._armed[1], 1 << 8)
+        if daemons:
+            self._armed[1] = start_word(Start(act), daemons - 1)
+            os.kill(os.getpid(), signal.SIGKILL if act == Start.DIE else signal.SIGSTOP)
 
 
 def faults_of(state: StateFiles) -> Faults | None:

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 
-from sharedfs import claims, faults, places
+from sharedfs import claims, faults, places, spill_directory
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.kept import ServiceManager, exec_with, listen_at, received
 from sharedfs.kernel import syscalls
@@ -321,7 +321,7 @@ class Keeper:
             self._reload_again, self._next_spare = False, self._start_spare()
 
     def _end_spare(self, child: _Child) -> None:
-        """By force: it holds nothing of its own, and may be stopped or busy. If it was to fork a daemon, another does."""
+        """By force: it holds nothing of its own, and may be stopped or busy. A daemon that it was to fork is missed."""
         child.link.close()
         with suppress(ProcessLookupError):
             os.kill(child.process_id, signal.SIGKILL)
@@ -348,7 +348,11 @@ def _make_descriptors(options: PoolOptions, lock_fd: int) -> tuple[dict[str, int
     atime = atime_attributes(options.flags)
     huge = None if options.huge == NEVER else ADVISE
     mount_fd, store_fd = make_tmpfs(options.size_bytes, options.inodes, options.root_mode, owner, atime, huge)
+    spill = {}
+    if options.spill_directory:
+        spill["spill"] = spill_directory.open_or_make(options.spill_directory, options.name)
     return {
+        **spill,
         "lock": lock_fd,
         "device": os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC),
         "store": store_fd,

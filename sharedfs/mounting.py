@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import psutil
 
-from sharedfs import kept, mount_users, places, pools
+from sharedfs import kept, mount_users, places, pools, spill_directory
 from sharedfs.errors import CallerMistake, HostFault
 from sharedfs.feed_types import PoolRecord, PoolStatus, Remount
 from sharedfs.kernel import huge_pages, page_cache, syscalls
@@ -34,7 +34,7 @@ from sharedfs.mount_options import (
 from sharedfs.units import format_size
 from sharedfs.unix_client import CONFLICT, NoAnswer, ask
 
-_RELOAD_SECONDS = 60.0  # the new version imports everything first
+_RELOAD_SECONDS = 240.0  # the new version imports everything first, on a busy host too
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 10.0
 ALL_FLAGS = -1
@@ -100,6 +100,7 @@ def _check_spill_directory(options: PoolOptions) -> None:
         raise CallerMistake(f"spill_dir={options.spill_directory}: {error.strerror}: make it first") from None
     if Path(os.path.realpath(options.spill_directory)).is_relative_to(os.path.realpath(options.mountpoint)):
         raise CallerMistake(f"spill_dir={options.spill_directory} is on the pool itself: give a directory on a disk")
+    spill_directory.check(options.spill_directory, options.name)
 
 
 def _check_huge(huge: str) -> None:
@@ -280,7 +281,7 @@ def _state_of(record: PoolRecord, status: PoolStatus | None) -> str:
         return f"the pool at {record.mountpoint} has ended and its files are lost: {log}"
     if status is None:
         return f"no daemon answers at {record.mountpoint}: requests wait, the keeper goes on starting one; {log}"
-    return f"the installed version did not take over: daemon {status.daemon_pid} goes on; {log}"
+    return f"the installed version has not taken over: daemon {status.daemon_pid} goes on; {log}"
 
 
 def ask_status(name: str) -> PoolStatus | None:

@@ -5,8 +5,9 @@ are killed: the copy is written and synced first, then the file is marked (an ex
 freed; and on the way back the pages first, then the mark, then the copy. A file that is marked is as its copy says,
 and has not been open since; a copy without a mark is waste.
 
-A copy is named by its file's handle, which is never another file's. It starts with a line of JSON that says which pages
-the file had (inclusive runs), and continues with their content up to the file's size.
+A copy is named by its file's handle, which is never another file's. It starts with a line of JSON that says whose copy
+it is and which pages the file had (inclusive runs), and continues with their content up to the file's size. What is not
+a regular file of this user's own, with one name and such a line, is neither deleted nor written over.
 
 Only an OPEN or a truncation can want the content, so these wait for it (`bring_back`); reads, writes and mappings come
 after an OPEN.
@@ -15,6 +16,8 @@ after an OPEN.
 import json
 import logging
 import os
+import re
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from errno import EIO, ENOMEM, ENOSPC
 from typing import BinaryIO
 
+from sharedfs import spill_directory
 from sharedfs.books import Books
 from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
@@ -31,6 +35,8 @@ from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
 
+_COPY_NAME = re.compile("[0-9a-f]{16,512}")
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MARK = b"trusted.sharedfs.spilled"
 _UNFINISHED = ".new"
 _CHUNK_BYTES = 1 << 20
@@ -44,7 +50,9 @@ class _Copy:
 
 
 class Spill:
-    """The copies in a directory of the pool's own, `directory_fd`, which is ours to close; None: there are none.
+    """The copies in a directory of the pool's own (`spill_directory.py`) by its descriptor; None: there are none.
+
+    The descriptor becomes this object's to close. What else is in the directory is left alone.
 
     `write` and `bring_back` come from threads that may wait for a disk; all else is quick.
     """
@@ -67,15 +75,26 @@ class Spill:
         return {inode: copy.spilled_bytes for inode, copy in self._copies.copy().items()}
 
     def _find_copies(self, directory_fd: int) -> None:
-        """Take over the copies of marked files, and free what these still or again have; all else was left over."""
+        """Take over the copies of marked files, and free what these still or again have; other copies are left over.
+
+        The copy of a marked file that is damaged is taken over, too: to open the file is an error, not an empty file.
+        """
         for name in os.listdir(directory_fd):
-            node = None if name.endswith(_UNFINISHED) else self._marked(name)
-            if node is None:
+            node, ours = self._marked(name), is_copy(directory_fd, name)
+            if node is not None:
+                self._copies[node.inode] = _Copy(name, self._bytes_of(self._known_runs(name)) if ours else 0)
+                self._free(node)
+            elif ours:
                 os.unlink(name, dir_fd=directory_fd)
             else:
-                with self._opened_copy(name) as copy:
-                    self._copies[node.inode] = _Copy(name, self._bytes_of(_runs(copy)))
-                self._free(node)
+                log.warning("%s is no copy of a spilled file: left alone", name)
+
+    def _known_runs(self, name: str) -> list[PageRange]:
+        try:
+            with self._opened_copy(name) as copy:
+                return _runs(copy)
+        except (OSError, ValueError):
+            return []
 
     def _marked(self, name: str) -> Node | None:
         try:
@@ -108,7 +127,7 @@ class Spill:
             spilled_bytes = self._bytes_of(runs)
             with self._store.lock:
                 if not is_unchanged():
-                    os.unlink(name, dir_fd=self._directory_fd)
+                    self._remove(name)
                     return 0
                 os.setxattr(self._store.descriptor_path(node), _MARK, name.encode())
                 self._copies[node.inode] = _Copy(name, spilled_bytes)
@@ -116,23 +135,26 @@ class Spill:
         return spilled_bytes
 
     def _copy_out(self, fd: int, name: str, runs: list[PageRange]) -> None:
-        directory, size = self._directory_fd, os.fstat(fd).st_size
+        """Raises FileExistsError when one of the names is there and is no copy."""
+        directory, size, draft = self._directory_fd, os.fstat(fd).st_size, name + _UNFINISHED
+        assert directory is not None
+        for left in (draft, name):
+            self._remove(left)
         copy_fd = os.open(
-            name + _UNFINISHED, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=directory
+            draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory
         )
         try:
             with open(copy_fd, "wb", closefd=False) as copy:
-                copy.write(json.dumps({"runs": runs}).encode() + b"\n")
+                copy.write(json.dumps({"copy_of": name, "runs": runs}).encode() + b"\n")
                 for start, end in byte_parts(runs, self._books.page_bytes, size, _CHUNK_BYTES):
                     copy.write(os.pread(fd, end - start, start))
             os.fsync(copy_fd)
-            os.rename(name + _UNFINISHED, name, src_dir_fd=directory, dst_dir_fd=directory)
-            os.fsync(directory)  # type: ignore[arg-type]
+            syscalls.rename(directory, draft.encode(), directory, name.encode(), syscalls.RENAME_NOREPLACE)
+            os.fsync(directory)
             os.posix_fadvise(copy_fd, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError:
-            for left in (name + _UNFINISHED, name):
-                with suppress(FileNotFoundError):
-                    os.unlink(left, dir_fd=directory)
+            for left in (draft, name):
+                self._remove(left)
             raise
         finally:
             os.close(copy_fd)
@@ -187,13 +209,16 @@ class Spill:
         """The file has its content, or is gone: its copy goes."""
         copy = self._copies.pop(inode, None)
         if copy is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(copy.name, dir_fd=self._directory_fd)
+            self._remove(copy.name)
 
     def discard(self) -> None:
         """The pool ends, and with it its files: so do their copies."""
         for inode in list(self._copies):
             self.forget(inode)
+
+    def remove_directory(self, parent: str, name: str) -> bool:
+        """Remove the directory of the copies, PARENT/NAME, unless something is left in it; whether it is gone."""
+        return self._directory_fd is not None and spill_directory.remove(parent, name, self._directory_fd)
 
     def close(self) -> None:
         if self._directory_fd is not None:
@@ -204,12 +229,41 @@ class Spill:
     def _bytes_of(self, runs: list[PageRange]) -> int:
         return sum(last - first + 1 for first, last in runs) * self._books.page_bytes
 
+    def _remove(self, name: str) -> None:
+        """Remove a copy; what is no copy is left alone."""
+        assert self._directory_fd is not None
+        if is_copy(self._directory_fd, name):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._directory_fd)
+
     def _opened_copy(self, name: str) -> BinaryIO:
-        return open(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory_fd), "rb")
+        return open(os.open(name, _LOOK, dir_fd=self._directory_fd), "rb")
+
+
+def is_copy(directory_fd: int, name: str) -> bool:
+    """Whether a name in the directory is a copy that sharedfs made, or an unfinished one."""
+    handle = name.removesuffix(_UNFINISHED)
+    try:
+        if not _COPY_NAME.fullmatch(handle):
+            return False
+        if not stat.S_ISREG(os.stat(name, dir_fd=directory_fd, follow_symlinks=False).st_mode):
+            return False
+        with open(os.open(name, _LOOK, dir_fd=directory_fd), "rb") as file:
+            found = os.fstat(file.fileno())
+            if (found.st_uid, stat.S_IMODE(found.st_mode), found.st_nlink) != (os.geteuid(), 0o600, 1):
+                return False
+            start = b'{"copy_of": "%s"' % handle.encode()
+            return file.read(len(start)) == start or (name != handle and found.st_size == 0)
+    except OSError:
+        return False
 
 
 def _runs(copy: BinaryIO) -> list[PageRange]:
-    return [(first, last) for first, last in json.loads(copy.readline())["runs"]]
+    """ValueError when the copy does not begin as one."""
+    try:
+        return [(first, last) for first, last in json.loads(copy.readline())["runs"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError("it does not say which pages it has") from error
 
 
 def _read_exactly(copy: BinaryIO, length: int) -> bytes:
