@@ -6,11 +6,14 @@ keeper, the daemon, or a service manager that keeps it between two keepers.
 
 import fcntl
 import os
-import shutil
 import struct
+from contextlib import suppress
 
 from sharedfs import places
 from sharedfs.errors import CallerMistake
+
+_LOCK = "lock"
+_ADVICE = "choose a SHAREDFS_RUN_DIR that only root can change, or another name"
 
 # struct flock for the whole file: l_type, l_whence, l_start, l_len, l_pid
 _FLOCK = struct.Struct("hhqqi4x")
@@ -23,14 +26,21 @@ def _whole_file(kind: int) -> bytes:
 def claim(name: str) -> int:
     """Become the one who serves the pool `name`: a descriptor whose lock lives as long as it is open somewhere.
 
-    Raises CallerMistake when the pool is served.
+    Raises CallerMistake when the pool is served, or when others than root can change its run-time directory.
     """
     directory = places.pool_directory(name)
     places.pools_directory().mkdir(parents=True, exist_ok=True)
+    os.close(places.open_trusted(places.pools_directory(), _ADVICE))
     while True:
-        directory.mkdir(mode=0o700, exist_ok=True)
         try:
-            lock = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            directory.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError:
+            raise CallerMistake(f"{directory} is no directory: {_ADVICE}") from None
+        try:
+            if directory.is_symlink():
+                raise CallerMistake(f"{directory} is a symbolic link: {_ADVICE}")
+            os.close(places.open_trusted(directory, _ADVICE))
+            lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # a keeper that ends took its directory away meanwhile
         try:
@@ -46,7 +56,7 @@ def claim(name: str) -> int:
 def is_claimed(name: str) -> bool:
     """Whether somebody serves the pool `name`. Looks without getting in anybody's way."""
     try:
-        fd = os.open(places.pool_directory(name) / "lock", os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(places.pool_directory(name) / _LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -57,5 +67,18 @@ def is_claimed(name: str) -> bool:
 
 
 def forget(name: str) -> None:
-    """Remove the run-time directory of a pool."""
-    shutil.rmtree(places.pool_directory(name), ignore_errors=True)
+    """Remove a pool's run-time directory: the files that sharedfs makes there, and then itself if nothing is left."""
+    try:
+        directory = os.open(places.pool_directory(name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return  # it is gone, or was never made by sharedfs
+    try:
+        # The lock goes last: as long as it is there, nobody else begins to serve the name.
+        for file in sorted(os.listdir(directory), key=_LOCK.__eq__):
+            if places.is_of_a_pool(file):
+                with suppress(OSError):
+                    os.unlink(file, dir_fd=directory)
+    finally:
+        os.close(directory)
+    with suppress(OSError):  # something that sharedfs did not make is in it
+        places.pool_directory(name).rmdir()

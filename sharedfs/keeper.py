@@ -371,7 +371,9 @@ def _write_record(options: PoolOptions, cgroup: PoolCgroup, device: tuple[int, i
         "device": device,
     }
     draft = places.pool_record(options.name).with_suffix(".new")
-    draft.write_text(json.dumps(record, indent=2) + "\n")
+    draft.unlink(missing_ok=True)
+    with draft.open("x", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=2) + "\n")
     draft.rename(places.pool_record(options.name))
 
 
@@ -397,7 +399,9 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
         leave_no_trace.callback(claims.forget, options.name)
         if ready_fd is not None:
             log_fd = os.open(
-                places.daemon_log(options.name), os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600
+                places.daemon_log(options.name),
+                os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
             )
         cgroup = join_pool_cgroup(find_memory_hierarchy(), options.cgroup_parent, options.name)
         device = None

@@ -62,7 +62,7 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
     removable: tuple[str, ...] = ()
     try:
         for step in reversed(steps):
-            if _make(hierarchy.directory(step)) or step == str(path):
+            if _make(hierarchy.directory(step)):
                 removable = (step, *removable)
         hierarchy.enable_memory(str(path))
         (directory / "cgroup.procs").write_text(str(os.getpid()))

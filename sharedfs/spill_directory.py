@@ -14,11 +14,11 @@ from contextlib import suppress
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 
+from sharedfs import places
 from sharedfs.errors import CallerMistake
 from sharedfs.kernel import syscalls
 
 _MARK = "trusted.sharedfs.spill"
-_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MACHINE_ID = Path("/etc/machine-id")
 
@@ -65,31 +65,7 @@ def remove(directory: str, name: str, directory_fd: int) -> bool:
 
 
 def _open_parent(directory: str) -> int:
-    """DIR, each component checked on the way. Links in the path that the operator gave are resolved first."""
-    at, so_far = os.open("/", _PATH), Path("/")
-    try:
-        for part in Path(os.path.realpath(directory)).parts[1:]:
-            _check_changed_by_nobody_else(at, so_far)
-            below = os.open(part, _PATH, dir_fd=at)
-            os.close(at)
-            at, so_far = below, so_far / part
-        _check_changed_by_nobody_else(at, so_far)
-    except OSError as error:
-        os.close(at)
-        raise CallerMistake(f"spill_dir={directory}: {so_far}: {error.strerror}: give a directory on a disk") from None
-    except CallerMistake:
-        os.close(at)
-        raise
-    return at
-
-
-def _check_changed_by_nobody_else(fd: int, path: Path) -> None:
-    found = os.fstat(fd)
-    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (0, os.geteuid()) or writable:
-        raise CallerMistake(
-            f"{path} can be changed by others than root: give a spill_dir that only root can write to, and all above it"
-        )
+    return places.open_trusted(directory, "give a spill_dir on a disk that only root can change, and all above it")
 
 
 def _open_ours(parent: int, directory: str, name: str) -> int:

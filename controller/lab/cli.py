@@ -10,6 +10,7 @@ import click
 
 from controller.billing.policies.registry import POLICIES, policies_named
 from controller.lab.figures import Figures, figures
+from controller.lab.outputs import check_replaceable, is_report
 from controller.lab.replay import Clocks, Replay
 from controller.lab.scenarios.catalogue import SCENARIOS, scenario_named
 from controller.lab.survey import Progress, survey
@@ -84,6 +85,8 @@ def replay(
     Example: sharedctl lab replay ci.parquet --policy first_touch --policy proportional --report ci.html
     """
     policies_named(policies)  # a mistake is told before the work begins
+    if report is not None:
+        check_replaceable(report, "report", is_report)
     clocks = Clocks(bills, idle, window)
     runs = []
     for path in traces:

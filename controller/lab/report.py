@@ -5,6 +5,7 @@ from html import escape
 
 from controller.lab import pictures, tables
 from controller.lab.figures import Figures
+from controller.lab.outputs import REPORT_HEAD
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
@@ -27,7 +28,7 @@ def page(runs: Sequence[Figures]) -> str:
     parts = [_section(figures) for figures in runs]
     names = ", ".join(escape(figures.trace) for figures in runs)
     return (
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>sharedfs lab: {names}</title>'
+        f"{REPORT_HEAD}{names}</title>"
         f"<style>{_STYLE}</style>\n<h1>Who pays for shared memory</h1>\n<p>{escape(_LEGEND)}</p>\n"
         + "\n".join(parts)
         + "</html>\n"

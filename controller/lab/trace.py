@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from controller.lab.events import Events
+from controller.lab.outputs import check_replaceable
 from sharedfs.errors import CallerMistake
 
 try:
@@ -51,10 +52,14 @@ def _schema(roles: Mapping[str, int]) -> Any:
 
 
 class TraceWriter:
-    """Writes a trace; it is complete, and can be read, when it is closed."""
+    """Writes a trace; it is complete, and can be read, when it is closed.
+
+    Raises CallerMistake when something is at `path` that is no trace: it would be lost.
+    """
 
     def __init__(self, path: Path, roles: Mapping[str, int] | None = None) -> None:
         need_pyarrow()
+        check_replaceable(path, "trace", _is_trace)
         self._schema = _schema(roles or {})
         self._waiting: list[Any] = []
         self._waiting_rows = 0
@@ -129,6 +134,14 @@ def open_trace(path: Path) -> StoredTrace:
     if told["version"] != VERSION:
         raise CallerMistake(f"{path}: a trace of version {told['version']}; this program reads version {VERSION}")
     return StoredTrace(path, rows, told["roles"])
+
+
+def _is_trace(path: Path) -> bool:
+    try:
+        open_trace(path)
+    except CallerMistake:
+        return False
+    return True
 
 
 def _names(column: Any) -> dict[int, str]:
