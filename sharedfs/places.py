@@ -68,8 +68,8 @@ def pool_record(name: str) -> Path:
 def open_trusted(directory: str | Path, advice: str) -> int:
     """An O_PATH descriptor of an existing directory that only root (or this user) can change, and all above it.
 
-    Links in the path that the operator gave are resolved first; none is followed after that. Raises CallerMistake with a
-    message that ends with `advice`.
+    Links in the path that the operator gave are resolved first; none is followed after that. Raises CallerMistake with
+    a message that ends with `advice`.
     """
     at, so_far = os.open("/", _DIRECTORY), Path("/")
     try:
