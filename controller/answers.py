@@ -117,10 +117,16 @@ def _line(
         debt_bytes=0 if position is None else position.debt_bytes(position.account.limits),
         debt_age_seconds=None if position is None else _debt_age(snapshot, position),
         borne_bytes=snapshot.planned.borne.get(cgroup, 0),
+        inherited_bytes=_inherited(snapshot, cgroup),
         swap_budget_bytes=None if position is None else position.found.swap_bytes,
         swap_limit_bytes=None if position is None else position.account.limits.swap_bytes,
         swap_debt_bytes=0 if position is None else position.swap_debt_bytes(position.account.limits),
     )
+
+
+def _inherited(snapshot: Snapshot, cgroup: CgroupRef) -> int:
+    position = snapshot.planned.positions.get(cgroup) or snapshot.positions.get(cgroup)
+    return 0 if position is None else max(0, min(position.inherited_bytes, position.due_bytes))
 
 
 def _debt_age(snapshot: Snapshot, position: Position) -> float | None:
@@ -139,6 +145,7 @@ def _group(snapshot: Snapshot, position: Position) -> GroupBill:
         kernel_usage_bytes=position.account.usage_bytes,
         debt_bytes=position.debt_bytes(position.account.limits),
         debt_age_seconds=_debt_age(snapshot, position),
+        inherited_bytes=_inherited(snapshot, position.cgroup),
         swap_due_bytes=position.swap_due_bytes,
         swap_budget_bytes=position.found.swap_bytes,
         swap_limit_bytes=position.account.limits.swap_bytes,

@@ -21,7 +21,8 @@ class TenantBill(_Frozen):
     Budget and limit are the lowest of the tenant's own and those of the cgroups above it; `bound_by` is the cgroup
     whose limit that is. `over_bytes` is what the tenant uses and pays for beyond its own budget. A debt has an age;
     `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone. `name` is
-    what the container is called by its runtime, where that is known.
+    what the container is called by its runtime, where that is known. `inherited_bytes` of what is due were put on it by
+    others' acts, `borne_bytes` included; the limit yields so much to the tenant's own demand.
     `swapped_bytes` are the part of the share that is in swap: it comes off the limit of swap, where the manager has set
     one (v2), and off no memory limit. The `swap_` fields are as those for memory, the tenant's own; None is no limit.
     """
@@ -41,6 +42,7 @@ class TenantBill(_Frozen):
     debt_bytes: int
     debt_age_seconds: float | None
     borne_bytes: int
+    inherited_bytes: int
     swap_budget_bytes: int | None
     swap_limit_bytes: int | None
     swap_debt_bytes: int
@@ -56,6 +58,7 @@ class GroupBill(_Frozen):
     kernel_usage_bytes: int
     debt_bytes: int
     debt_age_seconds: float | None
+    inherited_bytes: int
     swap_due_bytes: int
     swap_budget_bytes: int | None
     swap_limit_bytes: int | None

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from controller.billing.debts import BearingRule
 from controller.billing.pacing import DEFAULT_PACE, Pace
 from controller.billing.planner import Rules
-from controller.billing.settlement import FLOOR_BYTES
+from controller.billing.room import DEFAULT_ROOM, Room
 from sharedfs.errors import CallerMistake
 
 DEFAULT_PATH = Path("/etc/sharedfs/controller.toml")
@@ -26,7 +26,8 @@ class Config(BaseModel):
     settle: bool = True
     admission: bool = True
     interval_seconds: Annotated[float, Field(ge=0.05, le=60)] = 0.5
-    floor_bytes: Annotated[int, Field(ge=64 << 10)] = FLOOR_BYTES
+    room_bytes: Annotated[int, Field(ge=64 << 10)] = DEFAULT_ROOM.least_bytes
+    room_percent: Annotated[int, Field(ge=0, le=25)] = DEFAULT_ROOM.percent
     descent_bytes_per_second: Annotated[int, Field(ge=0)] = DEFAULT_PACE.descent_bytes_per_second
     writes_per_second: Annotated[float, Field(gt=0, le=1000)] = DEFAULT_PACE.writes_per_second
     step_bytes: Annotated[int, Field(ge=0)] = DEFAULT_PACE.step_bytes
@@ -37,6 +38,10 @@ class Config(BaseModel):
     stop_seconds: Annotated[float, Field(gt=0, le=600)] = 10.0
 
     @property
+    def room(self) -> Room:
+        return Room(self.room_bytes, self.room_percent)
+
+    @property
     def rules(self) -> Rules:
         """What the planner goes by."""
         pace = Pace(
@@ -45,7 +50,7 @@ class Config(BaseModel):
             step_bytes=self.step_bytes,
             hold_seconds=self.hold_seconds,
         )
-        return Rules(self.floor_bytes, pace, self.debts_borne_by)
+        return Rules(self.room, pace, self.debts_borne_by)
 
 
 def load(path: Path | None) -> Config:

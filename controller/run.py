@@ -13,6 +13,7 @@ from controller.api import make_api
 from controller.billing.policies.registry import policy_to_settle
 from controller.config import Config
 from controller.database import check_file
+from controller.guarding import end_earlier_guard
 from controller.history import History
 from controller.limits import kernel_limits
 from controller.limits.base import KernelLimits
@@ -30,7 +31,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def only_controller() -> Iterator[None]:
-    """Held by the one controller of this run directory and this journal. Raises CallerMistake when another holds it."""
+    """Held by the one controller of this run directory and this journal, when no guard of an earlier one is left.
+
+    Raises CallerMistake when another controller holds it.
+    """
     directory = places.run_directory()
     with ExitStack() as locks:
         for path in (directory / "controller.lock", places.controller_lock()):
@@ -40,12 +44,13 @@ def only_controller() -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CallerMistake(f"a controller already runs for {path.parent}: stop it first") from None
+        end_earlier_guard(places.guard_lock())
         yield
 
 
 def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
-    with only_controller(), kernel_limits(find_memory_hierarchy(), config.floor_bytes) as limits:
+    with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
         state, history = State(places.state_directory()), History(places.state_directory())
         try:
             trio.run(partial(_serve, config, limits, state, history, dry_run=dry_run))
@@ -69,7 +74,7 @@ def check(config: Config) -> str:
 
 def restore_limits() -> int:
     """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
-    with only_controller(), kernel_limits(find_memory_hierarchy(), Config().floor_bytes) as limits:
+    with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
         state = State(places.state_directory())
         try:
             entries = state.journal().values()
@@ -88,6 +93,7 @@ async def _serve(config: Config, limits: KernelLimits, state: State, history: Hi
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(controller.keep_settling, name="settle")
+                    nursery.start_soon(controller.guarding.wait_for_death, name="mind the guard")
                     await nursery.start(serve_at, make_api(controller), path, name="serve the API")
                     log.info("serving %s", path)
                     ServiceManager().tell(f"READY=1\nSTATUS=Serving {path}")

@@ -8,7 +8,7 @@ import logging
 import posixpath
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -33,24 +33,27 @@ from controller.api_types import (
 )
 from controller.billing.admission import marks
 from controller.billing.ancestors import above, due_at
-from controller.billing.bill import Bill, add_up, make_bill
+from controller.billing.bill import add_up, make_bill
 from controller.billing.books import without
+from controller.billing.inheritance import Inheritance
 from controller.billing.meter import Meter
 from controller.billing.planner import Planner
 from controller.billing.policies import Policy
 from controller.billing.policies.designated import Designated
 from controller.billing.policies.registry import policy_to_settle
 from controller.billing.settlement import Position, raises
-from controller.billing.whatif import due_bytes, swap_due_bytes, what_if_exit
+from controller.billing.whatif import due_by_pool, due_bytes, swap_due_bytes, what_if_exit
 from controller.config import Config
 from controller.debts import KeptDebts
 from controller.feed_client import Feed, Page, PoolGone, PoolSilent
+from controller.guarding import Guarding
 from controller.history import History
+from controller.known import KnownTenants
 from controller.limits.base import Account, KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.names import Names
-from controller.pools import PoolBooks, Pools
+from controller.pools import Pools
 from controller.settler import Settler
 from controller.state import Budget, State
 from sharedfs import __version__
@@ -88,8 +91,11 @@ class Controller:
         self._policy = self._make_policy(*(ordered or (config.policy, None)))
         self._budgets = state.budgets()
         self._pools = Pools(pools_directory, config.pool_patience_seconds, nursery)
-        self._settler = Settler(limits, state, nursery, config.write_threads, dry_run=dry_run)
-        self._planner = Planner(limits.hierarchy.version, config.rules)
+        self.guarding = Guarding(limits, config.interval_seconds, self._settle_now)
+        self._settler = Settler(limits, state, nursery, config.write_threads, self.guarding, dry_run=dry_run)
+        self._planner = Planner(limits.hierarchy.version, config.rules, state.needs())
+        self._inheritance = Inheritance(state.own())
+        self._known = KnownTenants(state)
         self._names = Names(limits.hierarchy)
         self._looking = threading.Lock()
         self._debts = KeptDebts(state)
@@ -119,6 +125,9 @@ class Controller:
                 await self._wanted.wait()
             if self._broken is not None:
                 raise self._broken
+
+    def _settle_now(self) -> None:
+        self._wanted.set()
 
     def stop_broken(self, error: BrokenInvariant) -> None:
         """A question found our books broken: the service stops and says so, not the answer only."""
@@ -153,18 +162,35 @@ class Controller:
         found = {cgroup: self._settler.found(cgroup, account.limits) for cgroup, account in readings.accounts.items()}
         billed = (bill.tenants.keys() | readings.above) & readings.accounts.keys()
         self._meter.read(int(now_seconds * 1000), bills)
-        due, swap_due = (self._due(part, pools, bills, billed) for part in (due_bytes, swap_due_bytes))
-        positions = {
-            cgroup: self._position(
-                cgroup, readings.accounts[cgroup], found[cgroup], due[cgroup.path], swap_due[cgroup.path]
+        yielding = {
+            pool.pool: self._inheritance.update(
+                now_seconds, pool.pool, books[pool.pool], pool.tenants - readings.gone, bills[pool.pool], self._policy
             )
-            for cgroup in billed
+            for pool in pools
         }
-        planned = self._planner.plan(now_seconds, positions.values() if self._config.settle else ())
+        # Rounding happens once a class, and a class is of one pool: the pools' bills sum up to the bill of all.
+        parts = (
+            due_by_pool(due_bytes, bills),
+            due_by_pool(swap_due_bytes, bills),
+            {pool: part.inherited for pool, part in yielding.items()},
+            {pool: part.fresh for pool, part in yielding.items()},
+        )
+        places, pool_cgroups = {cgroup.path for cgroup in billed}, {pool.pool: pool.cgroup for pool in pools}
+        dues = tuple(due_at(part, pool_cgroups, places) for part in parts)
+        positions = {
+            cgroup: self._position(cgroup, readings.accounts[cgroup], found[cgroup], *dues) for cgroup in billed
+        }
+        planned = self._planner.plan(
+            now_seconds, positions.values() if self._config.settle else (), guarded=self.guarding.works
+        )
         since = dict(self._planner.ages.since)
         if not self._settler.dry_run and not self._debts.are_kept(since):
             keep_debts = partial(self._debts.keep, now_seconds, since)
             await trio.to_thread.run_sync(keep_debts, limiter=self._settler.disk)
+        if not self._settler.dry_run and self._known.are_due(now_seconds):
+            needs = {cgroup: self._planner.peaks.remembered(cgroup) for cgroup in planned.positions}
+            keep_known = partial(self._known.keep, now_seconds, self._inheritance.own, needs)
+            await trio.to_thread.run_sync(keep_known, limiter=self._settler.disk)
         raising, lowering = list(planned.raising), list(planned.lowering)
         left = self._settler.entries.keys() & readings.accounts.keys() - planned.positions.keys()
         for cgroup in left if self._pools.is_complete else ():
@@ -174,11 +200,12 @@ class Controller:
         ordered = {order.cgroup for order in (*raising, *lowering)}
         late = {order.cgroup for order in planned.put_off}
         at_home = {cgroup for cgroup, account in readings.accounts.items() if account.limits == found[cgroup]}
+        await self._settler.stop_watching(self.guarding.watches.keys() - planned.watches.keys())
         await self._settler.forget(readings.gone | (at_home - ordered - late))
-        await self._settler.carry_out(raising, lowering, found)
+        await self._settler.carry_out(raising, lowering, found, planned.watches)
         if self._config.admission and self._config.settle and not self._settler.dry_run:
             room = planned.positions.values()
-            allowed = {pool.pool: marks(pool.even_bytes, room, self._config.floor_bytes) for pool in pools}
+            allowed = {pool.pool: marks(pool.even_bytes, room, self._config.room) for pool in pools}
             await self._pools.allow(allowed, max(ALLOWED_SECONDS, ALLOWED_INTERVALS * self._config.interval_seconds))
         for cgroup, account in (await self._settler.read(ordered & positions.keys())).accounts.items():
             positions[cgroup] = replace(positions[cgroup], account=account)
@@ -194,34 +221,21 @@ class Controller:
             taken_seconds=now_seconds,
         )
 
-    def _position(
-        self, cgroup: CgroupRef, account: Account, found: Limits, due_bytes: int, swap_due_bytes: int
-    ) -> Position:
+    def _position(self, cgroup: CgroupRef, account: Account, found: Limits, *dues: Mapping[str, int]) -> Position:
+        """`dues` by path: what is due in memory and in swap, and what of it is inherited, and fresh."""
         budget = self._budgets.get(cgroup.path)
+        due, swap_due, inherited, fresh = (part[cgroup.path] for part in dues)
         return Position(
             cgroup,
             account,
             found,
             None if budget is None else budget.budget_bytes,
-            due_bytes,
+            due,
             report_only=budget is not None and budget.report_only,
-            swap_due_bytes=swap_due_bytes,
+            swap_due_bytes=swap_due,
+            inherited_bytes=inherited,
+            fresh_bytes=fresh,
         )
-
-    def _due(
-        self,
-        part: Callable[[Bill, CgroupRef], int],
-        pools: Iterable[PoolBooks],
-        bills: Mapping[str, Bill],
-        cgroups: Iterable[CgroupRef],
-    ) -> dict[str, int]:
-        """What is due at each of `cgroups`, by path: the `part` of the bills of all tenants there and below.
-
-        Rounding happens once a class, and a class is of one pool: the pools' bills sum up to the bill of all.
-        """
-        due_by_pool = {pool: {tenant: part(bill, tenant) for tenant in bill.tenants} for pool, bill in bills.items()}
-        own = {pool.pool: pool.cgroup for pool in pools}
-        return due_at(due_by_pool, own, {cgroup.path for cgroup in cgroups})
 
     # -- questions
 
@@ -286,7 +300,7 @@ class Controller:
             self._policy,
             {cgroup: position for cgroup, position in snapshot.positions.items() if cgroup in snapshot.bill.tenants},
             self._hierarchy.version,
-            self._config.floor_bytes,
+            self._config.room,
         )
         return answers.tell_exit(tenant, forecast)
 

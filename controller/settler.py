@@ -3,6 +3,8 @@
 A lowering write blocks while the kernel reclaims. It holds up nobody but its own tenant, which is left alone until the
 write is through; everybody else is settled meanwhile.
 
+Limits that yield are told to the guard before they are lowered, with values that the journal has.
+
 In a dry run nothing is written, neither to the kernel nor to the journal: what would be is said in the log, once.
 """
 
@@ -13,6 +15,8 @@ from functools import partial
 
 import trio
 
+from controller.billing.watching import Watch
+from controller.guarding import Guarding, covers
 from controller.limits.base import Account, KernelLimits, Limits, Order, managers_limits, not_standing
 from controller.limits.restore import restore
 from controller.state import Entry, State
@@ -47,6 +51,7 @@ class Settler:
         state: State,
         nursery: trio.Nursery,
         write_threads: int,
+        guarding: Guarding | None = None,
         *,
         dry_run: bool = False,
     ) -> None:
@@ -56,6 +61,7 @@ class Settler:
         self.dry_run = dry_run
         self._limits = limits
         self._state = state
+        self._guarding = guarding
         self._nursery = nursery
         self._threads = trio.CapacityLimiter(write_threads)
         self.disk = trio.CapacityLimiter(1)  # the database takes one thread at a time
@@ -80,27 +86,61 @@ class Settler:
         return now if entry is None else managers_limits(entry.found, entry.ours, now)
 
     async def carry_out(
-        self, raising: Iterable[Order], lowering: Iterable[Order], found: Mapping[CgroupRef, Limits]
+        self,
+        raising: Iterable[Order],
+        lowering: Iterable[Order],
+        found: Mapping[CgroupRef, Limits],
+        watches: Mapping[CgroupRef, Watch] | None = None,
     ) -> None:
-        """Raise, then lower. Returns when all is written, or when the slow writes have had their chance."""
+        """Raise, then lower. Returns when all is written, or when the slow writes have had their chance.
+
+        `watches` are those that the guard is to keep, in place of all that it keeps.
+        """
         raising = [order for order in raising if order.cgroup not in self._busy]
         lowering = [order for order in lowering if order.cgroup not in self._busy]
-        orders = [(order, found[order.cgroup]) for order in (*raising, *lowering)]
         if self.dry_run:
-            for order, _ in orders:
+            for order in (*raising, *lowering):
                 self._tell(order)
-        if self.dry_run or not orders:
             return
-        try:
-            await trio.to_thread.run_sync(self._state.announce, orders, limiter=self.disk)
-        except HostFault as fault:  # a limit that the journal does not know of would never be put back (I6)
-            self._complain(None, f"no limit is written: {fault}")
+        watches = {cgroup: watch for cgroup, watch in (watches or {}).items() if cgroup not in self._busy}
+        orders = {order.cgroup: order for order in (*raising, *lowering)}
+        for cgroup, watch in watches.items():
+            if cgroup not in orders and self._guarding and not covers(self._guarding.watches.get(cgroup), watch):
+                orders[cgroup] = Order(cgroup, watch.lowered[0], watch.lowered[0])
+        if not await self._announce(orders.values(), found, watches):
             return
-        self._complain(None, None)
-        for order, limits in orders:
-            self.entries[order.cgroup] = Entry(order.cgroup, limits, order.now, order.intended)
+        if self._guarding and not await self._guarding.update(watches.values()):
+            lowering = [order for order in lowering if order.cgroup not in watches]
         await self._start(raising)
         await self._start(lowering)
+
+    async def _announce(
+        self, orders: Iterable[Order], found: Mapping[CgroupRef, Limits], watches: Mapping[CgroupRef, Watch]
+    ) -> bool:
+        """In the journal, and in our own copy of it; False when the disk refuses."""
+        entries = []
+        for order in orders:
+            before, watch = self.entries.get(order.cgroup), watches.get(order.cgroup)
+            kept = () if before is None else before.raised[:1]
+            raised = kept if watch is None else tuple(dict.fromkeys((watch.raised, *kept)))
+            entries.append(Entry(order.cgroup, found[order.cgroup], order.now, order.intended, raised))
+        if not entries:
+            return True
+        rows = [(Order(entry.cgroup, entry.wrote, entry.intended), entry.found) for entry in entries]
+        raised_by = {entry.cgroup: entry.raised for entry in entries}
+        try:
+            await trio.to_thread.run_sync(self._state.announce, rows, raised_by, limiter=self.disk)
+        except HostFault as fault:  # a limit that the journal does not know of would never be put back (I6)
+            self._complain(None, f"no limit is written: {fault}")
+            return False
+        self._complain(None, None)
+        self.entries |= {entry.cgroup: entry for entry in entries}
+        return True
+
+    async def stop_watching(self, cgroups: Iterable[CgroupRef]) -> None:
+        """The guard is to leave these alone, before anything else is decided of them."""
+        if self._guarding:
+            await self._guarding.update((), cgroups)
 
     async def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Strike from the journal what is gone or as its manager left it."""
@@ -120,6 +160,8 @@ class Settler:
         """Put every limit back (I6), when the writes under way are through. Returns what could not be."""
         if self.dry_run:
             return []
+        if self._guarding:
+            await self._guarding.stop()
         for written in tuple(self._busy.values()):
             await written.wait()
         task = partial(restore, self._limits, self._state, tuple(self.entries.values()))
@@ -144,6 +186,8 @@ class Settler:
             if outcome.limits == order.intended:
                 self.entries[order.cgroup] = replace(self.entries[order.cgroup], wrote=order.intended)
             self._complain(order.cgroup, outcome.refused)
+            if self._guarding:
+                await self._guarding.look(order.cgroup)
         except HostFault as fault:
             self._complain(order.cgroup, str(fault))
         finally:

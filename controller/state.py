@@ -1,12 +1,14 @@
 """What must outlive the controller, in SQLite: the operator's orders, the journal that I6 rests on, and debts' ages.
 
 The journal has a line for each cgroup whose limits we have touched: what its manager had set when we came, and every
-value that may be ours. A line is on disk before the write it tells of (synchronous=FULL), so whatever instant we die
-at, the limit then found is either one of ours, and goes back to what was found, or the manager's new word.
+value that may be ours, also those that the guard may write by itself. A line is on disk before the write it tells of
+(synchronous=FULL), so whatever instant we die at, the limit then found is either one of ours, and goes back to what was
+found, or the manager's new word.
 
 An inode number means the same cgroup only within one boot, so lines of an earlier boot are forgotten.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +34,20 @@ CREATE TABLE IF NOT EXISTS journal (
     wrote_max INTEGER, wrote_high INTEGER,       -- in force when the last order was given
     intended_max INTEGER, intended_high INTEGER, -- what that order was to write
     found_swap INTEGER, wrote_swap INTEGER, intended_swap INTEGER,
+    raised TEXT,                                 -- what the guard may write: [[max, high, swap], ...]
     PRIMARY KEY (path, inode)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS debt (
     boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
     since_seconds REAL NOT NULL,                 -- since the host was started
+    PRIMARY KEY (path, inode)
+) STRICT;
+CREATE TABLE IF NOT EXISTS own (                 -- what tenants took on themselves: the rest is inherited
+    boot_id TEXT NOT NULL, pool TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    PRIMARY KEY (pool, path, inode)
+) STRICT;
+CREATE TABLE IF NOT EXISTS need (                -- the most that a cgroup has needed within the hour
+    boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL, bytes INTEGER NOT NULL,
     PRIMARY KEY (path, inode)
 ) STRICT;
 """
@@ -52,16 +63,20 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A cgroup's line in the journal: its manager's limits, and those that may be ours."""
+    """A cgroup's line in the journal: its manager's limits, and those that may be ours.
+
+    `raised` are those that the guard may write, the latest first: it knows the one before until it has the latest.
+    """
 
     cgroup: CgroupRef
     found: Limits
     wrote: Limits
     intended: Limits
+    raised: tuple[Limits, ...] = ()
 
     @property
-    def ours(self) -> tuple[Limits, Limits]:
-        return self.wrote, self.intended
+    def ours(self) -> tuple[Limits, ...]:
+        return self.wrote, self.intended, *self.raised
 
 
 class State:
@@ -79,7 +94,7 @@ class State:
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(_SCHEMA)
-            for table in ("journal", "debt"):
+            for table in ("journal", "debt", "own", "need"):
                 self._database.execute(f"DELETE FROM {table} WHERE boot_id != ?", (self._boot_id,))
             self._add_missing_columns()
         except sqlite3.Error as error:
@@ -87,11 +102,11 @@ class State:
             raise damaged(path, error) from error
 
     def _add_missing_columns(self) -> None:
-        """A journal that a controller without limits of swap has written: it never touched any."""
+        """A journal of a controller that had no limits of swap, or no guard: it never touched any."""
         present = {row[1] for row in self._database.execute("PRAGMA table_info(journal)")}
-        for column in ("found_swap", "wrote_swap", "intended_swap"):
-            if column not in present:
-                self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} INTEGER")
+        columns = {"found_swap": "INTEGER", "wrote_swap": "INTEGER", "intended_swap": "INTEGER", "raised": "TEXT"}
+        for column in columns.keys() - present:
+            self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} {columns[column]}")
 
     def close(self) -> None:
         self._database.close()
@@ -121,11 +136,15 @@ class State:
     def journal(self) -> dict[CgroupRef, Entry]:
         rows = self._database.execute(
             "SELECT path, inode, found_max, found_high, found_swap, wrote_max, wrote_high, wrote_swap,"
-            " intended_max, intended_high, intended_swap FROM journal"
+            " intended_max, intended_high, intended_swap, raised FROM journal"
         )
         entries = (
-            Entry(CgroupRef(path, inode), Limits(*limits[:3]), Limits(*limits[3:6]), Limits(*limits[6:]))
-            for path, inode, *limits in rows
+            Entry(
+                CgroupRef(path, inode),
+                *(Limits(*limits[:3]), Limits(*limits[3:6]), Limits(*limits[6:])),
+                tuple(Limits(*values) for values in json.loads(raised or "[]")),
+            )
+            for path, inode, *limits, raised in rows
         )
         return {entry.cgroup: entry for entry in entries}
 
@@ -144,8 +163,17 @@ class State:
             ),
         )
 
-    def announce(self, orders: Iterable[tuple[Order, Limits]]) -> None:
-        """On disk before it returns: each order, about to be carried out, with its manager's limits."""
+    def announce(
+        self, orders: Iterable[tuple[Order, Limits]], raised: Mapping[CgroupRef, tuple[Limits, ...]] | None = None
+    ) -> None:
+        """On disk before it returns: each order, about to be carried out, with its manager's limits.
+
+        `raised` is what the guard may write.
+        """
+        may_write = {
+            cgroup: json.dumps([[limits.max_bytes, limits.high_bytes, limits.swap_bytes] for limits in values])
+            for cgroup, values in (raised or {}).items()
+        }
         rows = [
             (
                 self._boot_id,
@@ -154,10 +182,31 @@ class State:
                 *(order.now.max_bytes, order.now.high_bytes),
                 *(order.intended.max_bytes, order.intended.high_bytes),
                 *(found.swap_bytes, order.now.swap_bytes, order.intended.swap_bytes),
+                may_write.get(order.cgroup),
             )
             for order, found in orders
         ]
-        self._change(("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows))
+        self._change(("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows))
+
+    def own(self) -> dict[tuple[str, CgroupRef], int]:
+        """What tenants took on themselves of each pool."""
+        rows = self._database.execute("SELECT pool, path, inode, bytes FROM own")
+        return {(pool, CgroupRef(path, inode)): own_bytes for pool, path, inode, own_bytes in rows}
+
+    def needs(self) -> dict[CgroupRef, int]:
+        rows = self._database.execute("SELECT path, inode, bytes FROM need")
+        return {CgroupRef(path, inode): need_bytes for path, inode, need_bytes in rows}
+
+    def keep_known(self, own: Mapping[tuple[str, CgroupRef], int], needs: Mapping[CgroupRef, int]) -> None:
+        """In place of what was kept."""
+        own_rows = [(self._boot_id, pool, at.path, at.inode, own_bytes) for (pool, at), own_bytes in own.items()]
+        need_rows = [(self._boot_id, at.path, at.inode, need_bytes) for at, need_bytes in needs.items()]
+        self._change(
+            ("DELETE FROM own", [()]),
+            ("INSERT INTO own VALUES (?, ?, ?, ?, ?)", own_rows),
+            ("DELETE FROM need", [()]),
+            ("INSERT INTO need VALUES (?, ?, ?, ?)", need_rows),
+        )
 
     def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Drop the lines of cgroups that are gone, or whose limits are their manager's again."""

@@ -40,6 +40,11 @@ def controller_lock() -> Path:
     return state_directory() / "journal.lock"
 
 
+def guard_lock() -> Path:
+    """Locked by the guard of limits as long as it may write values of the journal; its process id is in it."""
+    return state_directory() / "guard.lock"
+
+
 def pools_directory() -> Path:
     return run_directory() / "pools"
 

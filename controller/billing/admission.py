@@ -9,24 +9,25 @@ until it is paid. To divide it would refuse what there is room for.
 from collections.abc import Iterable, Mapping
 
 from controller.billing.ancestors import chain
+from controller.billing.room import Room
 from controller.billing.settlement import Position
 from sharedfs.kernel.cgroups import CgroupRef
 
 
 def marks(
-    even_bytes: Mapping[CgroupRef, int], positions: Iterable[Position], floor_bytes: int
+    even_bytes: Mapping[CgroupRef, int], positions: Iterable[Position], room: Room
 ) -> dict[CgroupRef, int | None]:
     """For each tenant of a pool, by its even share there now: until where that may grow. None: at will.
 
     O(tenants x depth).
     """
-    room = {
+    headrooms = {
         position.cgroup.path: headroom
         for position in positions
-        if not position.report_only and (headroom := position.headroom_bytes(floor_bytes)) is not None
+        if not position.report_only and (headroom := position.headroom_bytes(room)) is not None
     }
     told: dict[CgroupRef, int | None] = {}
     for tenant, share_bytes in even_bytes.items():
-        rooms = [room[path] for path in chain(tenant.path) if path in room]
+        rooms = [headrooms[path] for path in chain(tenant.path) if path in headrooms]
         told[tenant] = share_bytes + min(rooms) if rooms else None
     return told

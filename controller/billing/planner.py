@@ -2,7 +2,8 @@
 
 It knows no clock and writes nothing: the caller says what time it is and carries out the orders. In this order:
 what each has needed of late (`peaks`), where each limit should go (`settlement`), what remains as debt and who bears
-it (`debts`), and which orders go out now (`pacing`). docs/settlement.md states what is proved of it.
+it (`debts`), which orders go out now (`pacing`), and which limits yield (`watching`). docs/settlement.md states what is
+proved of it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from controller.billing.debts import BearingRule, Debt, DebtAges, bear
 from controller.billing.pacing import Pace, Pacing
 from controller.billing.peaks import Peaks
-from controller.billing.settlement import FLOOR_BYTES, Position, raises, settle
-from controller.limits.base import Order
+from controller.billing.room import Room
+from controller.billing.settlement import Position, raises, settle
+from controller.billing.watching import Watch, watch
+from controller.limits.base import Limits, Order
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 BEARING_GRACE_SECONDS = 2.0
@@ -23,7 +26,7 @@ BEARING_GRACE_SECONDS = 2.0
 class Rules:
     """The operator's choices. See deploy/controller.toml."""
 
-    floor_bytes: int = FLOOR_BYTES
+    room: Room = field(default_factory=Room)
     pace: Pace = field(default_factory=Pace)
     bearing: BearingRule = "pool"
 
@@ -33,6 +36,7 @@ class Plan:
     """`raising` first, then `lowering`. `positions` are those given, with what they bear and may give up.
 
     `put_off` are orders that have to wait. `borne` bytes of the debts are taken off limits of tenants with headroom.
+    `watches` are for the limits as they are when the orders are carried out.
     """
 
     raising: tuple[Order, ...]
@@ -41,48 +45,70 @@ class Plan:
     positions: Mapping[CgroupRef, Position]
     debts: tuple[Debt, ...]
     borne: Mapping[CgroupRef, int]
+    watches: Mapping[CgroupRef, Watch]
 
 
 class Planner:
-    def __init__(self, version: CgroupVersion, rules: Rules) -> None:
+    def __init__(self, version: CgroupVersion, rules: Rules, remembered: Mapping[CgroupRef, int] | None = None) -> None:
         self.rules = rules
         self.ages = DebtAges()
         self.pacing = Pacing(rules.pace)
         self._version = version
-        self._peaks = Peaks()
+        self.peaks = Peaks(remembered=remembered)
 
-    def plan(self, now_seconds: float, positions: Iterable[Position]) -> Plan:
-        """The settlement of `positions` at `now_seconds`, which never goes back. O(positions log positions)."""
+    def plan(self, now_seconds: float, positions: Iterable[Position], *, guarded: bool = True) -> Plan:
+        """The settlement of `positions` at `now_seconds`, which never goes back. O(positions log positions).
+
+        Without a guard (`guarded`) no limit is lowered by what would have to yield.
+        """
         ready = {position.cgroup: self._look(now_seconds, position) for position in positions}
-        self._peaks.keep(ready.keys())
+        self.peaks.keep(ready.keys())
         self.pacing.keep(ready.keys())
-        debts = self._debts(now_seconds, ready)
+        debts = self._debts(now_seconds, ready, guarded=guarded)
         borne = self._bear(now_seconds, ready, debts)
         for cgroup, part in borne.items():
-            ready[cgroup] = replace(ready[cgroup], due_bytes=ready[cgroup].due_bytes + part)
+            position = ready[cgroup]
+            ready[cgroup] = replace(
+                position, due_bytes=position.due_bytes + part, inherited_bytes=position.inherited_bytes + part
+            )
         raising: list[Order] = []
         lowering: list[Order] = []
         put_off: list[Order] = []
+        watches: dict[CgroupRef, Watch] = {}
         for cgroup, position in ready.items():
-            now, intended = position.account.limits, settle(position, self._version, self.rules.floor_bytes)
+            now, intended = position.account.limits, self._settle(position, guarded=guarded)
             order = Order(cgroup, now, intended) if intended != now else None
             admitted = self.pacing.admit(now_seconds, order, cgroup, position.account.usage_bytes)
             if order is not None:
                 (put_off if not admitted else raising if raises(order) else lowering).append(order)
-        return Plan(tuple(raising), tuple(lowering), tuple(put_off), ready, tuple(debts), borne)
+            watched = watch(position, intended if admitted else now, self._version, self.rules.room)
+            if guarded and watched is not None:
+                watches[cgroup] = watched
+        return Plan(tuple(raising), tuple(lowering), tuple(put_off), ready, tuple(debts), borne, watches)
+
+    def _settle(self, position: Position, *, guarded: bool) -> Limits:
+        if not guarded:
+            kept_bytes = max(position.steady_bytes, position.remembered_bytes)
+            position = replace(position, due_bytes=position.own_due_bytes, inherited_bytes=0, steady_bytes=kept_bytes)
+        return settle(position, self._version, self.rules.room)
 
     def _look(self, now_seconds: float, position: Position) -> Position:
+        account = position.account
+        cache_bytes = account.usage_bytes - account.unreclaimable_bytes
+        steady_bytes = self.peaks.note(
+            now_seconds, position.cgroup, account.unreclaimable_bytes, cache_bytes, account.peak_bytes
+        )
         return replace(
             position,
-            steady_bytes=self._peaks.note(now_seconds, position.cgroup, position.account.unreclaimable_bytes),
+            steady_bytes=steady_bytes,
+            remembered_bytes=self.peaks.remembered(position.cgroup),
             descent_bytes=self.pacing.descent_bytes(now_seconds, position.cgroup),
         )
 
-    def _debts(self, now_seconds: float, ready: Mapping[CgroupRef, Position]) -> list[Debt]:
+    def _debts(self, now_seconds: float, ready: Mapping[CgroupRef, Position], *, guarded: bool) -> list[Debt]:
         """What remains when all that can be written now is written."""
         remaining = {
-            cgroup: position.debt_bytes(settle(position, self._version, self.rules.floor_bytes))
-            for cgroup, position in ready.items()
+            cgroup: position.debt_bytes(self._settle(position, guarded=guarded)) for cgroup, position in ready.items()
         }
         return self.ages.update(now_seconds, remaining)
 
@@ -96,8 +122,6 @@ class Planner:
         headroom = {
             cgroup: room
             for cgroup, position in ready.items()
-            if cgroup not in debtors
-            and not position.report_only
-            and (room := position.headroom_bytes(self.rules.floor_bytes))
+            if cgroup not in debtors and not position.report_only and (room := position.headroom_bytes(self.rules.room))
         }
         return bear(self.rules.bearing, lasting, headroom)

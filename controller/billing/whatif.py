@@ -1,11 +1,12 @@
 """What would be if a tenant exited now: who would pay what, whose limit would fall, what would be freed for nobody."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from controller.billing.bill import Bill, make_bill
 from controller.billing.books import Books, without
 from controller.billing.policies import Policy
+from controller.billing.room import Room
 from controller.billing.settlement import Position, settle
 from controller.billing.split import by_path
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
@@ -41,13 +42,18 @@ def swap_due_bytes(bill: Bill, tenant: CgroupRef) -> int:
     return line.swapped_bytes - line.foreign_swapped_bytes
 
 
+def due_by_pool(part: Callable[[Bill, CgroupRef], int], bills: Mapping[str, Bill]) -> dict[str, dict[CgroupRef, int]]:
+    """`due_bytes` or `swap_due_bytes` of each tenant on each pool's bill."""
+    return {pool: {tenant: part(bill, tenant) for tenant in bill.tenants} for pool, bill in bills.items()}
+
+
 def what_if_exit(
     tenant: CgroupRef,
     books: Collection[Books],
     policy: Policy,
     positions: Mapping[CgroupRef, Position],
     version: CgroupVersion,
-    floor_bytes: int,
+    room: Room,
 ) -> Exit:
     """The exit of `tenant` from `books`, on paper. `positions` are the tenants' as they stand now."""
     before = make_bill(books, positions, policy)
@@ -67,7 +73,7 @@ def what_if_exit(
                 before.tenants[cgroup].share_bytes,
                 after.tenants[cgroup].share_bytes,
                 position.account.limits.enforced_bytes,
-                settle(later, version, floor_bytes).enforced_bytes,
+                settle(later, version, room).enforced_bytes,
             )
         )
     return Exit(after.unclaimed_bytes - before.unclaimed_bytes, tuple(survivors))

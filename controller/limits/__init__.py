@@ -14,13 +14,13 @@ SYSTEMD_BOOTED = Path("/run/systemd/system")
 
 
 @contextmanager
-def kernel_limits(hierarchy: MemoryHierarchy, floor_bytes: int) -> Iterator[KernelLimits]:
-    """The limits of this host's hierarchy. `floor_bytes` is the room that v2's memory.max keeps above usage."""
+def kernel_limits(hierarchy: MemoryHierarchy) -> Iterator[KernelLimits]:
+    """The limits of this host's hierarchy."""
     with _writer(hierarchy) as write:
         if hierarchy.version is CgroupVersion.V1:
             yield LimitsV1(hierarchy, write)
         else:
-            yield LimitsV2(hierarchy, floor_bytes, write)
+            yield LimitsV2(hierarchy, write)
 
 
 @contextmanager

@@ -44,6 +44,7 @@ class Account:
     `unreclaimable_bytes` is what no reclaim can be counted on to free: all but the page cache on the file LRUs.
     `ceiling_bytes` is what its manager set for memory and swap together, where the kernel has that (v1): the memory
     limit cannot be above it. `swap_usage_bytes` is what it has in swap, where the kernel limits that (v2).
+    `peak_bytes` is the kernel's record of usage, 0 where it keeps none.
     """
 
     limits: Limits
@@ -51,6 +52,7 @@ class Account:
     unreclaimable_bytes: int
     ceiling_bytes: int | None = None
     swap_usage_bytes: int = 0
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,9 @@ class LimitsV1:
             stat = directory.statistics("memory.stat")
             cache_bytes = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
             ceiling_bytes = _limit(directory, MEMORY_AND_SWAP)
-            return Account(_limits(directory), usage_bytes, max(0, usage_bytes - cache_bytes), ceiling_bytes)
+            peak_bytes = directory.number("memory.max_usage_in_bytes") or 0
+            needed_bytes = max(0, usage_bytes - cache_bytes)
+            return Account(_limits(directory), usage_bytes, needed_bytes, ceiling_bytes, peak_bytes=peak_bytes)
 
     def limits(self, cgroup: CgroupRef) -> Limits | None:
         with open_cgroup(self.hierarchy, cgroup, self._write) as directory:

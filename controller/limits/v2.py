@@ -1,7 +1,7 @@
 """cgroup v2: memory.max kills when it is written below what can be reclaimed, memory.high only throttles.
 
 So a lowering goes through memory.high first, and memory.max follows only when usage, read immediately before, leaves
-half the floor at least (settlement aimed for a whole one). Between that reading and the write the tenant may grow, but
+a slack at least (settlement aimed for more). Between that reading and the write the tenant may grow, but
 not by so much: it is over memory.high by then, and throttled at each return to user space. What cannot follow now
 is left as it is for the next settlement: every value written is one that was ordered, so the journal knows it.
 A raise goes the other way round.
@@ -25,13 +25,15 @@ from controller.limits.base import (
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 
 MAX, HIGH, CURRENT = "memory.max", "memory.high", "memory.current"
+PEAK = "memory.peak"  # since Linux 5.19
 SWAP, SWAP_CURRENT = "memory.swap.max", "memory.swap.current"
+SLACK_BYTES = 256 << 10
+"""memory.max is not lowered when usage, read just before, is nearer than this."""
 
 
 class LimitsV2:
-    def __init__(self, hierarchy: MemoryHierarchy, floor_bytes: int, write: WriteFile = write_file) -> None:
+    def __init__(self, hierarchy: MemoryHierarchy, write: WriteFile = write_file) -> None:
         self.hierarchy = hierarchy
-        self._floor_bytes = floor_bytes
         self._write = write
 
     def read(self, cgroup: CgroupRef) -> Account | None:
@@ -43,10 +45,11 @@ class LimitsV2:
             stat = directory.statistics("memory.stat")
             cache_bytes = stat.get("inactive_file", 0) + stat.get("active_file", 0) + stat.get("slab_reclaimable", 0)
             limits = _limits(directory)
-            swap_bytes = directory.number(SWAP_CURRENT) or 0
+            swap_bytes, peak_bytes = directory.number(SWAP_CURRENT) or 0, directory.number(PEAK) or 0
         if not self.hierarchy.lives(cgroup):
             return None
-        return Account(limits, usage_bytes, max(0, usage_bytes - cache_bytes), swap_usage_bytes=swap_bytes)
+        needed_bytes = max(0, usage_bytes - cache_bytes)
+        return Account(limits, usage_bytes, needed_bytes, swap_usage_bytes=swap_bytes, peak_bytes=peak_bytes)
 
     def limits(self, cgroup: CgroupRef) -> Limits | None:
         with open_cgroup(self.hierarchy, cgroup, self._write) as directory:
@@ -69,7 +72,7 @@ class LimitsV2:
         for write in _writes(now, intended):
             if write.file == MAX and intended.max_bytes is not None and is_above(now.max_bytes, intended.max_bytes):
                 usage_bytes = directory.number(CURRENT) or 0
-                if intended.max_bytes < usage_bytes + self._floor_bytes // 2:
+                if intended.max_bytes < usage_bytes + SLACK_BYTES:
                     continue
             refused = directory.write(write.file, write.text) or refused
         return refused

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from controller.billing.settlement import FLOOR_BYTES, Position
+from controller.billing.settlement import SLACK_BYTES, Position
 from controller.limits import kernel_limits
 from controller.limits.base import KernelLimits, Limits, Order
 from controller.limits.restore import restore
@@ -61,7 +61,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
         if version is CgroupVersion.V1:
             yield World(fake, LimitsV1(fake.hierarchy, fake.write), version)
         else:
-            yield World(fake, LimitsV2(fake.hierarchy, FLOOR_BYTES, fake.write), version)
+            yield World(fake, LimitsV2(fake.hierarchy, fake.write), version)
         return
     if os.geteuid() != 0:
         pytest.skip("making cgroups takes root")
@@ -72,7 +72,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     with (
         TemporaryDirectory(dir=disk) as files,
         RealCgroups(version, Path(files)) as real,
-        kernel_limits(real.hierarchy, FLOOR_BYTES) as limits,
+        kernel_limits(real.hierarchy) as limits,
     ):
         yield World(real, limits, version)
 
@@ -168,11 +168,11 @@ def test_what_a_tenant_cannot_bear_is_debt_and_never_kills(world: World) -> None
 def test_page_cache_makes_room_for_the_limit(world: World) -> None:
     group = world.cgroups.make("/a")
     world.cgroups.manager_sets(group.path, 64 * MIB)
-    world.cgroups.occupy(group.path, 4 * MIB, 24 * MIB)
+    world.cgroups.occupy(group.path, 4 * MIB, 48 * MIB)
     for _ in range(3):  # v2 goes by memory.high first, and memory.max follows usage down
-        position = world.settle(group, 64 * MIB, 44 * MIB)
-    assert position.account.limits.max_bytes == 20 * MIB
-    assert position.account.usage_bytes <= 20 * MIB
+        position = world.settle(group, 64 * MIB, 24 * MIB)
+    assert position.account.limits.max_bytes == 40 * MIB
+    assert position.account.usage_bytes <= 40 * MIB
     assert position.debt_bytes(position.account.limits) == 0
     assert world.cgroups.kills(group.path) == 0
 
@@ -208,7 +208,7 @@ def test_page_cache_is_not_counted_as_memory_that_must_stay(world: World) -> Non
     account = world.limits.read(group)
     assert account is not None
     assert account.usage_bytes >= 28 * MIB
-    assert 4 * MIB <= account.unreclaimable_bytes <= account.usage_bytes - 24 * MIB + FLOOR_BYTES
+    assert 4 * MIB <= account.unreclaimable_bytes <= account.usage_bytes - 24 * MIB + SLACK_BYTES
 
 
 def test_restoring_puts_back_what_was_found_but_not_over_the_managers_new_word(world: World, tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_v2_growth_between_plan_and_write_is_seen(tmp_path: Path) -> None:
     fake = FakeCgroups(tmp_path / "v2", CgroupVersion.V2)
     group = fake.make("/a")
     fake.manager_sets("/a", 64 * MIB)
-    limits = LimitsV2(fake.hierarchy, FLOOR_BYTES, fake.write)
+    limits = LimitsV2(fake.hierarchy, fake.write)
 
     def grow(path: str) -> None:
         fake.occupy(path, 30 * MIB)

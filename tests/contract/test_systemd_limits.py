@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from controller.billing.settlement import FLOOR_BYTES
 from controller.limits import SYSTEMD_BOOTED
 from controller.limits.base import KernelLimits, Limits, Order
 from controller.limits.systemd import UNLIMITED, Systemd, SystemdWriter
@@ -125,7 +124,7 @@ def limits_of(host: FakeHost | RealHost) -> KernelLimits:
     writer = SystemdWriter(host.hierarchy, host.manager, *([host.write] if host.write else []))
     if host.hierarchy.version is CgroupVersion.V1:
         return LimitsV1(host.hierarchy, writer)
-    return LimitsV2(host.hierarchy, FLOOR_BYTES, writer)
+    return LimitsV2(host.hierarchy, writer)
 
 
 @pytest.fixture(params=["fake v1", "fake v2", "real"])

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterable
 
-from controller.billing.settlement import FLOOR_BYTES, Position, raises, settle
+from controller.billing.room import DEFAULT_ROOM, Room
+from controller.billing.settlement import Position, raises, settle
 from controller.limits.base import Order
 from sharedfs.kernel.cgroups import CgroupVersion
 
 
 def plan(
-    positions: Iterable[Position], version: CgroupVersion, floor_bytes: int = FLOOR_BYTES
+    positions: Iterable[Position], version: CgroupVersion, room: Room = DEFAULT_ROOM
 ) -> tuple[list[Order], list[Order]]:
     """The orders that settle `positions`: those that raise a limit, to be carried out first, and those that lower one.
 
@@ -18,7 +19,7 @@ def plan(
     lowering: list[Order] = []
     for position in positions:
         now = position.account.limits
-        intended = settle(position, version, floor_bytes)
+        intended = settle(position, version, room)
         if intended != now:
             order = Order(position.cgroup, now, intended)
             (raising if raises(order) else lowering).append(order)

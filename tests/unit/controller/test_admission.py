@@ -1,11 +1,13 @@
 """How far tenants may grow: what they, and all above them, can bear at once."""
 
 from controller.billing.admission import marks
-from controller.billing.settlement import FLOOR_BYTES, Position
-from controller.limits.base import Account, Limits
+from controller.billing.room import Room
+from controller.billing.settlement import Position
+from controller.limits.base import Account, Limits, round_down
 from sharedfs.kernel.cgroups import CgroupRef
 
 MIB = 1 << 20
+ROOM = Room(1 << 20, 0)
 POD, A, B, FREE = (CgroupRef(path, inode) for inode, path in enumerate(("/pod", "/pod/a", "/pod/b", "/free"), 1))
 
 
@@ -16,17 +18,27 @@ def position(cgroup: CgroupRef, budget: int, usage: int, due: int, *, report_onl
 
 def test_a_tenant_may_add_what_it_can_bear() -> None:
     stand = [position(A, 64 * MIB, 20 * MIB, 10 * MIB)]
-    assert marks({A: 10 * MIB, FREE: MIB}, stand, FLOOR_BYTES) == {A: 43 * MIB, FREE: None}
+    assert marks({A: 10 * MIB, FREE: MIB}, stand, ROOM) == {A: 43 * MIB, FREE: None}
 
 
 def test_who_owes_may_add_nothing() -> None:
-    assert marks({A: 50 * MIB}, [position(A, 64 * MIB, 20 * MIB, 50 * MIB)], FLOOR_BYTES) == {A: 50 * MIB}
+    assert marks({A: 50 * MIB}, [position(A, 64 * MIB, 20 * MIB, 50 * MIB)], ROOM) == {A: 50 * MIB}
 
 
 def test_what_is_above_must_bear_it_too() -> None:
     stand = [position(POD, 64 * MIB, 40 * MIB, 15 * MIB), position(A, 64 * MIB, 20 * MIB, 10 * MIB)]
-    assert marks({A: 10 * MIB, B: 5 * MIB}, stand, FLOOR_BYTES) == {A: 18 * MIB, B: 13 * MIB}
+    assert marks({A: 10 * MIB, B: 5 * MIB}, stand, ROOM) == {A: 18 * MIB, B: 13 * MIB}
 
 
 def test_a_budget_for_reports_refuses_nothing() -> None:
-    assert marks({A: 5 * MIB}, [position(A, MIB, 0, 5 * MIB, report_only=True)], FLOOR_BYTES) == {A: None}
+    assert marks({A: 5 * MIB}, [position(A, MIB, 0, 5 * MIB, report_only=True)], ROOM) == {A: None}
+
+
+def test_the_room_that_is_left_is_in_proportion_to_the_budget() -> None:
+    """The larger of 16 MiB and 5 %, and at most a quarter."""
+    rooms = {8: 2, 64: 16, 256: 16, 320: 16, 1024: 1024 * 5 // 100, 64 << 10: (64 << 10) * 5 // 100}
+    for budget, room in rooms.items():
+        assert Room().of(budget * MIB) // MIB == room
+        may_grow = marks({A: 0}, [position(A, budget * MIB, MIB, 0)], Room())[A]
+        assert may_grow is not None
+        assert may_grow == round_down(budget * MIB - MIB - Room().of(budget * MIB))

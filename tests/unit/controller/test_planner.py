@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from controller.billing.ancestors import above, due_at
 from controller.billing.pacing import Pace
 from controller.billing.planner import Plan, Planner, Rules
-from controller.billing.settlement import FLOOR_BYTES, Position, raises
+from controller.billing.room import DEFAULT_ROOM
+from controller.billing.settlement import Position, raises
 from controller.limits.base import Account, Limits
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 MIB = 1 << 20
+ROOM = DEFAULT_ROOM.of(64 * MIB)
 A, B, C = (CgroupRef(f"/pod/{name}", inode) for inode, name in enumerate("abc", 1))
 
 
@@ -67,7 +69,7 @@ def test_at_every_moment_nobody_is_killed_and_debts_are_right(
         assert all(map(raises, plan.raising))
         assert not any(map(raises, plan.lowering))
         for cgroup, limit in host.limit.items():
-            assert limit >= min(before[cgroup], host.usage[cgroup] + FLOOR_BYTES), "I5"
+            assert limit >= min(before[cgroup], host.usage[cgroup] + ROOM), "I5"
             assert limit <= 64 * MIB
         owed = {debt.cgroup: debt.debt_bytes for debt in plan.debts}
         assert sum(plan.borne.values()) <= sum(owed.values())
@@ -79,7 +81,7 @@ def test_at_every_moment_nobody_is_killed_and_debts_are_right(
     for _ in range(30):
         plan = host.settle(2.5)
     for tenant, limit in host.limit.items():
-        if host.due[tenant] <= 63 * MIB and not plan.borne:
+        if host.due[tenant] <= 64 * MIB - ROOM and not plan.borne:
             assert limit == 64 * MIB - host.due[tenant], "in the end every limit is right to the byte"
     assert not plan.raising
     assert not plan.lowering
@@ -90,12 +92,12 @@ def test_a_debt_is_paid_as_soon_as_there_is_room_and_has_an_age_until_then() -> 
     host.usage[A], host.due[A] = 40 * MIB, 30 * MIB
     first = host.settle()
     (debt,) = first.debts
-    assert debt.debt_bytes == 40 * MIB + 5 * MIB + FLOOR_BYTES - 34 * MIB, "an eighth more, of which nothing is known"
+    assert debt.debt_bytes == 40 * MIB + 5 * MIB + ROOM - 34 * MIB, "an eighth more, of which nothing is known"
     for _ in range(24):
         later = host.settle()
     (debt,) = later.debts
-    assert (debt.debt_bytes, debt.since_seconds) == (40 * MIB + FLOOR_BYTES - 34 * MIB, 0.5)
-    assert host.limit[A] == 41 * MIB
+    assert (debt.debt_bytes, debt.since_seconds) == (40 * MIB + ROOM - 34 * MIB, 0.5)
+    assert host.limit[A] == 40 * MIB + ROOM
     host.usage[A] = 10 * MIB
     for _ in range(20):
         assert host.settle().debts, "it may need as much again: the peaks of ten seconds count"

@@ -10,7 +10,8 @@ from controller.billing.bill import make_bill
 from controller.billing.books import SharingClass
 from controller.billing.pacing import given_up_bytes
 from controller.billing.policies.proportional import Proportional
-from controller.billing.settlement import FLOOR_BYTES, Position, raises, settle
+from controller.billing.room import DEFAULT_ROOM
+from controller.billing.settlement import SLACK_BYTES, Position, raises, settle
 from controller.billing.whatif import due_bytes, what_if_exit
 from controller.limits.base import Account, Limits, Order, is_above, round_up
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
@@ -69,10 +70,10 @@ def test_exact_on_v1(given_position: Position) -> None:
     given_position, target = at_once(given_position), given_position.target_bytes
     if target is None or given_position.report_only:
         return
-    if target >= round_up(given_position.needed_bytes + FLOOR_BYTES):
+    if target >= round_up(given_position.needed_bytes + given_position.room_bytes(DEFAULT_ROOM)):
         assert settle(given_position, V1) == Limits(target)
         assert given_position.debt_bytes(Limits(target)) == 0
-        headroom = given_position.headroom_bytes(FLOOR_BYTES)
+        headroom = given_position.headroom_bytes(DEFAULT_ROOM)
         assert headroom is not None
         more = replace(given_position, due_bytes=given_position.due_bytes + headroom)
         if given_position.due_bytes >= 0:
@@ -85,8 +86,27 @@ def test_exact_on_v2(given_position: Position) -> None:
     hard = found.max_bytes is not None or found.high_bytes is None
     if target is None or not hard or given_position.report_only:
         return
-    if target >= round_up(max(given_position.account.usage_bytes, given_position.needed_bytes) + FLOOR_BYTES):
+    needed = given_position.needed_bytes + given_position.room_bytes(DEFAULT_ROOM)
+    if target >= round_up(max(given_position.account.usage_bytes + SLACK_BYTES, needed)):
         assert settle(given_position, V2).max_bytes == target
+
+
+@given(any_v2)
+def test_exact_on_v2_when_page_cache_has_made_way(given_position: Position) -> None:
+    """memory.high leads usage to where memory.max can reach the target, with one room to spare."""
+    here, found = at_once(given_position), given_position.found
+    target, hard = here.target_bytes, found.max_bytes is not None or found.high_bytes is None
+    if target is None or not hard or here.report_only:
+        return
+    if target < round_up(here.needed_bytes + here.room_bytes(DEFAULT_ROOM)):
+        return
+    for _ in range(3):
+        limits = settle(here, V2)
+        usage = here.account.usage_bytes
+        for limit in (limits.max_bytes, limits.high_bytes):
+            usage = usage if limit is None else min(usage, max(limit, here.account.unreclaimable_bytes))
+        here = replace(here, account=replace(here.account, limits=limits, usage_bytes=usage))
+    assert here.account.limits.max_bytes == target
 
 
 @given(any_v1, any_v2)
@@ -134,17 +154,18 @@ def test_never_kills(on_v1: Position, on_v2: Position) -> None:
     for given_position, version in ((on_v1, V1), (on_v2, V2)):
         account, found = given_position.account, given_position.found
         intended = settle(given_position, version)
-        needed = given_position.needed_bytes
-        if version is V2:
-            needed = max(needed, account.usage_bytes)
+        room = given_position.room_bytes(DEFAULT_ROOM)
+        slack = min(SLACK_BYTES, room // 2)
+        needed = account.usage_bytes if version is V2 else given_position.needed_bytes
         ceiling = given_position.operator_bytes if found.enforced_bytes is None else found.max_bytes
         low = intended.max_bytes
         if low is not None and is_above(account.limits.max_bytes, low) and is_above(ceiling, low + PAGESIZE):
-            assert low >= needed + FLOOR_BYTES
+            assert low >= needed + slack
+            assert low >= given_position.needed_bytes + room
         high = intended.high_bytes
         lowered = high is not None and is_above(account.limits.high_bytes, high) and is_above(found.high_bytes, high)
         if lowered and is_above(ceiling, high + PAGESIZE):
-            assert high >= given_position.needed_bytes + FLOOR_BYTES // 2
+            assert high >= given_position.needed_bytes + room - slack
 
 
 @given(any_v1, any_v2)
@@ -171,8 +192,8 @@ def test_shown(on_v1: Position, on_v2: Position) -> None:
 def test_more_due_than_the_budget_holds_is_debt() -> None:
     broke = position(8 * MIB, 20 * MIB)
     intended = settle(broke, V1)
-    assert intended == Limits(FLOOR_BYTES)
-    assert broke.debt_bytes(intended) == FLOOR_BYTES + 12 * MIB
+    assert intended == Limits(2 * MIB), "a quarter of so small a budget"
+    assert broke.debt_bytes(intended) == 14 * MIB
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -198,10 +219,10 @@ def test_v2_goes_down_through_memory_high_and_gives_it_back() -> None:
     """Page cache keeps usage at memory.high, so there must be room for memory.max between it and the target."""
     tenant = Position(A, Account(Limits(64 * MIB), 60 * MIB, 4 * MIB), Limits(64 * MIB), None, 44 * MIB)
     first = settle(tenant, V2)
-    assert first == Limits(61 * MIB, 18 * MIB)
-    reclaimed = replace(tenant, account=Account(first, 18 * MIB, 4 * MIB))
+    assert first == Limits(61 * MIB, 19 * MIB)
+    reclaimed = replace(tenant, account=Account(first, 19 * MIB, 4 * MIB))
     second = settle(reclaimed, V2)
-    assert second == Limits(20 * MIB, 18 * MIB)
+    assert second == Limits(20 * MIB, 19 * MIB)
     assert settle(proceed(reclaimed, second), V2) == Limits(20 * MIB, None)
 
 
@@ -227,8 +248,8 @@ def test_swap(given_position: Position) -> None:
     assert written == target + given_position.swap_debt_bytes(intended), "shown"
     assert written <= found, "never above"
     if is_above(now, written) and written < found:
-        assert written >= account.swap_usage_bytes + FLOOR_BYTES or written == target, "never kills"
-    if target >= account.swap_usage_bytes + FLOOR_BYTES + PAGESIZE:
+        assert written >= account.swap_usage_bytes + SLACK_BYTES or written == target, "never kills"
+    if target >= account.swap_usage_bytes + SLACK_BYTES + PAGESIZE:
         assert written == target, "exact"
 
 
@@ -275,7 +296,7 @@ def test_what_an_exit_would_do() -> None:
         cgroup: Position(cgroup, Account(Limits(54 * MIB), 0, 0), Limits(64 * MIB), None, due_bytes(bill, cgroup))
         for cgroup in (A, B)
     } | {C: Position(C, Account(Limits(), 0, 0), Limits(), None, due_bytes(bill, C))}
-    forecast = what_if_exit(A, [books], Proportional(), stand, V1, FLOOR_BYTES)
+    forecast = what_if_exit(A, [books], Proportional(), stand, V1, DEFAULT_ROOM)
     assert forecast.freed_bytes == 7 * MIB
     limited, free = forecast.survivors
     assert (limited.cgroup, limited.share_before_bytes, limited.share_after_bytes) == (B, 10 * MIB, 15 * MIB)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import controller
-from controller.billing.settlement import FLOOR_BYTES, Position
+from controller.billing.settlement import Position
 from controller.debts import KeptDebts
 from controller.limits.base import KernelLimits, Limits, Order, managers_limits
 from controller.limits.restore import restore
@@ -39,7 +39,7 @@ MIB = 1 << 20
 def limits_of(fake: FakeCgroups) -> KernelLimits:
     if fake.hierarchy.version is CgroupVersion.V1:
         return LimitsV1(fake.hierarchy, fake.write)
-    return LimitsV2(fake.hierarchy, FLOOR_BYTES, fake.write)
+    return LimitsV2(fake.hierarchy, fake.write)
 
 
 def lowering(cgroup: CgroupRef, now: int, intended: int) -> tuple[Order, Limits]:
