@@ -270,7 +270,8 @@ class PolicyState(_Frozen):
 class Health(_Frozen):
     """`settlements` counts them since the start; `pools` are those that live.
 
-    `limit_writes` counts writes to limit files since the start, `orders_put_off` changes that had to wait.
+    `limit_writes` counts writes to limit files since the start, `orders_put_off` changes that had to wait,
+    `limits_yielded` limits that the guard raised.
     """
 
     version: str
@@ -279,6 +280,7 @@ class Health(_Frozen):
     dry_run: bool
     limit_writes: int
     orders_put_off: int
+    limits_yielded: int
 
 
 class UnclaimedLine(_Frozen):

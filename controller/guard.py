@@ -7,6 +7,7 @@ the controller wrote it: another value is the manager's word.
 
 - v1: an eventfd for a usage threshold below the limit. The OOM eventfd comes with the kill and is of no use.
 - v2: memory.events, which changes when usage passes memory.high; there the kernel throttles the tenant.
+- Where the kernel tells nothing (v1 on a real-time kernel): usage is read as often as it could come near the limit.
 
 The rule so holds without the controller. When the controller dies (end of input), or has said nothing for
 `patience` seconds, the guard raises every limit that it watches and ends: a tenant is then as if nobody else had acted.
@@ -92,34 +93,38 @@ class Guard:
         if os.fstat(directory).st_ino != entry["inode"]:
             watched.close()
             return
-        try:
-            watched.event = self._subscribe(watched)
-        except BaseException:
-            watched.close()
-            raise
-        self.watched[watched.key] = self.by_event[watched.event] = watched
+        with suppress(OSError):
+            self._subscribe(watched)
+        self.watched[watched.key] = watched
         self.look(watched)
 
-    def _subscribe(self, watched: Watched) -> int:
-        if not watched.v1:
+    def _subscribe(self, watched: Watched) -> None:
+        if watched.v1:
+            event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        else:
             event = os.open("memory.events", os.O_RDONLY, dir_fd=watched.directory)
-            os.pread(event, 4096, 0)
-            self.epoll.register(event, select.EPOLLPRI)
-            return event
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        usage = os.open("memory.usage_in_bytes", os.O_RDONLY, dir_fd=watched.directory)
         try:
-            _write(watched.directory, "cgroup.event_control", f"{event} {usage} {watched.threshold_bytes}")
-        finally:
-            os.close(usage)
-        self.epoll.register(event, select.EPOLLIN)
-        return event
+            if watched.v1:
+                usage = os.open("memory.usage_in_bytes", os.O_RDONLY, dir_fd=watched.directory)
+                try:
+                    _write(watched.directory, "cgroup.event_control", f"{event} {usage} {watched.threshold_bytes}")
+                finally:
+                    os.close(usage)
+            else:
+                os.pread(event, 4096, 0)
+            self.epoll.register(event, select.EPOLLIN if watched.v1 else select.EPOLLPRI)
+        except OSError:
+            os.close(event)
+            raise
+        watched.event = event
+        self.by_event[event] = watched
 
     def drop(self, key: str) -> None:
         watched = self.watched.pop(key, None)
         if watched is not None:
-            del self.by_event[watched.event]
-            self.epoll.unregister(watched.event)
+            if watched.event >= 0:
+                del self.by_event[watched.event]
+                self.epoll.unregister(watched.event)
             watched.close()
 
     # -- tenants
@@ -139,7 +144,7 @@ class Guard:
         """Raise when the tenant needs it; else say when to look again."""
         try:
             usage_bytes = _number(watched, "memory.usage_in_bytes" if watched.v1 else "memory.current") or 0
-            if usage_bytes < watched.called_bytes:
+            if usage_bytes < watched.called_bytes and watched.event >= 0:
                 watched.due_seconds = float("inf")
                 return
             needed_bytes = usage_bytes - _cache_bytes(watched)

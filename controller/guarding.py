@@ -44,6 +44,8 @@ class Guarding:
         """False from a failure until a guard runs again: meanwhile nothing may be lowered that has to yield."""
         self.raised = 0
         """Limits that the guard raised, since the start."""
+        self.unconfirmed: set[CgroupRef] = set()
+        """Those of them that a manager may not know of yet."""
         self.watches: dict[CgroupRef, Watch] = {}
         self._limits = limits
         self._patience_seconds = max(LONGEST_SILENCE_SECONDS, 10 * interval_seconds)
@@ -61,16 +63,17 @@ class Guarding:
             old = [cgroup for cgroup in dropped if cgroup in self.watches]
             wanted = {cgroup: watch for cgroup, watch in self.watches.items() if cgroup not in old}
             wanted |= {watch.cgroup: watch for watch in watches}
+            armed = self.watches
             if self._process is None:
-                self.watches = {}
+                armed = self.watches = {}
                 if not wanted:
                     self.works = True
                     return True
                 self.works = await self._start()
-            new = [watch for watch in wanted.values() if not covers(self.watches.get(watch.cgroup), watch)]
+            new = [watch for watch in wanted.values() if not covers(armed.get(watch.cgroup), watch)]
             order = {"watch": [self._entry(watch) for watch in new], "drop": [_key(cgroup) for cgroup in old]}
-            self.works = self.works and await self._ask(order)
             self.watches = wanted
+            self.works = self.works and await self._ask(order)
             return self.works
 
     async def look(self, cgroup: CgroupRef) -> None:
@@ -135,10 +138,12 @@ class Guarding:
             log.warning("the guard of limits does not answer: another one is started")
             await self._end()
             return False
-        raised = json.loads(received)["raised"]
+        keys = set(json.loads(received)["raised"])
+        raised = {cgroup for cgroup in self.watches if _key(cgroup) in keys}
         self.raised += len(raised)
-        for key in raised:
-            self.watches = {cgroup: watch for cgroup, watch in self.watches.items() if _key(cgroup) != key}
+        self.unconfirmed |= raised
+        for cgroup in raised:
+            del self.watches[cgroup]
         return True
 
     async def _end(self) -> None:

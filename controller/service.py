@@ -401,6 +401,7 @@ class Controller:
             dry_run=self._settler.dry_run,
             limit_writes=self._settler.writes,
             orders_put_off=self._planner.pacing.put_off,
+            limits_yielded=self.guarding.raised,
         )
 
     async def _told_budget(self, path: str) -> BudgetState:

@@ -111,8 +111,18 @@ class Settler:
             return
         if self._guarding and not await self._guarding.update(watches.values()):
             lowering = [order for order in lowering if order.cgroup not in watches]
+        await self._confirm()
         await self._start(raising)
         await self._start(lowering)
+
+    async def _confirm(self) -> None:
+        """What the guard wrote, told to the manager that keeps limits itself."""
+        while self._guarding and self._guarding.unconfirmed:
+            cgroup = self._guarding.unconfirmed.pop()
+            try:
+                await trio.to_thread.run_sync(self._limits.confirm, cgroup)
+            except HostFault as fault:
+                self._complain(cgroup, str(fault))
 
     async def _announce(
         self, orders: Iterable[Order], found: Mapping[CgroupRef, Limits], watches: Mapping[CgroupRef, Watch]

@@ -5,7 +5,7 @@ group that was meant, also when its path meanwhile belongs to a later group of t
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import EBUSY, ENODEV, ENOENT, ENOTDIR, EROFS
@@ -102,6 +102,9 @@ class KernelLimits(Protocol):
     def apply(self, order: Order) -> Outcome:
         """Carry out `order`, unless somebody moved the limits since: then they stay. Doing it twice is harmless."""
 
+    def confirm(self, cgroup: CgroupRef) -> None:
+        """The guard wrote the kernel's files: tell a manager that keeps limits itself what is in force."""
+
     def limit_file(self, cgroup: CgroupRef) -> str:
         """The file in which a manager sets the limit of `cgroup`."""
 
@@ -129,6 +132,15 @@ def managers_limits(found: Limits, ours: Sequence[Limits], now: Limits) -> Limit
 
 WriteFile = Callable[[int, str, str], None]
 """Writes text to the named file of the directory open at a descriptor. A fake kernel takes its place in tests."""
+
+
+class ManagedWriteFile(Protocol):
+    """A `WriteFile` through a manager."""
+
+    def __call__(self, descriptor: int, name: str, text: str) -> None: ...
+
+    def confirm(self, descriptor: int, name: str, text: str) -> None:
+        """This value is in the file: the manager is to keep it, where the cgroup is its own."""
 
 
 def not_standing(hierarchy: MemoryHierarchy) -> str:
@@ -181,6 +193,15 @@ class CgroupDirectory:
         except ValueError:
             raise HostFault(f"{self._path}/{name}: lines are not `KEY NUMBER`: {text!r}") from None
 
+    def confirm(self, names: Iterable[str], tell: WriteFile) -> None:
+        """Raises HostFault when the manager does not answer."""
+        for name in names:
+            if (text := self.read(name)) is not None:
+                try:
+                    tell(self._descriptor, name, text.strip())
+                except OSError as error:
+                    raise HostFault(f"{self._path}/{name}: {error.strerror}") from error
+
     def write(self, name: str, text: str) -> str | None:
         """None when done or gone, else why the kernel refused."""
         self.writes += 1
@@ -214,6 +235,18 @@ def carry_out(
             now = read_limits(directory)
         writes = directory.writes
     return Outcome(now if hierarchy.lives(order.cgroup) else None, refused, writes)
+
+
+def confirm(
+    hierarchy: MemoryHierarchy, cgroup: CgroupRef, write: WriteFile | ManagedWriteFile, names: Iterable[str]
+) -> None:
+    """`KernelLimits.confirm`: what is in these files now, told to the manager, if there is one."""
+    tell = getattr(write, "confirm", None)
+    if tell is None:
+        return
+    with open_cgroup(hierarchy, cgroup, write) as directory:
+        if directory is not None:
+            directory.confirm(names, tell)
 
 
 @contextmanager

@@ -130,6 +130,11 @@ class SystemdWriter:
                 raise OSError(errno.EBUSY, f"systemd has not written {kept} of {unit}")
             time.sleep(0.002)
 
+    def confirm(self, descriptor: int, name: str, text: str) -> None:
+        """Tell systemd what is in force already, or it would write its older word again at the next change."""
+        if self._unit_of(descriptor) is not None:
+            self(descriptor, name, "max" if text.isdigit() and int(text) >= 1 << 62 else text)
+
     def _unit_of(self, descriptor: int) -> str | None:
         directory, inode = os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor).st_ino
         with self._lock:

@@ -15,6 +15,7 @@ from controller.limits.base import (
     Write,
     WriteFile,
     carry_out,
+    confirm,
     is_above,
     open_cgroup,
     write_file,
@@ -54,6 +55,9 @@ class LimitsV1:
 
     def apply(self, order: Order) -> Outcome:
         return carry_out(self.hierarchy, order, self._write, _limits, _move)
+
+    def confirm(self, cgroup: CgroupRef) -> None:
+        confirm(self.hierarchy, cgroup, self._write, (LIMIT,))
 
     def limit_file(self, cgroup: CgroupRef) -> str:
         return str(self.hierarchy.directory(cgroup.path) / LIMIT)

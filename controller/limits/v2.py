@@ -18,6 +18,7 @@ from controller.limits.base import (
     Write,
     WriteFile,
     carry_out,
+    confirm,
     is_above,
     open_cgroup,
     write_file,
@@ -61,6 +62,9 @@ class LimitsV2:
 
     def apply(self, order: Order) -> Outcome:
         return carry_out(self.hierarchy, order, self._write, _limits, self._move)
+
+    def confirm(self, cgroup: CgroupRef) -> None:
+        confirm(self.hierarchy, cgroup, self._write, (MAX, HIGH))
 
     def limit_file(self, cgroup: CgroupRef) -> str:
         limits = account.limits if (account := self.read(cgroup)) else Limits()

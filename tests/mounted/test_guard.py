@@ -29,11 +29,8 @@ BURST = 48 * MIB
 PATIENCE = 30.0
 
 AT_ONCE = f"""
-try:
-    burst = mmap.mmap(-1, {BURST}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
-    burst.close()
-except AttributeError:
-    pass
+burst = mmap.mmap(-1, {BURST}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE)
+burst.close()
 result = 'alive'
 """
 RAMP = f"""
@@ -152,7 +149,7 @@ def test_control_with_the_guard_stopped_too_the_kernel_kills(victim: Tenant, str
 
 
 def test_a_killed_controller_leaves_nobody_with_what_it_inherited(victim: Tenant, stranger: Tenant, burst: str) -> None:
-    """The guard sees the end, puts inherited parts back and ends itself; the next controller knows whose limits they are."""
+    """The guard puts inherited parts back and ends; the next controller knows whose limits they are."""
     with running_controller() as controller:
         exit_and_settle(stranger, victim)
         pid = guard_pid()

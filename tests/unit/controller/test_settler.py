@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import controller
+from controller.billing.pacing import Pace
+from controller.billing.planner import Planner, Rules
 from controller.billing.settlement import Position
 from controller.debts import KeptDebts
 from controller.limits.base import KernelLimits, Limits, Order, managers_limits
@@ -394,3 +396,53 @@ def test_a_group_is_populated_by_processes_in_it_or_below(version: CgroupVersion
     assert is_populated(fake.hierarchy, "/a")
     assert is_populated(fake.hierarchy, "/a/b")
     assert not is_populated(fake.hierarchy, "/nowhere")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("settle"), st.integers(0, 60), st.booleans()),
+            st.tuples(st.just("guard"), st.just(0), st.booleans()),
+            st.tuples(st.just("manager"), st.integers(20, 60), st.just(True)),
+        ),
+        max_size=12,
+    )
+)
+def test_what_the_guard_writes_is_never_taken_for_the_managers_word(story: list[tuple[str, int, bool]]) -> None:
+    """I6 with a guard that raises at any time, by its latest order or, before that has reached it, by the one before."""
+    with TemporaryDirectory(dir="/dev/shm") as directory:
+        fake = FakeCgroups(Path(directory) / "memory", CgroupVersion.V1)
+        tenant, limits = fake.make("/a"), limits_of(fake)
+        fake.manager_sets("/a", 64 * MIB)
+        word, known = 64 * MIB, None
+        state = State(Path(directory))
+
+        async def settle(due_bytes: int, *, reaches_the_guard: bool) -> None:
+            nonlocal known
+            async with trio.open_nursery() as nursery:
+                settler = Settler(limits, state, nursery, 1)
+                account = limits.read(tenant)
+                assert account is not None
+                found = settler.found(tenant, account.limits)
+                assert found.max_bytes == word
+                position = Position(tenant, account, found, None, due_bytes, inherited_bytes=due_bytes // 2)
+                planned = Planner(CgroupVersion.V1, Rules(pace=Pace(0, 1000.0))).plan(0.0, [position])
+                watches = planned.watches
+                if reaches_the_guard or known is None:
+                    known = watches.get(tenant)
+                await settler.carry_out(planned.raising, planned.lowering, {tenant: found}, watches)
+
+        for turn, (kind, number, whole) in enumerate(story, 1):
+            if kind == "manager":
+                word = number * MIB + turn * PAGESIZE
+                fake.manager_sets("/a", word)
+            elif kind == "settle":
+                trio.run(partial(settle, number * MIB, reaches_the_guard=whole))
+            elif known is not None and Limits(fake.limit("/a")) in known.lowered:
+                fake.manager_sets("/a", known.raised.max_bytes)
+        entries = state.journal().values()
+        assert restore(limits, state, entries) == []
+        state.close()
+        assert fake.limit("/a") == word
+        assert fake.kills("/a") == 0
