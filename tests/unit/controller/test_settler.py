@@ -410,7 +410,7 @@ def test_a_group_is_populated_by_processes_in_it_or_below(version: CgroupVersion
     )
 )
 def test_what_the_guard_writes_is_never_taken_for_the_managers_word(story: list[tuple[str, int, bool]]) -> None:
-    """I6 with a guard that raises at any time, by its latest order or, before that has reached it, by the one before."""
+    """I6 with a guard that raises at any time, by its latest order or by the one before."""
     with TemporaryDirectory(dir="/dev/shm") as directory:
         fake = FakeCgroups(Path(directory) / "memory", CgroupVersion.V1)
         tenant, limits = fake.make("/a"), limits_of(fake)
