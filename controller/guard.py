@@ -31,8 +31,9 @@ from typing import Any
 
 FASTEST_BYTES_PER_SECOND = 4 << 30
 """How fast a tenant may come to need what is page cache now. It decides when usage is looked at again."""
-POLLING_SHARE = 20
-"""Looks at tenants whose page cache is at their limit take a twentieth of a CPU at most."""
+RESTS = 20
+"""Between two looks at a tenant the guard rests so many times as long as the first one took, times the tenants that are
+looked at: whatever tenants do around their thresholds, the guard takes some twentieth of a CPU."""
 MOST_LAG_BYTES = 1 << 20
 """What the kernel's statistics lag behind: 64 pages a CPU, on small hosts."""
 _MLOCK_ALL = 3  # MCL_CURRENT | MCL_FUTURE
@@ -52,6 +53,8 @@ class Watched:
     event: int = -1
     due_seconds: float = field(default=float("inf"))
     """When to look again though no event came."""
+    rested_seconds: float = 0.0
+    """No look before."""
 
     @property
     def called_bytes(self) -> int:
@@ -71,7 +74,6 @@ class Guard:
         self.watched: dict[str, Watched] = {}
         self.by_event: dict[int, Watched] = {}
         self.raised: list[str] = []
-        self._look_seconds = 0.0
 
     # -- orders
 
@@ -112,7 +114,7 @@ class Guard:
                     os.close(usage)
             else:
                 os.pread(event, 4096, 0)
-            self.epoll.register(event, select.EPOLLIN if watched.v1 else select.EPOLLPRI)
+            self.epoll.register(event, _mask(watched))
         except OSError:
             os.close(event)
             raise
@@ -133,29 +135,46 @@ class Guard:
         watched = self.by_event.get(event)
         if watched is None:
             return
+        if time.monotonic() < watched.rested_seconds:
+            watched.due_seconds = min(watched.due_seconds, watched.rested_seconds)
+        else:
+            self.look(watched)
+
+    def _listen(self, watched: Watched) -> None:
+        """Events come one at a time: the next one after this."""
         if watched.v1:
             with suppress(BlockingIOError):
-                os.eventfd_read(event)
+                os.eventfd_read(watched.event)
         else:
-            os.pread(event, 4096, 0)  # or the kernel would not tell again
-        self.look(watched)
+            os.pread(watched.event, 4096, 0)  # or the kernel would not tell again
+        self.epoll.modify(watched.event, _mask(watched))
 
     def look(self, watched: Watched) -> None:
         """Raise when the tenant needs it; else say when to look again."""
+        begun = time.monotonic()
         try:
-            usage_bytes = _number(watched, "memory.usage_in_bytes" if watched.v1 else "memory.current") or 0
-            if usage_bytes < watched.called_bytes and watched.event >= 0:
-                watched.due_seconds = float("inf")
-                return
-            needed_bytes = usage_bytes - _cache_bytes(watched)
-            if needed_bytes >= watched.called_bytes:
-                self.give_back(watched)
-                return
+            if watched.event >= 0:
+                self._listen(watched)
+            watched.due_seconds = self._due_seconds(watched, begun)
         except OSError:  # the cgroup is gone
             self.drop(watched.key)
             return
-        seconds = (watched.limit_bytes - needed_bytes) / FASTEST_BYTES_PER_SECOND
-        watched.due_seconds = time.monotonic() + max(seconds, self._look_seconds * POLLING_SHARE)
+        if watched.key not in self.watched:
+            return
+        looked_at = 1 + sum(other.due_seconds < float("inf") for other in self.watched.values())
+        ended = time.monotonic()
+        watched.rested_seconds = ended + (ended - begun) * RESTS * looked_at
+        watched.due_seconds = max(watched.due_seconds, watched.rested_seconds)
+
+    def _due_seconds(self, watched: Watched, now_seconds: float) -> float:
+        """When to look again, if the tenant does not need its memory now."""
+        usage_bytes = _number(watched, "memory.usage_in_bytes" if watched.v1 else "memory.current") or 0
+        if usage_bytes < watched.called_bytes and watched.event >= 0:
+            return float("inf")
+        needed_bytes = usage_bytes - _cache_bytes(watched)
+        if needed_bytes >= watched.called_bytes:
+            self.give_back(watched)
+        return now_seconds + (watched.limit_bytes - needed_bytes) / FASTEST_BYTES_PER_SECOND
 
     def give_back(self, watched: Watched) -> None:
         """Raise its limits, where they are as the controller wrote them."""
@@ -174,11 +193,14 @@ class Guard:
         begun = time.monotonic()
         for watched in [watched for watched in self.watched.values() if watched.due_seconds <= begun]:
             self.look(watched)
-        self._look_seconds = time.monotonic() - begun
 
     def wait_seconds(self) -> float:
         due_seconds = min((watched.due_seconds for watched in self.watched.values()), default=float("inf"))
         return max(0.0, due_seconds - time.monotonic())
+
+
+def _mask(watched: Watched) -> int:
+    return (select.EPOLLIN if watched.v1 else select.EPOLLPRI) | select.EPOLLONESHOT
 
 
 def _read(watched: Watched, name: str) -> str:

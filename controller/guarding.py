@@ -70,7 +70,7 @@ class Guarding:
                     self.works = True
                     return True
                 self.works = await self._start()
-            new = [watch for watch in wanted.values() if not covers(armed.get(watch.cgroup), watch)]
+            new = [watch for watch in wanted.values() if not _covers(armed.get(watch.cgroup), watch)]
             order = {"watch": [self._entry(watch) for watch in new], "drop": [_key(cgroup) for cgroup in old]}
             self.watches = wanted
             self.works = self.works and await self._ask(order)
@@ -189,7 +189,7 @@ def _key(cgroup: CgroupRef) -> str:
     return f"{cgroup.inode} {cgroup.path}"
 
 
-def covers(armed: Watch | None, watch: Watch) -> bool:
+def _covers(armed: Watch | None, watch: Watch) -> bool:
     """Whether the guard does as `watch` says already."""
     return (
         armed is not None

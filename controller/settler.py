@@ -16,7 +16,7 @@ from functools import partial
 import trio
 
 from controller.billing.watching import Watch
-from controller.guarding import Guarding, covers
+from controller.guarding import Guarding
 from controller.limits.base import Account, KernelLimits, Limits, Order, managers_limits, not_standing
 from controller.limits.restore import restore
 from controller.state import Entry, State
@@ -105,12 +105,16 @@ class Settler:
         watches = {cgroup: watch for cgroup, watch in (watches or {}).items() if cgroup not in self._busy}
         orders = {order.cgroup: order for order in (*raising, *lowering)}
         for cgroup, watch in watches.items():
-            if cgroup not in orders and self._guarding and not covers(self._guarding.watches.get(cgroup), watch):
+            entry = self.entries.get(cgroup)
+            if cgroup not in orders and (entry is None or entry.raised[:1] != (watch.raised,)):
                 orders[cgroup] = Order(cgroup, watch.lowered[0], watch.lowered[0])
         if not await self._announce(orders.values(), found, watches):
             return
-        if self._guarding and not await self._guarding.update(watches.values()):
-            lowering = [order for order in lowering if order.cgroup not in watches]
+        if self._guarding:
+            await self._guarding.update(watches.values())
+            # Without a guard, or when it had to raise at once, the next settlement decides anew.
+            watched = self._guarding.watches if self._guarding.works else {}
+            lowering = [order for order in lowering if order.cgroup not in watches or order.cgroup in watched]
         await self._confirm()
         await self._start(raising)
         await self._start(lowering)

@@ -156,6 +156,19 @@ def test_what_the_administrator_sets_is_seen_as_a_new_limit(world: World) -> Non
     wait_until(lambda: world.limits.limits(unit) == Limits(80 * MIB), "it is in force", 20)
 
 
+def test_what_the_guard_wrote_is_told_to_systemd(world: World) -> None:
+    """Or systemd would write its older, lower word again at the unit's next change."""
+    unit = world.host.start("a.service", 64 * MIB)
+    assert world.settle(unit, 40 * MIB) == Limits(40 * MIB)
+    v1 = world.host.hierarchy.version is CgroupVersion.V1
+    file = world.host.hierarchy.directory(unit.path) / ("memory.limit_in_bytes" if v1 else "memory.max")
+    file.write_text(f"{56 * MIB}\n")
+    assert world.host.told("a.service") == 40 * MIB
+    world.limits.confirm(unit)
+    assert world.host.told("a.service") == 56 * MIB
+    assert world.limits.limits(unit) == Limits(56 * MIB)
+
+
 def test_what_is_below_a_unit_is_not_systemds(world: World) -> None:
     unit = world.host.start("a.service", 64 * MIB)
     below = world.host.make_below(unit)

@@ -398,7 +398,7 @@ def test_a_group_is_populated_by_processes_in_it_or_below(version: CgroupVersion
     assert not is_populated(fake.hierarchy, "/nowhere")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.one_of(
