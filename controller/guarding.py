@@ -212,7 +212,7 @@ def end_earlier_guard(lock: Path) -> None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return
                 time.sleep(0.02)
-            pid = os.pread(descriptor, 20, 0)
+            pid = os.pread(descriptor, 20, 0).strip()
             if pid.isdigit():  # it holds the lock, so it lives
                 os.kill(int(pid), signal.SIGKILL)
         raise HostFault(f"{lock}: the guard of an earlier controller does not end: kill it")
