@@ -49,7 +49,11 @@ class Allocation:
 
     def allocate(self, node: Node, mode: int, start: int, end: int, tenant: TenantId) -> None:
         """fallocate(2) on bytes `start`..`end` (exclusive) for `tenant`. When it fails, nothing was allocated."""
-        with self._inodes.opened(node, os.O_RDWR) as fd, self._books.changing(node.inode):
+        with (
+            self._inodes.opened(node, os.O_RDWR) as fd,
+            self._inodes.tmpfs.room.allocating(self._needed_bytes(fd, start, end)),
+            self._books.changing(node.inode),
+        ):
             self.book_strays(node)  # or they would be taken for what this call brings
             made: list[ByteRange] = []
             size = os.fstat(fd).st_size
@@ -69,6 +73,14 @@ class Allocation:
             for window in beyond:
                 self._books.charge_allocated(node.inode, self._resident(fd, *_pages(*window)), tenant)
                 self._with_tail.add(node.inode)
+
+    def _needed_bytes(self, fd: int, start: int, end: int) -> int:
+        """How much is to be made for bytes `start`..`end` of a file: what it has not, where that matters."""
+        if end - start <= self._inodes.tmpfs.room.credit[0]:
+            return end - start
+        first, last = _pages(start, end)
+        there = page_cache.resident_pages(fd, first, last) if self._can_ask else 0
+        return (last - first + 1 - there) * PAGE_BYTES
 
     def _make_huge(self, fd: int, start: int, end: int, size: int, *, keep_size: bool) -> list[ByteRange]:
         """Huge pages where an allocation will be and nothing is yet; the byte ranges where it was tried.

@@ -28,6 +28,7 @@ from sharedfs.faults import faults_of, hidden_features
 from sharedfs.feed import make_feed
 from sharedfs.feed_types import PoolStatus
 from sharedfs.frequent import FrequentRequests
+from sharedfs.growth import Growth
 from sharedfs.http_server import serve_http
 from sharedfs.in_hand import InHand
 from sharedfs.journal import Journal
@@ -35,6 +36,7 @@ from sharedfs.keeper import HANDED_OVER
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel
+from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
@@ -53,9 +55,11 @@ from sharedfs.mount_options import (
     written,
 )
 from sharedfs.namespace import Namespace
+from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.rare import RareRequests
 from sharedfs.recharge import Recharge
 from sharedfs.recovery import recover
+from sharedfs.room import Room
 from sharedfs.spill import Spill
 from sharedfs.start import Start
 from sharedfs.state import StateFiles
@@ -87,13 +91,19 @@ class Pool:
         faults = faults_of(self.state)
         journal = Journal(self.state, faults)
         self.in_hand = InHand(self.state)
-        self.store = Store(PrivateTmpfs(kept["store"]), self.state, journal)
+        tmpfs = PrivateTmpfs(kept["store"])
+        self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
+        tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
+        if start.restarts == 0:
+            _say_what_is_missing(self.limits)
+        self.store = Store(tmpfs, self.state, journal)
         resources.callback(self.store.close)
         events = _task_events()
         if events is not None:
             resources.callback(events.close)
         self.allocation = Allocation(self.store, self.books, self.options.huge)
-        self.data_path = DataPath(self.store, self.books, self.allocation, events)
+        growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes)
+        self.data_path = DataPath(self.store, self.books, self.allocation, growth, events)
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
         callers = Callers(self.books, events)
@@ -107,7 +117,7 @@ class Pool:
             self.data_path,
             lambda: self.backing if self.channel.passthrough else None,
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
-            self.options.reserve_bytes,
+            growth,
             callers,
             self.spill,
             fast_reads=self.options.reads == "fast",
@@ -158,6 +168,8 @@ class Pool:
             self.swap,
             self.recharge,
             self.unclaimed,
+            self.limits,
+            tmpfs.room,
         )
         if start.resumes:
             self.recharge.resume()
@@ -230,6 +242,7 @@ class Pool:
             statistics = self.books.ledger.statistics()
             tenants = len(self.books.tenants)
             swapped_bytes = sum(self.books.swapped().values())
+        bound = self.store.tmpfs.room.look()
         passthrough = self.channel.passthrough
         mount = self._mount()
         spilled = self.spill.files()
@@ -244,6 +257,10 @@ class Pool:
             reloads=self._start.reloads,
             survives="the daemon's death",
             size_bytes=self.options.size_bytes,
+            bound_bytes=bound.bytes,
+            bounded_by=bound.by,
+            hides_limits=self.limits.hides_some,
+            oom_score_adj=oom_score_adj(),
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
             swapped_bytes=swapped_bytes,
@@ -293,6 +310,7 @@ class Pool:
             raise CallerMistake(
                 "nr_inodes is less than there are, or bounds what had no bound: remove files, or mount anew"
             ) from error
+        self.store.tmpfs.room.resize(changed.size_bytes)
         self.options = changed
         self.state.write(_OPTIONS_FILE, written(changed).encode())
 
@@ -375,6 +393,13 @@ class Pool:
             self.options.name, self.store, self.books, self.status, self.reconfigure, self.unclaimed.listing
         )
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
+
+
+def _say_what_is_missing(limits: MemoryLimits) -> None:
+    if oom_score_adj() > NEVER_KILLED:
+        log.warning("the kernel may kill this pool when memory is short: its processes lack CAP_SYS_RESOURCE")
+    if limits.hides_some:
+        log.warning("limits of memory above are not visible: the kernel may kill this pool at one of them")
 
 
 def _spill_directory(options: PoolOptions, kept: Mapping[str, int]) -> int | None:

@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from errno import EINVAL, EIO
+from errno import EINVAL, EIO, ENOSPC
+from functools import partial
 
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.descriptors import Descriptors
-from sharedfs.inodes import ENTRY_SECONDS
+from sharedfs.growth import Growth
+from sharedfs.inodes import ENTRY_SECONDS, Node
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
@@ -49,10 +51,14 @@ _LOOK_AGAIN_SECONDS = 0.0001
 class DataPath:
     """The handlers for the channel. `connect` gives it the channel that it answers on."""
 
-    def __init__(self, store: Store, books: Books, allocation: Allocation, events: TaskEvents | None) -> None:
+    def __init__(
+        self, store: Store, books: Books, allocation: Allocation, growth: Growth, events: TaskEvents | None
+    ) -> None:
         self._store = store
+        self._room = store.tmpfs.room
         self._books = books
         self._allocation = allocation
+        self._growth = growth
         self._events = events
         self._callers = Callers(books, events)
         self._fast: fastpath.FastPath | None = None
@@ -111,6 +117,7 @@ class DataPath:
                 verified=self._callers.verified,
                 heads=self._events.heads,
                 books=self._books,
+                credit=self._room.credit,
             )
             channel.shortcut = self._fast
 
@@ -219,43 +226,89 @@ class DataPath:
             drop_set_id(fd)
             known.set_id = False
         start = wire.WRITE_DATA_OFFSET
+        content, old_size = request[start : start + size], os.fstat(fd).st_size
+        gap_bytes = self._growth.gap_bytes(known, old_size, offset, offset + size)
+        if gap_bytes:
+            work = partial(self._write_behind_gap, known, old_size, offset, bytes(content), tenant)
+            self._in_a_lane(gap_bytes, unique, work)
+            return
         with self._books.admitted(node, offset, offset + size, tenant):
             with self._gate:
-                length = os.pwrite(fd, request[start : start + size], offset)
+                length = self._pwrite(fd, content, offset)
             if length:
                 self._books.charge(node, offset, offset + length, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
+
+    def _write_behind_gap(self, node: Node, old_size: int, offset: int, content: bytes, tenant: TenantId) -> bytes:
+        end = offset + len(content)
+        with self._store.opened(node, os.O_RDWR) as fd, self._books.admitted(node.inode, offset, end, tenant):
+            self._growth.fill_gap(node, old_size, offset, end, tenant)
+            try:
+                with self._gate:
+                    length = self._pwrite(fd, content, offset)
+            except OSError:
+                self._growth.empty_gap(node, old_size, offset)
+                raise
+            self._books.charge(node.inode, offset, offset + length, tenant)
+        return wire.WRITE_OUT.pack(length, 0)
+
+    def _pwrite(self, fd: int, content: bytes | memoryview, offset: int) -> int:
+        """As pwrite(2), within the pool's room."""
+        self._room.permit(len(content))
+        try:
+            return os.pwrite(fd, content, offset)
+        except OSError as error:
+            if error.errno != ENOSPC or not self._room.grew():
+                raise
+        return os.pwrite(fd, content, offset)
 
     def _fallocate(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["fallocate"] += 1
         _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
-        if length <= _SLOW_ALLOCATION_BYTES:
-            self._allocate(node, mode, offset, length, tenant)
-            self._channel.reply(unique, 0)
-        else:
-            self._slow_lane.submit(self._answer, unique, lambda: self._allocate(node, mode, offset, length, tenant))
+        gap_bytes = self._gap_before(self._store.node(node), mode, offset, length)
+        self._in_a_lane(length + gap_bytes, unique, partial(self._allocate, node, mode, offset, length, tenant))
 
-    def _answer(self, unique: int, work: Callable[[], None]) -> None:
+    def _gap_before(self, node: Node, mode: int, offset: int, length: int) -> int:
+        if mode:  # which leaves the size, or adds nothing
+            return 0
+        with self._store.lock:
+            size = self._store.stat(node).st_size
+        return self._growth.gap_bytes(node, size, offset, offset + length)
+
+    def _in_a_lane(self, new_bytes: int, unique: int, work: Callable[[], bytes]) -> None:
+        """Do `work`, which gives the answer: at once, or beside the pump where it makes so much that it takes long."""
+        if new_bytes <= _SLOW_ALLOCATION_BYTES:
+            self._channel.reply(unique, 0, work())
+        else:
+            self._slow_lane.submit(self._answer, unique, work)
+
+    def _answer(self, unique: int, work: Callable[[], bytes]) -> None:
         """Do `work` in the slow lane and answer with its outcome."""
         try:
-            work()
+            body = work()
         except OSError as error:
             self._channel.reply(unique, error.errno or EIO)
         except BaseException as error:
             self._channel.fail(error)
         else:
-            self._channel.reply(unique, 0)
+            self._channel.reply(unique, 0, body)
 
-    def _allocate(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> None:
+    def _allocate(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> bytes:
         known = self._store.node(node)
         if mode & syscalls.FALLOC_FL_PUNCH_HOLE:
             with self._gate:
                 self._allocation.punch(known, mode, offset, offset + length)
         else:  # what only adds pages may take long, and disturbs nobody who moves one
-            with self._books.admitted(node, offset, offset + length, tenant):
-                self._allocation.allocate(known, mode, offset, offset + length, tenant)
+            end = offset + length
+            with self._store.lock:
+                old_size = self._store.stat(known).st_size
+            with self._books.admitted(node, offset, end, tenant):
+                self._allocation.allocate(known, mode, offset, end, tenant)
+            if not mode:
+                self._growth.fill_gap(known, old_size, offset, end, tenant)
+        return b""
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
         self._answered["lseek"] += 1
@@ -269,7 +322,16 @@ class DataPath:
         source_fd, target_fd = (self._files.get(self._store.node(inode)) for inode in (node, target))
         tenant = self._callers.tenant_of(thread_id)
         length = max(0, min(length, _COPY_BYTES, os.fstat(source_fd).st_size - source_offset))
-        with self._books.admitted(target, target_offset, target_offset + length, tenant):
+        known, old_size, end = self._store.node(target), os.fstat(target_fd).st_size, target_offset + length
+        gap_bytes = self._growth.gap_bytes(known, old_size, target_offset, end) if length else 0
+        if gap_bytes:
+            content = os.pread(source_fd, length, source_offset)
+            self._books.touch(node, source_offset, source_offset + length, tenant)
+            work = partial(self._write_behind_gap, known, old_size, target_offset, content, tenant)
+            self._in_a_lane(gap_bytes, unique, work)
+            return
+        with self._books.admitted(target, target_offset, end, tenant):
+            self._room.permit(length)
             with self._gate:
                 copied = os.copy_file_range(source_fd, target_fd, length, source_offset, target_offset)
             if copied:

@@ -37,6 +37,8 @@
 /* Who was away this long in sched_yield() was in somebody's way: then to wait is better than to look. */
 #define IN_THE_WAY_NS 20000
 #define SLEEP_AT_ONCE_NS 2000000
+/* Bytes of the pages that a write touches beyond its own, one at each end, as sharedfs/room.py counts them. */
+#define EDGE_PAGES 2
 /* A write makes no more pages than it has bytes for and one at each end. */
 #define EDGES_BYTES (2 * (64 << 10))
 
@@ -52,6 +54,9 @@ typedef struct {
     PyObject *left;               /* what is left of tenants' allowances (sharedfs/allowances.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
+    Py_buffer credit;             /* bytes that may be made before sharedfs/room.py looks at the limits of memory */
+    long page_bytes;
+    uint64_t last_node, last_end; /* the file that was written last is at least so long, unless Python did something since */
     char *reply;
     unsigned long long reads, writes, attributes, absent;
     int enabled;
@@ -206,6 +211,20 @@ static int serve_read(FastPath *self, const struct fuse_in_header *header, const
     return send_reply(self, self->reply, out->len);
 }
 
+/* Whether a write there would leave a gap behind the file's end, which Python may fill. Appending asks the kernel once. */
+static int leaves_gap(FastPath *self, uint64_t node, uint64_t offset, int fd)
+{
+    struct stat found;
+
+    if (self->last_node == node && offset <= self->last_end)
+        return 0;
+    if (fstat(fd, &found) < 0 || offset > (uint64_t)found.st_size)
+        return 1;
+    self->last_node = node;
+    self->last_end = found.st_size;
+    return 0;
+}
+
 static int serve_write(FastPath *self, const struct fuse_in_header *header, const struct fuse_write_in *in,
                        PyObject *node, int fd)
 {
@@ -214,6 +233,7 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
         struct fuse_write_out body;
     } out = {.header = {.len = sizeof out, .unique = header->unique}};
     PyObject *tenant, *known, *set_id;
+    int64_t *credit = self->credit.buf, needed = in->size + EDGE_PAGES * self->page_bytes;
     ssize_t length;
     int allowed;
 
@@ -224,12 +244,17 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
         if (set_id != Py_False)
             return PyErr_Occurred() ? -1 : 0;
     }
+    if (*credit < needed)
+        return 0;
+    if (leaves_gap(self, header->nodeid, in->offset, fd))
+        return 0;
     tenant = tenant_of(self, header->pid);
     if (tenant == NULL)
         return PyErr_Occurred() ? -1 : 0;
     allowed = is_allowed(self, node, tenant, in);
     if (allowed != 1)
         return allowed;
+    *credit -= needed;
     if (in->size > LONG_COPY_BYTES) {
         Py_BEGIN_ALLOW_THREADS
         length = pwrite(fd, in + 1, in->size, in->offset);
@@ -241,6 +266,8 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
         return 0;
     if (length > 0 && book(self, self->charge, node, in->offset, length, tenant) < 0)
         return -1;
+    if (in->offset + length > self->last_end)
+        self->last_end = in->offset + length;
     out.body.size = length;
     self->writes++;
     return send_reply(self, &out, sizeof out);
@@ -401,6 +428,7 @@ static PyObject *fastpath_next(FastPath *self, PyObject *argument)
         }
     } while (answered == 1 && PyErr_CheckSignals() == 0);
     PyBuffer_Release(&request);
+    self->last_node = 0;
     if (answered != 0)
         return NULL;
     return PyLong_FromSsize_t(length);
@@ -415,19 +443,22 @@ static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
         return NULL;
     answered = serve(self, request.buf, request.len);
     PyBuffer_Release(&request);
+    if (answered != 1)
+        self->last_node = 0;
     return answered < 0 ? NULL : PyBool_FromLong(answered);
 }
 
 static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
 {
     static char *names[] = {"device_fd", "max_read", "entry_seconds", "nodes", "paths", "removed", "files", "callers",
-                            "verified", "heads", "books", NULL};
+                            "verified", "heads", "books", "credit", NULL};
     PyObject *heads, *allowances;
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inKO!O!O!O!OO!O!O", names, &self->device_fd, &self->max_read,
+    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inKO!O!O!O!OO!O!Ow*", names, &self->device_fd, &self->max_read,
                                      &self->entry_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths,
                                      &PyDict_Type, &self->removed, &PyDict_Type, &self->files, &self->callers,
-                                     &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->books))
+                                     &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->books,
+                                     &self->credit))
         return -1;
     Py_INCREF(self->nodes);
     Py_INCREF(self->paths);
@@ -446,6 +477,11 @@ static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords
     Py_XDECREF(allowances);
     if (!self->ledger || !self->settled_bytes || !self->touch || !self->charge || !self->left)
         return -1;
+    if (self->credit.len != sizeof(int64_t)) {
+        PyErr_SetString(PyExc_ValueError, "a credit has eight bytes");
+        return -1;
+    }
+    self->page_bytes = sysconf(_SC_PAGESIZE);
     self->enabled = 1;
     self->reply = PyMem_Malloc(sizeof(struct fuse_out_header) + self->max_read);
     self->heads = PyMem_Calloc(PyTuple_GET_SIZE(heads), sizeof *self->heads);
@@ -481,6 +517,7 @@ static void fastpath_dealloc(FastPath *self)
     Py_XDECREF(self->touch);
     Py_XDECREF(self->charge);
     Py_XDECREF(self->left);
+    PyBuffer_Release(&self->credit);
     while (self->cpus > 0)
         PyBuffer_Release(&self->heads[--self->cpus]);
     PyMem_Free(self->heads);

@@ -24,6 +24,7 @@ class FastPath:
         verified: dict[Any, Any],
         heads: tuple[memoryview, ...],
         books: object,
+        credit: memoryview,
     ) -> None: ...
     def next(self, request: bytearray | mmap.mmap, /) -> int:
         """Answer requests until one wants Python, or many wait; it is in `request`. Its length. Raises OSError."""

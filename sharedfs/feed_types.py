@@ -149,7 +149,9 @@ class PoolStatus(_Frozen):
     count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests` counts served requests,
     `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many daemons there were before
     it, `reloads` how often this keeper had the installed version take over (an earlier one does not tell);
-    `survives` says whether there can be another daemon.
+    `survives` says whether there can be another daemon. `bound_bytes` is what the files may hold now, less than the
+    size where `bounded_by` names a limit of memory; `hides_limits` says that there may be limits above that cannot be
+    seen. `oom_score_adj` is the daemon's: -1000 keeps the kernel from killing it when memory is short.
     """
 
     name: str
@@ -162,6 +164,10 @@ class PoolStatus(_Frozen):
     reloads: int | None = None
     survives: str
     size_bytes: int
+    bound_bytes: int
+    bounded_by: str
+    hides_limits: bool
+    oom_score_adj: int
     resident_bytes: int
     foreign_bytes: int
     swapped_bytes: int

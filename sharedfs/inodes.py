@@ -37,13 +37,14 @@ class Node:
     All but `handle` and `set_id` outlive the daemon: who changes one tells `Inodes.changed`.
     """
 
-    __slots__ = ("backing_id", "handle", "inode", "lookups", "may_be_mapped", "opens", "set_id", "still")
+    __slots__ = ("backing_id", "handle", "inode", "lookups", "mappable", "may_be_mapped", "opens", "set_id", "still")
 
     def __init__(self, inode: int, handle: bytes, first: int = 0, second: int = 0) -> None:
         self.inode = inode
         self.handle = handle
         self.lookups = first  # how often the kernel was told of it, less its FORGETs
-        self.opens = second & 0x3FFFFFFF
+        self.opens = second & 0x1FFFFFFF
+        self.mappable = bool(second >> 29 & 1)  # opened for reading, too, so a mapping can be made, or be left
         self.still = bool(second >> 30 & 1)  # nobody has it open for writing, or a mapping to write through
         self.may_be_mapped = bool(second >> 31 & 1)  # a mapping may outlive opens, and changes times without asking us
         self.backing_id = second >> 32  # of FUSE passthrough, 0 for none
@@ -51,7 +52,7 @@ class Node:
 
     @property
     def words(self) -> Words:
-        second = self.opens | self.still << 30 | self.may_be_mapped << 31 | self.backing_id << 32
+        second = self.opens | self.mappable << 29 | self.still << 30 | self.may_be_mapped << 31 | self.backing_id << 32
         return self.inode, self.lookups, second
 
 

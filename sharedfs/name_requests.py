@@ -149,8 +149,8 @@ class NameRequests:
         return self._entry(made) + self._opened(made[0].inode)
 
     def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        _, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
-        made = self._namespace.create_nameless(parent, mode, umask, *_owner(request))
+        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
+        made = self._namespace.create_nameless(parent, flags, mode, umask, *_owner(request))
         return self._entry(made) + self._opened(made[0].inode)
 
     def _opened(self, inode: int, reader: TenantId = NOBODY) -> bytes:

@@ -12,14 +12,14 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
-from sharedfs.descriptors import SCARCE
 from sharedfs.faults import Point
+from sharedfs.growth import Growth, Reservation
 from sharedfs.inodes import ENTRY_SECONDS, SET_ID_BITS, Node, Words, is_the_only_one
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
@@ -54,20 +54,6 @@ class Changes:
     mtime: Time = OMIT
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """Memory that a file is to get from byte `start` (of a page) up to its new size, on the account of `tenant`.
-
-    `taken_bytes` were taken from its allowance for that.
-    """
-
-    node: Node
-    start: int
-    size: int
-    tenant: TenantId
-    taken_bytes: int = 0
-
-
 class ContentOnDisk(Exception):
     """The file `inode` was spilled: `Namespace.bring_back` first, then ask again."""
 
@@ -90,7 +76,7 @@ class Namespace:
         data_path: DataPath,
         backing: Callable[[], BackingFiles | None],
         expire: Callable[[int], None],
-        reserve_bytes: int,
+        growth: Growth,
         callers: Callers,
         spill: Spill,
         *,
@@ -105,7 +91,8 @@ class Namespace:
         self._data_path = data_path
         self._backing = backing
         self._expire = expire
-        self._reserve_bytes = reserve_bytes
+        self._growth = growth
+        self._room = store.tmpfs.room
         self._callers = callers
         self._fast_reads = fast_reads
         self._aftermath = NOTHING
@@ -174,7 +161,7 @@ class Namespace:
         if node.may_be_mapped and node.opens == 0:
             found = self.store.stat_unless_open(node)
             if found is not None:
-                node.may_be_mapped = False
+                node.may_be_mapped = node.mappable = False
                 self.store.changed(node)
                 return node, found
         return node, self.store.stat(node)
@@ -187,7 +174,7 @@ class Namespace:
         """How many bytes the change will reserve."""
         if changes.size is None:
             return 0
-        return self._bytes_to_reserve(self.store.stat(self.store.node(inode)).st_size, changes.size)
+        return self._growth.bytes_of(self.store.stat(self.store.node(inode)).st_size, changes.size, changes.size)
 
     def change(self, inode: int, changes: Changes, thread_id: int, slot: Slot) -> Reservation | None:
         """Change attributes; the reservation that is to be made before the change is answered, if any.
@@ -217,64 +204,45 @@ class Namespace:
             os.truncate(path, size)
             self._allocation.truncated(node, size)
             return None
-        new_bytes = self._bytes_to_reserve(old_size, size)
-        if not new_bytes:
+        reservation = self._growth.begin(node, old_size, size, size, self._callers.tenant_of(thread_id))
+        if reservation is None:
             os.truncate(path, size)
             return None
-        reservation = self.reservation(node, old_size, size, thread_id)
-        reservation = replace(
-            reservation, taken_bytes=self._books.take_allowance(node.inode, reservation.start, size, reservation.tenant)
-        )
         try:
             # Once the file is longer, nobody can see how much of that is new.
             slot.intend(Kind.EXTEND, node.inode, directory=old_size, other=size, new_directory=thread_id)
             os.truncate(path, size)
         except OSError:
-            self._books.give_back_allowance(reservation.tenant, reservation.taken_bytes)
+            self._growth.give_up(reservation)
             raise
         return reservation
 
-    def reservation(self, node: Node, old_size: int, size: int, thread_id: int) -> Reservation:
-        """What a file that grows is to get: pages from its old end on.
-
-        The file may be mapped, and a page fault in a hole would charge the tenant and not the pool (I2). What is below
-        the old end is as its writers left it, holes too.
-        """
-        start = -(-old_size // self._books.page_bytes) * self._books.page_bytes
-        return Reservation(node, start, size, self._callers.tenant_of(thread_id))
-
-    def _bytes_to_reserve(self, old_size: int, size: int) -> int:
-        start = -(-old_size // self._books.page_bytes) * self._books.page_bytes
-        pool = os.fstatvfs(self.store.mount_fd)
-        return max(0, size - start) if size <= min(self._reserve_bytes, pool.f_bavail * pool.f_bsize) else 0
-
     def reserve(self, reservation: Reservation) -> None:
-        """Allocate a file up to its size; it stays sparse where that cannot be now. Without the lock."""
-        keep_size = syscalls.FALLOC_FL_KEEP_SIZE
-        try:
-            self._allocation.allocate(
-                reservation.node, keep_size, reservation.start, reservation.size, reservation.tenant
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, *SCARCE):
-                raise
-        finally:
-            self._books.give_back_allowance(reservation.tenant, reservation.taken_bytes)
+        """Without the lock."""
+        self._growth.reserve(reservation)
+
+    def reserve_again(self, node: Node, old_size: int, size: int, thread_id: int) -> None:
+        """A daemon was killed while it reserved what a file had grown by."""
+        tenant = self._callers.tenant_of(thread_id)
+        self._growth.reserve(self._growth.reservation(node, old_size, size, tenant))
 
     # -- making and removing names -----------------------------------------------------------------------------------
 
     def make(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int) -> Found:
+        self._room.afford()
         node, found = self.store.make(self.store.node(parent), name, mode, umask, uid, gid, device)
         self.store.refer(node)
         return node, found
 
     def make_directory(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int) -> Found:
+        self._room.afford()
         node, found = self.store.make_directory(self.store.node(parent), name, mode, umask, uid, gid)
         self.store.refer(node)
         return node, found
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int, thread_id: int) -> Found:
         tenant = self._callers.tenant_of(thread_id)
+        self._room.afford(len(target))
         node, found = self.store.make_symlink(self.store.node(parent), name, target, uid, gid)
         if found.st_blocks:  # tmpfs keeps a long target in a page
             self._books.charge(node.inode, 0, found.st_blocks * syscalls.STAT_BLOCK_BYTES, tenant)
@@ -284,6 +252,7 @@ class Namespace:
     def link(self, inode: int, parent: int, name: bytes) -> Found:
         node = self.store.node(inode)
         self.store.stat(node)  # what wants a descriptor of it fails before there is a name
+        self._room.afford()
         self.store.link(node, self.store.node(parent), name)
         self.store.refer(node)
         return node, self.store.stat(node)
@@ -312,6 +281,7 @@ class Namespace:
 
     def create(self, parent: int, name: bytes, flags: int, mode: int, umask: int, uid: int, gid: int) -> Found:
         directory = self.store.node(parent)
+        self._room.afford()
         try:
             node, found, fd = self.store.create(directory, name, mode, umask, uid, gid)
         except FileExistsError:  # made since the kernel looked it up
@@ -324,19 +294,20 @@ class Namespace:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
             self.store.refer(node)
             return node, found
-        return self._created(node, found, fd)
+        return self._created(node, found, fd, flags)
 
-    def create_nameless(self, parent: int, mode: int, umask: int, uid: int, gid: int) -> Found:
-        return self._created(*self.store.create_nameless(self.store.node(parent), mode, umask, uid, gid))
+    def create_nameless(self, parent: int, flags: int, mode: int, umask: int, uid: int, gid: int) -> Found:
+        self._room.afford()
+        return self._created(*self.store.create_nameless(self.store.node(parent), mode, umask, uid, gid), flags)
 
-    def _created(self, node: Node, found: os.stat_result, fd: int) -> Found:
+    def _created(self, node: Node, found: os.stat_result, fd: int, flags: int) -> Found:
         try:
             self._register(node, fd)
         except OSError:
             os.close(fd)
             raise
         self._data_path.adopt(node.inode, fd)
-        node.opens, node.may_be_mapped = 1, True
+        node.opens, node.may_be_mapped, node.mappable = 1, True, _reads(flags)
         self.store.refer(node)
         return node, found
 
@@ -348,6 +319,9 @@ class Namespace:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # the kernel asks for no other; a FIFO would keep us
         needs_backing = node.backing_id == 0 and self._backing() is not None
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
+        if needs_backing:
+            self._room.afford_open()
+        mappable = node.mappable or _reads(flags)
         if for_writing or needs_backing:
             # Inode flags may refuse to write (EPERM); reading goes with what they allow.
             fd = (
@@ -356,6 +330,8 @@ class Namespace:
                 else self.store.open_for_data(node)
             )
             try:
+                if node.opens == 0 and mappable and not _reads(flags):
+                    mappable = not is_the_only_one(fd)
                 still = not for_writing and (node.still or (node.opens == 0 and is_the_only_one(fd)))
                 self._register(node, fd)
             finally:
@@ -364,6 +340,7 @@ class Namespace:
         if not node.may_be_mapped:
             node.may_be_mapped = True
             self._expire(inode)
+        node.mappable = mappable
         node.opens += 1
         self.store.changed(node)
         self._opened.add(inode)
@@ -438,6 +415,7 @@ class Namespace:
         """`drop_set_gid`: who set this ACL may not keep the set-gid bit, as with chmod(2)."""
         node = self.store.node(inode)
         path = self.store.descriptor_path(node)
+        self._room.afford(len(value))
         if flags & os.XATTR_CREATE and not _has_xattr(path, name):
             self.store.slot.intend(Kind.MAKE_XATTR, inode, name=name)
         os.setxattr(path, name, value, flags)
@@ -483,6 +461,11 @@ class Namespace:
         self._data_path.discard(inode)
         self._spill.forget(inode)
         self._books.drop(inode)
+
+
+def _reads(flags: int) -> bool:
+    """Whether a file that is opened so can be mapped."""
+    return flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def _has_xattr(path: str, name: bytes) -> bool:

@@ -17,6 +17,10 @@ from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.proc import process_cgroup
 
 DEFAULT_PARENT = "sharedfs"
+NEVER_KILLED = -1000
+"""oom_score_adj of a process that the kernel does not kill for want of memory."""
+
+_OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _MADE_BY_A_POOL = "trusted.sharedfs"  # on the directory of a cgroup: pools that share a parent may go in any order
 _REMOVAL_SECONDS = 2.0
 _POLL_SECONDS = 0.01
@@ -72,6 +76,17 @@ def join_pool_cgroup(hierarchy: MemoryHierarchy, parent: str, name: str) -> Pool
             f"{error.filename or directory}: {error.strerror}: choose a cgroup to make pools in with --cgroup-parent"
         ) from error
     return PoolCgroup(hierarchy, str(path), came_from, removable)
+
+
+def be_never_killed() -> None:
+    """Keep the kernel from killing this process, and those that it will fork, for want of memory, where it may."""
+    with suppress(OSError):  # CAP_SYS_RESOURCE is missing: `oom_score_adj` tells
+        _OOM_SCORE_ADJ.write_text(str(NEVER_KILLED))
+
+
+def oom_score_adj() -> int:
+    """Of this process."""
+    return int(_OOM_SCORE_ADJ.read_text())
 
 
 def _make(directory: Path) -> bool:

@@ -179,6 +179,8 @@ class Recharge:
         pool = os.fstatvfs(fd)
         if pool.f_bavail * pool.f_frsize < _SPARE_BYTES:
             raise CannotRecharge(f"the pool has less than {format_size(_SPARE_BYTES)} free")
+        if not self._store.tmpfs.room.has(2 * length):  # one of them a copy, for a while
+            raise CannotRecharge("a limit of memory leaves the pool no room for them")
         self._punched.hold(fd, found, start, length)
         syscalls.punch_hole(fd, start, length)
         if self._faults is not None:

@@ -151,7 +151,7 @@ class _Recovery:
         node = self._store.find(intent.inode)
         old_size, new_size, thread_id = intent.directory, intent.other, intent.new_directory
         if self._store.stat(node).st_size == new_size:
-            self._namespace.reserve(self._namespace.reservation(node, old_size, new_size, thread_id))
+            self._namespace.reserve_again(node, old_size, new_size, thread_id)
 
     # -- what has no answer ------------------------------------------------------------------------------------------
 

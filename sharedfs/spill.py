@@ -180,7 +180,7 @@ class Spill:
             node = self._store.node(inode)
             with self._store.opened(node, os.O_RDWR) as fd:
                 found = os.fstat(fd)
-                with self._books.changing(inode):
+                with self._books.changing(inode), self._store.tmpfs.room.allocating(copy.spilled_bytes):
                     self._copy_in(node, fd, copy.name, found.st_size)
                 syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
                 os.removexattr(fd, _MARK)

@@ -3,6 +3,7 @@
 from sharedfs import pools
 from sharedfs.feed_types import PoolRecord, PoolStatus
 from sharedfs.mounting import ask_status, require_root
+from sharedfs.pool_cgroup import NEVER_KILLED
 from sharedfs.tables import print_table, say
 from sharedfs.units import format_size
 
@@ -30,7 +31,7 @@ def show(found: list[PoolStatus]) -> None:
         others = sum(count for kind, count in pool.requests.items() if kind not in ("read", "write"))
         counts = (pool.tenants, pool.files, pool.requests["read"], pool.requests["write"], others)
         pids = (pool.restarts, pool.keeper_pid, pool.daemon_pid)
-        sizes = (pool.size_bytes, pool.resident_bytes)
+        sizes = (pool.size_bytes, pool.bound_bytes, pool.resident_bytes)
         rows.append(
             (pool.name, pool.mountpoint, pool.flags, pool.data_path, *map(format_size, sizes), *map(str, counts + pids))
         )
@@ -40,6 +41,7 @@ def show(found: list[PoolStatus]) -> None:
         "FLAGS",
         "DATA PATH",
         "SIZE",
+        "BOUND",
         "RESIDENT",
         "TENANTS",
         "FILES",
@@ -54,6 +56,12 @@ def show(found: list[PoolStatus]) -> None:
     for pool in found:
         if "passthrough" not in pool.data_path:
             say(f"{pool.name}: {pool.mmap}")
+        if pool.bound_bytes < pool.size_bytes:
+            say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
+        if pool.hides_limits:
+            say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
+        if pool.oom_score_adj > NEVER_KILLED:
+            say(f"{pool.name}: the kernel may kill it when memory is short: its processes lack CAP_SYS_RESOURCE")
         if pool.survives.startswith("nothing"):
             say(f"{pool.name}: outlives {pool.survives}")
         if pool.deleted_files:

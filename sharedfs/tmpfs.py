@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.kernel.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
+from sharedfs.room import Room
 
 TREE, REMOVED = b"tree", b"removed"
 _NAME_BYTES = 255
@@ -62,12 +63,15 @@ class PrivateTmpfs:
 
     def __init__(self, mount_fd: int) -> None:
         self.mount_fd = mount_fd
+        self.room = Room(mount_fd, 0)
+        """What the limits of memory leave it; the daemon's is another one."""
         self.removed_fd = os.open(REMOVED, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount_fd)
         self.tree_inode = os.stat(TREE, dir_fd=mount_fd).st_ino
         # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.
         self.root_numbers = {self.tree_inode: ROOT_NODE, os.fstat(mount_fd).st_ino: ROOT_NODE}
 
     def close(self) -> None:
+        self.room.close()
         for fd in (self.removed_fd, self.mount_fd):
             os.close(fd)
 

@@ -16,10 +16,12 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.descriptors import SCARCE
+from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan, Seen
 from sharedfs.mount_options import PoolOptions
 from sharedfs.recharge import Recharge
+from sharedfs.room import Room
 from sharedfs.swap import SwapScan
 from sharedfs.unclaimed import Rule, UnclaimedFiles
 
@@ -31,6 +33,8 @@ _LONGEST_SCAN_PAUSE_SECONDS = 1.0
 _LONGEST_SWEEP_PAUSE_SECONDS = 5.0
 # So long a scan may look at one process, which takes a millisecond as a rule.
 _SCAN_PATIENCE_SECONDS = 5.0
+
+_EVENTS_BYTES = 64 << 10
 
 Work = Callable[[], Awaitable[None]]
 
@@ -49,6 +53,8 @@ class Upkeep:
     swap: SwapScan
     recharge: Recharge
     unclaimed: UnclaimedFiles
+    limits: MemoryLimits
+    room: Room
     _swept_at: float = -math.inf
 
     def start(self, nursery: trio.Nursery) -> None:
@@ -63,6 +69,7 @@ class Upkeep:
         for what, work, pause in tasks:
             nursery.start_soon(_keep, what, work, pause, name=what)
         nursery.start_soon(self._keep_aging, name="aging")
+        nursery.start_soon(_keep, "looking at limits of memory", self._follow_limits, lambda _: 0.0, name="room")
 
     def _often(self, _took: float = 0.0) -> float:
         return self.options().scan_seconds
@@ -116,6 +123,15 @@ class Upkeep:
             await trio.sleep(self.options().idle_seconds / 2)
             with self.books.lock:
                 self.books.ledger.age()
+
+    async def _follow_limits(self) -> None:
+        """Have the pool's room follow them: at once when one is written, and as siblings use more or less."""
+        with open(self.limits.watch(), "rb", buffering=0) as events:
+            while True:
+                with trio.move_on_after(self.room.pause_seconds):
+                    await trio.lowlevel.wait_readable(events)
+                    events.read(_EVENTS_BYTES)
+                self.room.look()
 
     async def _look_for_swap(self) -> None:
         await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)

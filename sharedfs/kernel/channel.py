@@ -23,7 +23,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from errno import EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT
+from errno import EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC
 from typing import Protocol
 
 from sharedfs.errors import HostFault
@@ -36,6 +36,8 @@ _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
 _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
 _NO_DESCRIPTORS = (EMFILE, ENFILE)
+# What the caller reads instead: it is not the caller who has no descriptor left, or whose limit of memory is reached.
+_THE_POOLS_OWN = {EMFILE: ENFILE, ENOMEM: ENOSPC}
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
@@ -190,7 +192,7 @@ class Channel:
     def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
         """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
         length = wire.OUT_HEADER.size + sum(map(len, parts))
-        error = ENFILE if error == EMFILE else error  # it is not the caller who has no descriptor left
+        error = _THE_POOLS_OWN.get(error, error)
         self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
         if self._in_hand is not None:
             self._in_hand.answered(unique)
