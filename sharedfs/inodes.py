@@ -43,16 +43,17 @@ class Node:
         self.inode = inode
         self.handle = handle
         self.lookups = first  # how often the kernel was told of it, less its FORGETs
-        self.opens = second & 0x1FFFFFFF
-        self.mappable = bool(second >> 29 & 1)  # opened for reading, too, so a mapping can be made, or be left
+        self.opens = second & 0x3FFFFFFF
         self.still = bool(second >> 30 & 1)  # nobody has it open for writing, or a mapping to write through
         self.may_be_mapped = bool(second >> 31 & 1)  # a mapping may outlive opens, and changes times without asking us
-        self.backing_id = second >> 32  # of FUSE passthrough, 0 for none
+        self.backing_id = second >> 32 & 0x7FFFFFFF  # of FUSE passthrough, 0 for none
+        self.mappable = bool(second >> 63)  # opened for reading, too: a mapping can be made, or one is left
         self.set_id = False  # may have set-id bits: a write must clear them
 
     @property
     def words(self) -> Words:
-        second = self.opens | self.mappable << 29 | self.still << 30 | self.may_be_mapped << 31 | self.backing_id << 32
+        flags = self.still << 30 | self.may_be_mapped << 31 | self.mappable << 63
+        second = self.opens | flags | self.backing_id << 32
         return self.inode, self.lookups, second
 
 
