@@ -161,7 +161,7 @@ class Namespace:
         if node.may_be_mapped and node.opens == 0:
             found = self.store.stat_unless_open(node)
             if found is not None:
-                node.may_be_mapped = node.mappable = False
+                node.may_be_mapped = False
                 self.store.changed(node)
                 return node, found
         return node, self.store.stat(node)
@@ -330,8 +330,8 @@ class Namespace:
                 else self.store.open_for_data(node)
             )
             try:
-                if node.opens == 0 and mappable and not _reads(flags):
-                    mappable = not is_the_only_one(fd)
+                if node.opens == 0 and node.may_be_mapped and not mappable:
+                    mappable = not is_the_only_one(fd)  # a mapping is left
                 still = not for_writing and (node.still or (node.opens == 0 and is_the_only_one(fd)))
                 self._register(node, fd)
             finally:
@@ -406,7 +406,7 @@ class Namespace:
         if node.opens == 0:
             self._data_path.discard(inode)
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
-            node.backing_id = 0
+            node.backing_id, node.mappable = 0, False
         self.store.changed(node)
 
     # -- extended attributes -----------------------------------------------------------------------------------------

@@ -65,13 +65,31 @@ def test_kep_6030_who_writes_past_its_budget_gets_an_error_and_no_kill(
 
     for way in (
         f"os.posix_fallocate(fd, 0, {BUDGET * 2})",
-        f"os.ftruncate(fd, {BUDGET * 2})",
         f"other = os.open('{pool.path}/copy', os.O_RDWR | os.O_CREAT); os.copy_file_range(fd, other, {BUDGET})",
     ):
         before = pool.check_conservation().resident_bytes
         wait_until(lambda way=way: refused(tenant, way), f"{way} is refused")  # type: ignore[misc]
         assert os.stat(pool.path / "f").st_size == size
         assert pool.check_conservation().resident_bytes - before < 16 * MIB  # a copy does what it may
+
+
+def test_what_nobody_asked_for_stays_a_hole_beyond_the_budget(
+    pool: MountedPool, controller: None, tenants: Tenants
+) -> None:
+    """A longer file, as ftruncate(2) or a write beyond the end makes one, is no promise of memory. fallocate(2) is."""
+    tenant = tenants.make("tenant", BUDGET)
+    fill(tenant, pool)
+    before = pool.check_conservation().resident_bytes
+    for number, grow in enumerate((f"os.ftruncate(fd, {BUDGET * 2})", f"os.pwrite(fd, b'x', {BUDGET * 2 - 1})")):
+        tenant.do(f"os.ftruncate(fd, {before - MIB}); fd = os.open('{pool.path}/{number}', os.O_RDWR | os.O_CREAT)")
+        tenant.do(grow)
+        assert os.stat(pool.path / str(number)).st_size == 2 * BUDGET
+        assert os.stat(pool.path / str(number)).st_blocks * 512 <= PAGE
+        assert refused(tenant, f"os.posix_fallocate(fd, 0, {BUDGET * 2})")
+        tenant.do(f"os.close(fd); fd = os.open('{pool.path}/f', os.O_RDWR)")
+    tenant.do(f"fd = os.open('{pool.path}/fits', os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'x', {MIB // 2 - 1})")
+    assert os.stat(pool.path / "fits").st_blocks * 512 == MIB // 2
+    pool.check_conservation()
 
 
 def test_what_a_tenant_frees_it_may_use_again_at_once(pool: MountedPool, controller: None, tenants: Tenants) -> None:

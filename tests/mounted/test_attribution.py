@@ -2,6 +2,7 @@
 
 import socket
 
+from tests.support.holes import sparse
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenants, wait_until
 
@@ -35,7 +36,7 @@ def test_a_reader_uses_just_the_pages_it_read(pool: MountedPool, tenants: Tenant
 
 def test_reading_a_hole_or_beyond_the_end_uses_nothing(pool: MountedPool, tenants: Tenants) -> None:
     reader = tenants.make("reader")
-    reader.do(f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'x', {9 * PAGE})")
+    reader.do(sparse(f"{pool.path}/f", 9 * PAGE + 1))
     assert reader.do(f"result = os.pread(fd, {PAGE}, 0) == bytes({PAGE})")
     assert reader.do(f"result = os.pread(fd, {PAGE}, {50 * PAGE}) == b''")
     assert pool.used(reader) == PAGE
@@ -167,7 +168,7 @@ def test_long_symlinks_are_pages_too(pool: MountedPool, tenants: Tenants) -> Non
 def test_a_mapped_hole_is_foreign_and_counted(pool: MountedPool, tenants: Tenants) -> None:
     """I2: what the kernel charges to a tenant in spite of us is shown, never hidden."""
     tenant = tenants.make("tenant")
-    tenant.do(f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'x', {64 * PAGE - 1})")
+    tenant.do(sparse(f"{pool.path}/f", 64 * PAGE))
     tenant.do(f"m = mmap.mmap(fd, {64 * PAGE}); m[{8 * PAGE}] = 1; m[{30 * PAGE}] = 1")
     wait_until(lambda: pool.holdings().foreign_bytes == 2 * PAGE, "two foreign pages")
     assert tenant.statistic("shmem") == 2 * PAGE
@@ -190,7 +191,7 @@ def test_who_makes_a_file_longer_pays_for_what_is_new(pool: MountedPool, tenants
 
 def test_holes_below_the_old_end_stay_holes(pool: MountedPool, tenants: Tenants) -> None:
     tenant = tenants.make("a")
-    tenant.do(f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'x', {1000 * PAGE})")
+    tenant.do(sparse(f"{pool.path}/f", 1000 * PAGE + 1))
     tenant.do(f"os.ftruncate(fd, {1002 * PAGE})")
     assert pool.used(tenant) == 2 * PAGE
     pool.check_conservation()
@@ -199,7 +200,7 @@ def test_holes_below_the_old_end_stay_holes(pool: MountedPool, tenants: Tenants)
 def test_a_mapped_hole_that_no_scan_saw_is_found_when_the_file_is_closed(pool: MountedPool, tenants: Tenants) -> None:
     tenant = tenants.make("a")
     tenant.do(
-        f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'x', {100 * PAGE})\n"
+        f"{sparse(f'{pool.path}/f', 100 * PAGE + 1)}\n"
         f"mapped = mmap.mmap(fd, 0); mapped[{9 * PAGE}] = 1; mapped.close()\n"
         "os.close(fd)"
     )

@@ -33,7 +33,7 @@ class Both:
         self.numbers[tenant] = self.sheet.start(self.seconds, tenant.path)
 
     def write(self, tenant: Tenant, name: str, start: int, end: int) -> None:
-        tenant.do(f"fd = os.open({self._path(name)!r}, os.O_RDWR | os.O_CREAT)")
+        tenant.do(f"fd = os.open({self._path(name)!r}, os.O_WRONLY | os.O_CREAT)")
         tenant.do(f"result = os.pwrite(fd, bytes({end - start}), {start}); os.close(fd)")
         self._note(Event.ALLOCATE, tenant, name, start, end)
 

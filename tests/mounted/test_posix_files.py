@@ -77,9 +77,10 @@ def test_truncate(place: Path) -> None:
 
 
 def test_holes(place: Path) -> None:
-    with opened(place / "f", NEW) as fd:
+    with opened(place / "f", os.O_WRONLY | os.O_CREAT) as fd:  # else the pool fills what can be mapped
         os.pwrite(fd, b"a", 10 * PAGE)
         os.pwrite(fd, b"b", 1000 * PAGE + 5)
+    with opened(place / "f") as fd:
         found = os.fstat(fd)
         assert (found.st_size, found.st_blocks * 512) == (1000 * PAGE + 6, 2 * PAGE)
         assert os.pread(fd, 2 * PAGE, 9 * PAGE) == bytes(PAGE) + b"a" + bytes(PAGE - 1)

@@ -9,7 +9,7 @@ import pytest
 
 from deploy.demo.host import kernel_release, zombies_stay
 from sharedfs.kernel.cgroups import dying_memcgs
-from tests.support.holes import content_is_there, fault_holes
+from tests.support.holes import content_is_there, fault_holes, sparse
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenants, wait_until
 
@@ -74,7 +74,7 @@ def test_what_others_map_and_write_to_becomes_the_pools_and_no_write_is_lost(
     pages = leavers * each
     survivor = tenants.make("survivor")
     survivor.do(
-        f"fd = os.open('{path}', os.O_RDWR | os.O_CREAT, 0o666); os.pwrite(fd, b'x', {64 * MIB - 1})\n"
+        f"{sparse(path, 64 * MIB)}\n"
         f"m = mmap.mmap(fd, {pages * PAGE}); go_on, lost, rounds = True, [], [0, 0]\n"
         # Each thread counts in words of its own, all over the file, and looks for what it wrote the last time.
         "def hammer(number):\n"

@@ -33,7 +33,7 @@ def tree(place: Path) -> Path:
     os.link(source / "deep" / "file-5", source / "hard")
     (source / "program").write_bytes(b"#!/bin/sh\n")
     (source / "program").chmod(0o755)
-    with opened(source / "sparse", os.O_RDWR | os.O_CREAT) as fd:
+    with opened(source / "sparse", os.O_WRONLY | os.O_CREAT) as fd:
         os.pwrite(fd, b"end", 10 * MIB)
     os.mkfifo(source / "pipe")
     os.setxattr(source / "hard", "user.note", b"kept")
