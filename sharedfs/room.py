@@ -89,7 +89,8 @@ class Room:
             used_bytes = (pool.f_blocks - pool.f_bfree) * pool.f_frsize
             readings = self._limits.read(RESERVE_BYTES + self._allocating_bytes + 2 * _CREDIT_BYTES)
             found = bound(self._size_bytes, used_bytes, (Limit(*reading) for reading in readings), RESERVE_BYTES)
-            if self._let_hold(found.bytes // PAGE_BYTES * PAGE_BYTES, pool.f_blocks * pool.f_frsize):
+            size_bytes = max(PAGE_BYTES, found.bytes // PAGE_BYTES * PAGE_BYTES)  # 0 is no bound to tmpfs
+            if self._let_hold(size_bytes, pool.f_blocks * pool.f_frsize):
                 break
         self._tell(found)
         self.bound = found
