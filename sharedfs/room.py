@@ -121,10 +121,13 @@ class Room:
     # -- before something is made ------------------------------------------------------------------------------------
 
     def permit(self, new_bytes: int) -> None:
-        """A write of so many bytes is about to be made: from here on tmpfs refuses what there is no room for."""
+        """A write of so many bytes is about to be made: from here on tmpfs refuses what there is no room for.
+
+        Raises OSError (ENOSPC) where no file has a page and there is none for it: tmpfs cannot be made that small.
+        """
         needed_bytes = new_bytes + _EDGE_BYTES
-        if self.credit[0] < needed_bytes:
-            self.look()
+        if self.credit[0] < needed_bytes and not self.look().bytes:
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
         self.credit[0] -= needed_bytes
 
     def grew(self) -> bool:

@@ -1,4 +1,4 @@
-"""The room of a pool: a real tmpfs, and limits in a directory that looks like a hierarchy, so that usage says what it is told.
+"""The room of a pool: a real tmpfs, and limits in a directory that looks like a hierarchy.
 
 What is written is charged here as the kernel would: pages stay charged when somebody has pinned them.
 """
