@@ -130,12 +130,10 @@ def test_control_a_writer_of_plain_tmpfs_is_killed_at_that_limit(limited: Limite
     limited.limit(48 * MIB)
     write = "import os, sys\nwith open(sys.argv[1], 'wb') as f:\n    for _ in range(96): f.write(bytes(1 << 20))"
     with tmpfs(limited.place) as place:
-        done = subprocess.run(
-            limited.parent.join([sys.executable, "-S", "-E", "-c", write, str(place / "f")]), check=False
-        )
+        writer = Tenant(limited.parent.hierarchy, f"{limited.parent.path}/writer")
+        done = subprocess.run(writer.join([sys.executable, "-S", "-E", "-c", write, str(place / "f")]), check=False)
         assert done.returncode == -9
-    limited.parent.exit()
-    limited.parent.directory.mkdir()
+    writer.exit()
 
 
 def test_a_limit_that_leaves_nothing_is_refused_and_one_that_leaves_little_is_warned_of(limited: Limited) -> None:
