@@ -34,16 +34,13 @@ from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.fuse_wire import MAX_WRITE
 from sharedfs.kernel.huge_pages import ADVISE, NEVER
-from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import mount_at
-from sharedfs.model.bound import Limit, bound
 from sharedfs.mount_options import FILESYSTEM_TYPE, PoolOptions, parse, written
 from sharedfs.pool_cgroup import PoolCgroup, be_never_killed, join_pool_cgroup
-from sharedfs.room import LEAST_BYTES, PROCESS_BYTES, RESERVE_BYTES
+from sharedfs.room import check_room
 from sharedfs.start import Start
 from sharedfs.tmpfs import make_state, make_tmpfs
-from sharedfs.units import format_size
 
 log = logging.getLogger("sharedfs.keeper")
 
@@ -365,29 +362,6 @@ def _make_descriptors(options: PoolOptions, lock_fd: int) -> tuple[dict[str, int
     }, mount_fd
 
 
-def _check_room(options: PoolOptions, cgroup: PoolCgroup) -> None:
-    """Raises CallerMistake where limits of memory leave a new pool nothing. Warns where that is less than its size."""
-    needed_bytes = PROCESS_BYTES + RESERVE_BYTES
-    limits = MemoryLimits(cgroup.hierarchy, cgroup.path)
-    try:
-        readings = limits.read(options.size_bytes + needed_bytes)
-    finally:
-        limits.close()
-    found = bound(options.size_bytes, 0, (Limit(*reading) for reading in readings), needed_bytes)
-    if found.room_bytes is not None and found.room_bytes < min(LEAST_BYTES, options.size_bytes):
-        more = format_size(min(LEAST_BYTES, options.size_bytes) - found.room_bytes)
-        raise CallerMistake(
-            f"{found.by} leaves a pool no memory, for its processes need {format_size(needed_bytes)}: "
-            f"raise that limit by {more} at least, or choose another cgroup with --cgroup-parent"
-        )
-    if found.bytes < options.size_bytes:
-        print(
-            f"sharedfs: warning: {found.by} leaves the pool {format_size(found.bytes)} "
-            f"of its size of {format_size(options.size_bytes)}: beyond that writers get ENOSPC",
-            file=sys.stderr,
-        )
-
-
 def _write_record(options: PoolOptions, cgroup: PoolCgroup, device: tuple[int, int] | None) -> None:
     record = {
         "name": options.name,
@@ -439,7 +413,7 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
         leave_cgroup = resources.enter_context(ExitStack())
         leave_cgroup.callback(cgroup.leave)
         if not was_served:
-            _check_room(options, cgroup)
+            check_room(cgroup.hierarchy, cgroup.path, options.size_bytes)
             descriptors, _ = _make_descriptors(options, lock_fd)
             connection = f"fd={descriptors['device']},rootmode=40000,user_id=0,group_id=0"
             access = f"allow_other,default_permissions,max_read={MAX_WRITE}"

@@ -12,12 +12,15 @@ A credit is less than the reserve, so what others do between two looks is never 
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from errno import EINVAL, ENFILE, ENOSPC
 
+from sharedfs.errors import CallerMistake
 from sharedfs.kernel import syscalls
+from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.model.bound import Bound, Limit, bound
@@ -182,3 +185,26 @@ class Room:
     def close(self) -> None:
         if self._limits is not None:
             self._limits.close()
+
+
+def check_room(hierarchy: MemoryHierarchy, path: str, size_bytes: int) -> None:
+    """Raises CallerMistake where limits leave a new pool there nothing. Warns where that is less than its size."""
+    needed_bytes = PROCESS_BYTES + RESERVE_BYTES
+    limits = MemoryLimits(hierarchy, path)
+    try:
+        readings = limits.read(size_bytes + needed_bytes)
+    finally:
+        limits.close()
+    found = bound(size_bytes, 0, (Limit(*reading) for reading in readings), needed_bytes)
+    least_bytes = min(LEAST_BYTES, size_bytes)
+    if found.room_bytes is not None and found.room_bytes < least_bytes:
+        raise CallerMistake(
+            f"a limit of memory leaves a pool nothing, for its processes need {format_size(needed_bytes)}: raise "
+            f"{found.by} by {format_size(least_bytes - found.room_bytes)}, or choose another --cgroup-parent"
+        )
+    if found.bytes < size_bytes:
+        print(
+            f"sharedfs: warning: {found.by} leaves the pool {format_size(found.bytes)} "
+            f"of its size of {format_size(size_bytes)}: beyond that writers get ENOSPC",
+            file=sys.stderr,
+        )
