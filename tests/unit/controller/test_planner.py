@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from controller.billing.ancestors import above, due_at
 from controller.billing.pacing import Pace
+from controller.billing.peaks import Peaks
 from controller.billing.planner import Plan, Planner, Rules
 from controller.billing.room import DEFAULT_ROOM
 from controller.billing.settlement import Position, raises
@@ -115,6 +116,7 @@ def test_debts_that_last_are_borne_by_who_can_and_given_back() -> None:
     (debt,) = plan.debts
     assert plan.borne == {C: debt.debt_bytes}
     assert host.limit[C] == 64 * MIB - debt.debt_bytes
+    assert plan.watches[C].raised == Limits(64 * MIB), "what it bears for another yields to its own demand"
     assert host.limit[B] == 64 * MIB
     host.due[A] = 0
     host.settle()
@@ -142,3 +144,45 @@ def test_a_limit_goes_down_no_faster_than_the_tenant_can_give_up() -> None:
 def test_what_is_due_of_a_pod_is_what_all_below_it_owe(pool_cgroup: str, due: dict[str, int]) -> None:
     assert above([A.path, "/x"]) == {"/pod"}
     assert due_at({"p": {A: 3, B: 4, CgroupRef("/podium", 9): 100}}, {"p": pool_cgroup}, ["/pod", A.path]) == due
+
+
+def test_a_need_of_the_last_hour_yields_and_is_forgotten_after_it() -> None:
+    """A burst every few minutes: debts are paid in between, and the burst that was seen comes through again."""
+    host = Host(Rules(), (A,))
+    host.usage[A] = 40 * MIB
+    host.settle()
+    host.usage[A] = 4 * MIB
+    for _ in range(60):
+        host.settle()
+    host.due[A] = 40 * MIB
+    plan = host.settle()
+    assert host.limit[A] == 24 * MIB
+    assert plan.watches[A].raised == Limits(41 * MIB), "the need and a slack, and no more: it took the share on itself"
+    assert plan.watches[A].threshold_bytes == 24 * MIB - ROOM // 2
+    (position,) = plan.positions.values()
+    assert position.headroom_bytes(DEFAULT_ROOM) == 0, "admission keeps it free"
+    for _ in range(130):
+        plan = host.settle(30.0)
+    assert not plan.watches
+
+
+def test_a_burst_between_two_readings_is_seen_by_the_kernels_record() -> None:
+    peaks = Peaks()
+    peaks.note(0.0, A, 4 * MIB, cache_bytes=10 * MIB, record_bytes=14 * MIB)
+    peaks.note(0.5, A, 4 * MIB, cache_bytes=12 * MIB, record_bytes=76 * MIB)
+    assert peaks.remembered(A) == 64 * MIB
+    peaks.note(1.0, A, 4 * MIB, cache_bytes=90 * MIB, record_bytes=94 * MIB)
+    assert peaks.remembered(A) == 64 * MIB, "page cache is no need"
+
+
+def test_without_a_guard_nothing_is_lowered_that_would_have_to_yield() -> None:
+    planner = Planner(CgroupVersion.V1, Rules())
+    heir = Position(A, Account(Limits(64 * MIB), MIB, MIB), Limits(64 * MIB), None, 60 * MIB, inherited_bytes=50 * MIB)
+    plan = planner.plan(0.0, [heir], guarded=False)
+    assert [order.intended for order in plan.lowering] == [Limits(54 * MIB)]
+    assert not plan.watches
+    plan = planner.plan(0.5, [heir])
+    (order,) = plan.lowering
+    assert order.intended.max_bytes is not None
+    assert order.intended.max_bytes < 54 * MIB
+    assert plan.watches[A].raised == Limits(54 * MIB)
