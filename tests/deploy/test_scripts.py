@@ -50,6 +50,7 @@ def test_an_unknown_option_is_the_callers_mistake(script: Script, name: str) -> 
         "tests/guest/run --machine xen true",
         "tests/guest/run --cpus 2 true",
         "tests/guest/run --machine qemu",
+        "tests/guest/run --machine qemu --systemd true",
         "tests/guest/check --machine uml",
     ],
 )
