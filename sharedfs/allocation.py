@@ -16,7 +16,8 @@ from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import ALWAYS, WITHIN_SIZE
 from sharedfs.kernel.pagemap import PAGE_BYTES
 from sharedfs.model.ranges import LAST_PAGE, PageRange, common, merged
-from sharedfs.model.tenant import TenantId
+from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.page_moves import PageMoves, Round
 
 # Making a huge page of small ones takes 1 to 3 ms, and faults in it wait.
 _COLLAPSED_AT_ONCE = 8
@@ -30,12 +31,14 @@ class Allocation:
     `huge` is the pool's option: where huge pages are made within a file's size, or beyond it as well ("always").
     """
 
-    def __init__(self, inodes: Inodes, books: Books, huge: str) -> None:
+    def __init__(self, inodes: Inodes, books: Books, moves: PageMoves, huge: str) -> None:
         self._inodes = inodes
         self._books = books
+        self.moves = moves
         # Before Linux 6.5 we cannot ask; there is no passthrough then, so nothing comes about without us.
         self._can_ask = page_cache.can_be_asked()
-        self._huge_bytes = huge_pages.page_bytes() or PAGE_BYTES
+        self.huge_bytes = huge_pages.page_bytes()
+        self._huge_bytes = self.huge_bytes or PAGE_BYTES
         self._makes_huge = huge in (ALWAYS, WITHIN_SIZE)
         self._beyond_size = huge == ALWAYS
         # Files with pages beyond their size, which the kernel may take from a huge page when memory is short.
@@ -207,19 +210,49 @@ class Allocation:
         inodes = {inode for inode, _ in mapped}
         self._collapsed = {inode: done for inode, done in self._collapsed.items() if inode in inodes}
         left = _COLLAPSED_AT_ONCE
-        for inode, pages in mapped:
-            if not left or self._books.has_foreign(inode):
-                continue
-            done = self._collapsed.setdefault(inode, set())
-            # It may be gone, or its pages be held just now: perhaps with the next mapping.
-            with suppress(OSError), self._inodes.opened(self._known(inode), os.O_RDWR) as fd:
-                for window in self._windows(pages, os.fstat(fd).st_size):
-                    start, end = window * self._huge_bytes, (window + 1) * self._huge_bytes
-                    full = self._huge_bytes // PAGE_BYTES
-                    if left and window not in done and page_cache.resident_pages(fd, *_pages(start, end)) == full:
-                        left -= 1
-                        done.add(window)
+        with self.moves.round() as moves:
+            for inode, pages in mapped:
+                if left and not self._books.has_foreign(inode):
+                    left -= self._collapse_file(inode, pages, moves, left)
+
+    def _collapse_file(self, inode: int, pages: list[PageRange], moves: Round, most: int) -> int:
+        """How many huge pages were made of small ones, or tried, at most `most`."""
+        done = self._collapsed.setdefault(inode, set())
+        tried = 0
+        # It may be gone, or its pages be held just now: perhaps with the next mapping.
+        with suppress(OSError), self._inodes.opened(self._known(inode), os.O_RDWR) as fd:
+            for window in self._windows(pages, os.fstat(fd).st_size):
+                start, end = window * self._huge_bytes, (window + 1) * self._huge_bytes
+                full = self._huge_bytes // PAGE_BYTES
+                if window not in done and page_cache.resident_pages(fd, *_pages(start, end)) == full:
+                    tried += 1
+                    done.add(window)
+                    with moves.moving(inode, *_pages(start, end)):
                         huge_pages.collapse(fd, start, end)
+                if tried == most:
+                    break
+        return tried
+
+    def collapse(self, fd: int, start: int, end: int) -> None:
+        """Have the kernel charge the pool for a window of 2 MiB, whoever it charged before: `huge_pages.collapse`.
+
+        In a pool without huge pages small ones are made of them again.
+        """
+        huge_pages.collapse(fd, start, end, split=not self._makes_huge)
+
+    def book_filled(self, node: Node, fd: int, first: int, last: int) -> list[PageRange]:
+        """After `collapse`: the pages that it made in holes are nobody's, and go again where they are beyond the end.
+
+        Returns what is resident of the window. When nobody else changes the file by a request.
+        """
+        beyond = max(first, -(-os.fstat(fd).st_size // PAGE_BYTES))
+        for start, end in self._books.absent(node.inode, [(beyond, last)]) if beyond <= last else ():
+            syscalls.punch_hole(fd, start * PAGE_BYTES, (end - start + 1) * PAGE_BYTES)
+        there = self._resident(fd, first, last)
+        if any(end >= beyond for _, end in there):
+            self._with_tail.add(node.inode)
+        self._books.charge_allocated(node.inode, there, NOBODY)
+        return there
 
     def _windows(self, pages: list[PageRange], size: int) -> Iterator[int]:
         """Where huge pages may be within a file's size, by number, as far as one of `pages` is in them."""

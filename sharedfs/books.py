@@ -15,6 +15,8 @@ from sharedfs.books_state import BooksState
 from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+from sharedfs.kernel.proc import Process
+from sharedfs.model.kept_mappings import KeptMappings
 from sharedfs.model.ledger import Ledger, Predicate
 from sharedfs.model.makers import Makers
 from sharedfs.model.ranges import LAST_PAGE, PageRange, gaps
@@ -68,6 +70,9 @@ class Books:
         # Files that were mapped where the books have no page, and that had shrunk meanwhile: the next scan tells.
         self._doubtful: set[int] = set()
         self.in_change: set[int] = set()
+        self.kept: KeptMappings[Process] = KeptMappings()
+        self.shrinks = 0
+        """Rises whenever pages go: what was seen of page tables before may be gone."""
         for record in self._log.records():
             if not (self.tenants.replay(record) or self._readers.replay(record)):
                 raise BrokenInvariant(f"I7: the log of the tenants has a record that nothing explains: {record}")
@@ -283,8 +288,10 @@ class Books:
 
     def _uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange]) -> int:
         gone = 0
+        self.shrinks += 1
         for gap in gaps(kept, first, last):
             gone += self.ledger.uncharge(inode, *gap)
+            self.kept.uncharge(inode, *gap)
             if self._tape is not None:
                 self._tape.free(inode, *gap)
         return gone
@@ -293,6 +300,8 @@ class Books:
         """The file is gone with all its pages."""
         with self.lock:
             self._shrunk.add(inode)
+            self.shrinks += 1
+            self.kept.uncharge(inode, 0)
             self._makers.drop(inode)
             self._swapped.pop(inode, None)
             self._doubtful.discard(inode)
@@ -379,6 +388,26 @@ class Books:
                     self._makers.used(inode, tenant)
             if (inode, tenant) not in self._readers:
                 self._set_mapped(inode, tenant, pages)
+
+    def keep_mapped(self, inode: int, process: Process, tenant: TenantId, pages: list[PageRange], shrinks: int) -> None:
+        """`process` of `tenant` maps these pages, which the kernel is about to take out of its page tables.
+
+        It stays their user until it unmaps them (`kept`). What it brought into holes is booked as by `set_mapped`,
+        unless pages went since `shrinks` was read.
+        """
+        with self.lock:
+            if self.tenants.get(tenant) is None:
+                return
+            if self.shrinks == shrinks:
+                for first, last in self.ledger.absent(inode, pages):
+                    self._charge(inode, first, last, tenant, foreign=True)
+            self.kept.keep(inode, process, pages)
+        self.touch_pages(inode, pages, tenant)
+
+    def touch_pages(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
+        """As `touch`, of page ranges (inclusive)."""
+        for first, last in pages:
+            self.touch(inode, first * self.page_bytes, (last + 1) * self.page_bytes, tenant)
 
     # -- handles that read past us -----------------------------------------------------------------------------------
 

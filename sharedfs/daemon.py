@@ -55,6 +55,7 @@ from sharedfs.mount_options import (
     written,
 )
 from sharedfs.namespace import Namespace
+from sharedfs.page_moves import PageMoves
 from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.rare import RareRequests
 from sharedfs.recharge import Recharge
@@ -101,7 +102,10 @@ class Pool:
         events = _task_events()
         if events is not None:
             resources.callback(events.close)
-        self.allocation = Allocation(self.store, self.books, self.options.huge)
+        self._device = self._find_device()
+        stuck: set[int] = set()
+        moves = PageMoves(self.books, self._device, stuck)
+        self.allocation = Allocation(self.store, self.books, moves, self.options.huge)
         growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes)
         self.data_path = DataPath(self.store, self.books, self.allocation, growth, events)
         resources.callback(self.data_path.close)
@@ -144,8 +148,7 @@ class Pool:
         self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
         self.channel.make_room = self._make_room
-        self._device = self._find_device()
-        self.mappings = MappingScan(self.books, self.allocation, self._device)
+        self.mappings = MappingScan(self.books, self.allocation, self._device, stuck)
         self.unclaimed = UnclaimedFiles(
             self.store,
             self.books,
@@ -155,7 +158,14 @@ class Pool:
             self.channel.expire_attributes,
         )
         self.recharge = Recharge(
-            self.store, self.books, self.data_path, self.namespace, self._device, self.state, faults
+            self.store,
+            self.books,
+            self.data_path,
+            self.allocation,
+            PageMoves(self.books, self._device, stuck),
+            self.cgroup.inode,
+            self.state,
+            faults,
         )
         self.upkeep = Upkeep(
             lambda: self.options,
@@ -265,6 +275,7 @@ class Pool:
             foreign_bytes=statistics.foreign_bytes,
             swapped_bytes=swapped_bytes,
             recharged_bytes=self.recharge.recharged_bytes,
+            stranded_bytes=self.recharge.stranded_bytes,
             recharge_refusal=self.recharge.refusal,
             deleted_files=self.unclaimed.deleted_files,
             deleted_bytes=self.unclaimed.deleted_bytes,

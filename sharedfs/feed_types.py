@@ -145,9 +145,9 @@ class PoolStatus(_Frozen):
     `refused` counts what tenants were refused for want of an allowance (EDQUOT).
     `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
     force: the kernel's and the pool's own. `recharged_bytes` were foreign, of a cgroup that is gone, and are the pool's
-    now; `recharge_refusal` says why some of them cannot be for now, "" for none. `deleted_*` and `brought_back_files`
-    count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests` counts served requests,
-    `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many daemons there were before
+    now; `stranded_bytes` still are not, and `recharge_refusal` says why, "" when nothing keeps them. `deleted_*`
+    and `brought_back_files` count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests`
+    counts served requests, `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many daemons there were before
     it, `reloads` how often this keeper had the installed version take over (an earlier one does not tell);
     `survives` says whether there can be another daemon. `bound_bytes` is what the files may hold now, less than the
     size where `bounded_by` names a limit of memory; `hides_limits` says that there may be limits above that cannot be
@@ -172,6 +172,7 @@ class PoolStatus(_Frozen):
     foreign_bytes: int
     swapped_bytes: int
     recharged_bytes: int
+    stranded_bytes: int
     recharge_refusal: str
     deleted_files: int
     deleted_bytes: int

@@ -7,77 +7,98 @@ time (fault-around), so a page that was mapped and never looked at can be among 
 `scan` reads /proc only and runs in a worker thread; what it saw is put into the books afterwards.
 """
 
-import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-
-import psutil
+from collections.abc import Sequence
 
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.kernel import proc
-from sharedfs.kernel.pagemap import PAGE_BYTES, PagemapReader
+from sharedfs.kernel.pagemap import PagemapReader
 from sharedfs.model.ranges import PageRange, merged
 from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.page_tables import present_pages, tenant_of
+from sharedfs.process_walk import ProcessWalk
+
+_TRIES = 5  # to look at a process whose threads end
 
 Seen = dict[tuple[int, TenantId], list[PageRange]]
 
 
 class MappingScan:
-    """Finds the mappings of one mount, known by its `device`, and keeps the books' view of them."""
+    """Finds the mappings of one mount, known by its `device`, and keeps the books' view of them.
 
-    def __init__(self, books: Books, allocation: Allocation, device: tuple[int, int]) -> None:
+    `stuck`: see `ProcessWalk`.
+    """
+
+    def __init__(self, books: Books, allocation: Allocation, device: tuple[int, int], stuck: set[int]) -> None:
         self._books = books
         self._allocation = allocation
         self._device = device
-        self._reader = PagemapReader()
         self._known: set[tuple[int, TenantId]] | None = None
         """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
         self.scans = 0
-        self.at = (0, 0)
-        """The running scan's number, and the process that it looks at."""
-        self._stuck: set[int] = set()
+        self.walk = ProcessWalk(stuck)
 
     def scan(self) -> Seen:
         """The page ranges (inclusive, in order, apart) of each file that each tenant maps now. Blocks on /proc.
 
-        That may take for ever where a process is stuck: see `give_up`.
+        That may take for ever where a process is stuck. Raises GivenUp.
         """
         self._books.begin_scan()
-        number, reader = self.at[0], self._reader
+        with self._books.lock:
+            gone = self._books.kept.kept()
+        reader = PagemapReader()
         ranges: defaultdict[tuple[int, TenantId], list[PageRange]] = defaultdict(list)
-        for process_id in proc.process_ids():
-            if process_id in self._stuck:
+        for process_id in self.walk.processes():
+            found = self._look_at(reader, process_id)
+            if found is None:
                 continue
-            self.at = (number, process_id)
-            mappings = proc.mappings_of_device(process_id, self._device)
-            if self.at[0] != number:  # given up meanwhile; what was stuck is so no more
-                self._stuck.discard(process_id)
-                return {}
-            if not mappings:
-                continue
-            try:
-                process = psutil.Process(process_id)
-                tenant = self._tenant_of(process_id)
-                present = list(self._present(reader, process_id, mappings))
-                if not process.is_running():
-                    continue  # the id became another process's: what was read is a mixture of two
-            except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
-                continue
+            process, tenant, present = found
             for inode, pages in present:
                 ranges[inode, tenant] += pages
+                gone.discard((inode, process))
+        with self._books.lock:
+            self._books.kept.forget(gone)
         return {key: merged(pages) for key, pages in ranges.items() if key[1] != NOBODY}
 
-    def give_up(self) -> int:
-        """The running scan does not get on: it counts for nothing. The process that it looks at, left out from now on.
+    def _look_at(
+        self, reader: PagemapReader, process_id: int
+    ) -> tuple[proc.Process, TenantId, list[tuple[int, list[PageRange]]]] | None:
+        """Whose a process is and what it maps of which inodes; None when it maps nothing of the mount.
 
-        A process can keep whoever looks at its maps waiting: one whose filesystem does not answer, for example.
+        The thread that is looked through may end meanwhile, so that another one has to be found.
         """
-        number, process_id = self.at
-        self._stuck.add(process_id)
-        self.at = (number + 1, 0)
-        self._reader = PagemapReader()  # the other one may be in use
-        return process_id
+        for _ in range(_TRIES):
+            with self._books.lock:
+                since = self._books.kept.sequence
+            task, mappings = proc.mappings_of_device(process_id, self._device)
+            process = proc.process_with(process_id)
+            if not mappings or process is None:
+                return None
+            try:
+                tenant = tenant_of(self._books, task)
+                present = present_pages(reader, task, mappings)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if proc.process_with(process_id) == process:
+                return process, tenant, [*present.items(), *self._kept(process, mappings, present, since)]
+            # else the id became another process's: what was read is a mixture of two
+        return None
+
+    def _kept(
+        self,
+        process: proc.Process,
+        mappings: Sequence[proc.Mapping],
+        present: dict[int, list[PageRange]],
+        since: int,
+    ) -> list[tuple[int, list[PageRange]]]:
+        """What a process maps although its page tables do not show it, by inode."""
+        found = []
+        for inode, pages in present.items():
+            mapped = merged(mapping.pages for mapping in mappings if mapping.inode == inode)
+            with self._books.lock:
+                found.append((inode, self._books.kept.mapped_still(inode, process, mapped, merged(pages), since)))
+        return found
 
     def apply(self, seen: Seen) -> None:
         """Put what a scan saw into the books; mappings that it no longer saw are gone."""
@@ -92,26 +113,3 @@ class MappingScan:
         self._books.refresh_readers()
         self._known = set(seen)
         self.scans += 1
-
-    def _tenant_of(self, process_id: int) -> TenantId:
-        text = proc.process_cgroup(process_id)
-        return NOBODY if text is None else self._books.tenant_in(text)
-
-    def _present(
-        self, reader: PagemapReader, process_id: int, mappings: Sequence[proc.Mapping]
-    ) -> Iterable[tuple[int, list[PageRange]]]:
-        fd = os.open(f"/proc/{process_id}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            for mapping in mappings:
-                yield (
-                    mapping.inode,
-                    [
-                        (
-                            (start - mapping.start + mapping.offset) // PAGE_BYTES,
-                            (end - mapping.start + mapping.offset) // PAGE_BYTES - 1,
-                        )
-                        for start, end in reader.present(fd, mapping.start, mapping.end, shared=mapping.shared)
-                    ],
-                )
-        finally:
-            os.close(fd)

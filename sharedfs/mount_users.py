@@ -92,9 +92,10 @@ def _stays_in(process_id: int, device: tuple[int, int], groups: frozenset[int]) 
 
 
 def _uses(process_id: int, mountpoint: str) -> Iterator[str]:
-    links = [(f"/proc/{process_id}/cwd", "its directory"), (f"/proc/{process_id}/root", "its root")]
+    task = proc.living_task(process_id)
+    links = [(f"{task}/cwd", "its directory"), (f"{task}/root", "its root")]
     with suppress(OSError):
-        links += ((f"/proc/{process_id}/fd/{name}", "an open file") for name in os.listdir(f"/proc/{process_id}/fd"))
+        links += ((f"{task}/fd/{name}", "an open file") for name in os.listdir(f"{task}/fd"))
     for link, how in links:
         try:
             target = os.readlink(link)

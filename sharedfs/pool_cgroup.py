@@ -38,6 +38,12 @@ class PoolCgroup:
     came_from: str
     removable: tuple[str, ...]
 
+    @property
+    def inode(self) -> int:
+        """By which the kernel says that it charges this cgroup; 0 when it is gone."""
+        found = self.hierarchy.find(self.path)
+        return 0 if found is None else found.inode
+
     def leave(self) -> None:
         """Put the process back where it came from (or to the root, if that is gone) and remove what we made."""
         if not self.removable:

@@ -9,8 +9,7 @@ Their content is in a file of the state meanwhile, so that the next daemon can p
     word 4
     4096     the content
 
-Who maps the file goes on as soon as a daemon is dead, and may read zeros until another has put the pages back (a tenth
-of a second), or write to new ones: what it wrote stays, byte by byte.
+Nobody has the file open or maps it meanwhile, and nobody can open it before the next daemon has put them back.
 """
 
 import os
@@ -53,12 +52,6 @@ class Punched:
         self._words[_INODE], self._words[_START] = found.st_ino, start
         self._words[_ATIME], self._words[_MTIME] = found.st_atime_ns, found.st_mtime_ns
         self._words[_LENGTH] = length
-
-    def merge(self, fd: int) -> None:
-        """Take in what others have written meanwhile where the content belongs."""
-        content = self.content
-        found = os.pread(fd, len(content), self._words[_START])
-        content[: len(found)] = bytes(new or old for new, old in zip(found, content, strict=False))
 
     def release(self) -> None:
         self._words[_LENGTH] = 0

@@ -1,37 +1,39 @@
 """Recharge: pages that the kernel charged to a cgroup that is gone become the pool's own, so that no zombie stays (I3).
 
 A page fault in a hole charges the tenant (I2). When its cgroup is removed, these pages would keep it in the kernel. The
-kernel moves no charge, so each page is copied, punched out, and written again by us, which charges the pool. The copy
-is where a kill does not reach it (`punched.py`). Between these steps nobody may see the file or write to it:
+daemon has two ways to move them, and neither can lose a store, whoever makes it and however:
 
-- requests wait for us: the data path's and the namespace's (`DataPath.quiet`, the store's lock);
-- who maps the file or has it open is stopped (`kernel/stopping.py`), for at most STANDSTILL_SECONDS a batch. Where
-  nobody does, nobody is stopped.
+- A file that nobody has open or maps, as an exclusive lease proves, is copied, punched out and written again by the
+  daemon, 64 KiB at a time. Requests wait meanwhile. The copy is where a kill does not reach it (`punched.py`).
+- Of a file in use, windows of 2 MiB are collapsed into a huge page through a mapping of the daemon's
+  (`huge_pages.collapse`): the kernel charges the daemon and lets nobody store between copy and exchange. Nobody is
+  stopped and no request waits. Who uses the pages stays their user (`page_moves.py`). The daemon then asks the kernel
+  whom it charges, and only what it says is booked. Collapsing fills holes with pages, which the pool pays for: only
+  windows with no more holes than pages to be moved are collapsed.
 
-What makes a batch impossible (somebody is traced already, or has the kernel write to its memory behind its back, or the
-pool is full) leaves the pages foreign, and shown; it is tried again, later and later.
+What can be moved in neither way stays foreign, is shown, and is tried again, later and later.
 """
 
 import logging
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EAGAIN, EBUSY, EINVAL, ENOMEM, ENOSPC
 
+from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.datapath import DataPath
+from sharedfs.errors import HostFault
 from sharedfs.faults import RECHARGE, Faults, Point
 from sharedfs.inodes import Node
-from sharedfs.kernel import proc, syscalls
-from sharedfs.kernel.holders import does_asynchronous_io, holders_of
-from sharedfs.kernel.stopping import CannotStop, Stopper
-from sharedfs.model.ranges import byte_parts
+from sharedfs.kernel import syscalls
+from sharedfs.kernel.page_charges import PageCharges
+from sharedfs.model.ranges import PageRange, byte_parts, common
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY
-from sharedfs.namespace import Namespace
+from sharedfs.page_moves import PageMoves, Round
 from sharedfs.punched import PUNCHED_BYTES, Punched
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
@@ -39,12 +41,18 @@ from sharedfs.units import format_size
 
 log = logging.getLogger("sharedfs")
 
-STANDSTILL_SECONDS = 0.1
-"""Nobody is stopped for longer, but for what the scheduler takes, and requests wait no longer. 0.1 s is a slow frame;
-a batch of a few MiB takes a tenth of it."""
+QUIET_SECONDS = 0.1
+"""Requests wait no longer for a file that nobody uses. 0.1 s is a slow frame; a batch of a few MiB takes a tenth."""
+_ROUND_SECONDS = 0.3  # of collapsing, for which nobody waits
 
 _SPARE_BYTES = 4 << 20  # room that nobody else can fill in that moment
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+_WHY_NOT = {
+    EAGAIN: "some of them are held by the kernel or a device (a pipe, io_uring, direct I/O)",
+    EBUSY: "some of them are held by the kernel or a device (a pipe, io_uring, direct I/O)",
+    EINVAL: "this kernel collapses no pages of a tmpfs (needs Linux 6.1 and huge pages that are not denied)",
+    ENOMEM: "the kernel has no huge page to spare",
+}
 
 
 class CannotRecharge(Exception):
@@ -59,32 +67,34 @@ class _Refusal:
 
 
 class Recharge:
-    """For one pool. `device` is the mount's, by which its mappings are known. `round` is for one thread."""
+    """For one pool. `pool_inode` is that of the cgroup that the daemon lives in. `round` is for one thread."""
 
     def __init__(
         self,
         store: Store,
         books: Books,
         data_path: DataPath,
-        namespace: Namespace,
-        device: tuple[int, int],
+        allocation: Allocation,
+        moves: PageMoves,
+        pool_inode: int,
         state: StateFiles,
         faults: Faults | None = None,
     ) -> None:
         self._store = store
         self._books = books
         self._data_path = data_path
-        self._namespace = namespace
-        self._device = device
+        self._allocation = allocation
+        self.moves = moves
+        self._pool_inode = pool_inode
         self._punched = Punched(state)
         self._faults = faults
         self._refused: dict[int, _Refusal] = {}
         self.recharged_bytes = 0
 
     @property
-    def is_due(self) -> bool:
-        """O(classes)."""
-        return self._books.bytes_where(_is_stray) > 0
+    def stranded_bytes(self) -> int:
+        """What the kernel still charges to removed cgroups. O(classes)."""
+        return self._books.bytes_where(_is_stray)
 
     @property
     def refusal(self) -> str:
@@ -99,44 +109,44 @@ class Recharge:
         with suppress(FileNotFoundError), self._store.lock:  # it went, with its last user
             node = self._store.find(inode)
             with self._store.opened(node, os.O_RDWR) as fd:
-                self._punched.merge(fd)
                 self._write(fd, start)
                 syscalls.restore_times(fd, *self._punched.times_ns)
             log.warning("pages of inode %d were being moved when the daemon was killed: they are back", inode)
         self._punched.release()
 
     def round(self) -> None:
-        """Recharge what can be in about STANDSTILL_SECONDS; the caller pauses for some times as long."""
+        """Recharge what can be in about _ROUND_SECONDS; the caller pauses for some times as long. Raises GivenUp."""
         inodes = self._books.files_where(_is_stray)
         self._refused = {inode: self._refused[inode] for inode in inodes if inode in self._refused}
-        started = time.monotonic()
-        for inode in inodes:
-            refusal = self._refused.get(inode)
-            if refusal is not None and time.monotonic() < refusal.until:
-                continue
-            try:
-                with self._store.lock:
-                    node = self._store.find(inode)
-            except OSError:
-                continue  # gone meanwhile
-            self._try(node)
-            if time.monotonic() - started > STANDSTILL_SECONDS:
-                return
+        with self.moves.round() as moves:
+            started = time.monotonic()
 
-    def _try(self, node: Node) -> None:
+            def is_over() -> bool:
+                return time.monotonic() > started + moves.took_seconds + _ROUND_SECONDS
+
+            for inode in inodes:
+                refusal = self._refused.get(inode)
+                if refusal is not None and time.monotonic() < refusal.until:
+                    continue
+                with suppress(FileNotFoundError):  # gone meanwhile
+                    with self._store.lock:
+                        node = self._store.find(inode)
+                    self._try(node, moves, is_over)
+                if is_over():
+                    return
+
+    def _try(self, node: Node, moves: Round, is_over: Callable[[], bool]) -> None:
         before = self.recharged_bytes
+        reason = "nothing could be moved"
         try:
             if not self._recharge_unused(node):
-                # A thread's end lets go on whoever it has stopped, whatever went wrong.
-                with ThreadPoolExecutor(max_workers=1, thread_name_prefix="recharge") as lane:
-                    lane.submit(self._recharge_used, node).result()
-        except (CannotRecharge, CannotStop, TimeoutError, OSError) as reason:
-            self._refuse(node, str(reason))
-        else:
-            if self.recharged_bytes > before:
-                self._refused.pop(node.inode, None)
-            else:
-                self._refuse(node, "nothing could be moved")
+                reason = self._recharge_used(node, moves, is_over) or reason
+        except (CannotRecharge, HostFault, TimeoutError, OSError) as refusal:
+            reason = str(refusal)
+        if self.recharged_bytes > before:
+            self._refused.pop(node.inode, None)
+        elif self._books.runs_where(node.inode, _is_stray):
+            self._refuse(node, reason)
 
     def _refuse(self, node: Node, reason: str) -> None:
         known = self._refused.get(node.inode)
@@ -145,21 +155,73 @@ class Recharge:
             log.warning("pages of inode %d stay charged to a removed cgroup for now: %s", node.inode, reason)
         self._refused[node.inode] = _Refusal(reason, pause, time.monotonic() + pause)
 
+    # -- a file in use -----------------------------------------------------------------------------------------------
+
+    def _recharge_used(self, node: Node, moves: Round, is_over: Callable[[], bool]) -> str:
+        """Collapse what can be, until the round is over; why a window is left, "" when none is."""
+        huge_bytes = self._allocation.huge_bytes
+        if huge_bytes is None:
+            return "the file is in use, and this kernel has no huge pages"
+        reason = ""
+        with PageCharges() as charges, self._store.opened(node, os.O_RDWR) as fd:
+            for start in self._windows(node, huge_bytes):
+                try:
+                    self._collapse(node, fd, start, start + huge_bytes, moves, charges)
+                except CannotRecharge as refusal:
+                    reason = str(refusal)
+                except OSError as error:
+                    reason = f"the file is in use, and {_WHY_NOT.get(error.errno or 0, str(error))}"
+                if is_over():
+                    break
+        return reason
+
+    def _windows(self, node: Node, huge_bytes: int) -> Iterator[int]:
+        """Where windows with pages to be moved begin, in bytes."""
+        per_window = huge_bytes // self._books.page_bytes
+        done = -1
+        for first, last in self._books.runs_where(node.inode, _is_stray):
+            for window in range(max(first // per_window, done + 1), last // per_window + 1):
+                done = window
+                yield window * huge_bytes
+
+    def _collapse(self, node: Node, fd: int, start: int, end: int, moves: Round, charges: PageCharges) -> None:
+        page_bytes = self._books.page_bytes
+        window = start // page_bytes, end // page_bytes - 1
+        self._check_worth(node, fd, window)
+        with self._books.changing(node.inode):
+            with moves.moving(node.inode, *window):
+                self._allocation.collapse(fd, start, end)
+            with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
+                there = self._allocation.book_filled(node, fd, *window)
+            charged = charges.of_ranges(fd, [(start, min(end, -(-os.fstat(fd).st_size // page_bytes) * page_bytes))])
+            if set(charged) - {self._pool_inode}:
+                raise CannotRecharge("the file is in use, and they are in a huge page that a tenant made")
+            moved = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there))
+            self._books.recharge(node.inode, start, end)
+            self.recharged_bytes += moved * page_bytes
+
+    def _check_worth(self, node: Node, fd: int, window: PageRange) -> None:
+        """Raises CannotRecharge unless the window can be collapsed for no more than as many new pages as are moved."""
+        page_bytes, size, pool = self._books.page_bytes, os.fstat(fd).st_size, os.fstatvfs(fd)
+        last = min(window[1], -(-size // page_bytes) - 1)
+        strays = _pages_in(common(self._books.runs_where(node.inode, _is_stray), [window]))
+        holes = _pages_in(self._books.absent(node.inode, [(window[0], last)])) if window[0] <= last else 0
+        if holes > strays:
+            raise CannotRecharge(
+                f"the file is in use, and pages {window[0]} to {window[1]} are mostly holes, which would become pages"
+            )
+        if pool.f_bavail * pool.f_frsize < _SPARE_BYTES + holes * page_bytes:
+            raise CannotRecharge(f"the pool has less than {format_size(_SPARE_BYTES + holes * page_bytes)} free")
+
+    # -- a file that nobody uses -------------------------------------------------------------------------------------
+
     def _recharge_unused(self, node: Node) -> bool:
         """Recharge a file that nobody maps or has open; False when somebody does."""
-        with self._data_path.quiet(STANDSTILL_SECONDS), self._store.lock:
+        with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
             if node.opens or self._store.is_open_elsewhere(node):
                 return False
-            self._rewrite(node, time.monotonic() + STANDSTILL_SECONDS)
+            self._rewrite(node, time.monotonic() + QUIET_SECONDS)
             return True
-
-    def _recharge_used(self, node: Node) -> None:
-        with self._namespace.watched(node.inode) as opened, _stopped_holders(node.inode, self._device) as stopped_at:
-            deadline = stopped_at + STANDSTILL_SECONDS
-            with self._data_path.quiet(deadline - time.monotonic()), self._store.lock:
-                if opened():
-                    raise CannotRecharge("the file was opened meanwhile")
-                self._rewrite(node, deadline)
 
     def _rewrite(self, node: Node, deadline: float) -> None:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
@@ -200,25 +262,9 @@ class Recharge:
                 self._store.tmpfs.grow(len(content))
 
 
-@contextmanager
-def _stopped_holders(inode: int, device: tuple[int, int]) -> Iterator[float]:
-    """Everybody who maps or has open the file stands still; since when. Raises CannotStop, CannotRecharge."""
-    known = set(proc.process_ids())
-    holders = holders_of(inode, device, known)
-    for process in holders:
-        if does_asynchronous_io(process):
-            raise CannotRecharge(f"process {process} has asynchronous I/O that may be under way into the file's pages")
-    stopper = Stopper(time.monotonic() + STANDSTILL_SECONDS)
-    try:
-        while holders:
-            stopper.stop(holders)
-            new = set(proc.process_ids()) - known  # children that were made before their parent stood still
-            known |= new
-            holders = holders_of(inode, device, new)
-        yield stopper.stopped_at or time.monotonic()
-    finally:
-        stopper.release()
-
-
 def _is_stray(held: SharingClass) -> bool:
     return held.foreign and held.owner == NOBODY
+
+
+def _pages_in(ranges: list[PageRange]) -> int:
+    return sum(last - first + 1 for first, last in ranges)

@@ -70,7 +70,8 @@ def show(found: list[PoolStatus]) -> None:
             on_disk = _files(pool.spilled_files, pool.spilled_bytes)
             say(f"{pool.name}: spilled to disk {on_disk} that nobody uses; {pool.brought_back_files} came back")
         if pool.recharge_refusal:
-            say(f"{pool.name}: pages stay charged to removed cgroups for now: {pool.recharge_refusal}")
+            stranded = format_size(pool.stranded_bytes)
+            say(f"{pool.name}: {stranded} stay charged to removed cgroups for now: {pool.recharge_refusal}")
 
 
 def _files(count: int, size_bytes: int) -> str:

@@ -1,7 +1,8 @@
 """The shared memory of a host as files: tmpfs (each mount namespace's), memfd, SysV and shared anonymous memory.
 
-Found through /proc without touching any other filesystem, for one that hangs would hang us: a descriptor is looked at
-only when its name says that it is memory, a mountpoint is entered only when nothing remote lies on the way.
+Found through /proc, where a living thread of each process is looked at, without touching any other filesystem, for one
+that hangs would hang us: a descriptor is looked at only when its name says that it is memory, a mountpoint is entered
+only when nothing remote lies on the way.
 
 A file is known by its device and inode number, whatever names and users it has. Those who use it are processes: they
 map it, or hold it open. Not found: files of a tmpfs that is mounted nowhere and that nobody maps.
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from sharedfs.kernel.mounts import Mount, parse_mountinfo
+from sharedfs.kernel.proc import living_task
 
 Kind = Literal["tmpfs", "memfd", "sysv", "anonymous"]
 Device = tuple[int, int]
@@ -58,21 +60,24 @@ def find_shared_files(progress: Callable[[str], None] = lambda _: None) -> tuple
     walked: set[Device] = set()
     namespaces: dict[str, list[Mount]] = {}
     for process in _processes():
+        task = living_task(process)
+        if task is None:
+            continue  # it ended
         try:
-            namespace = os.readlink(f"/proc/{process}/ns/mnt")
+            namespace = os.readlink(f"{task}/ns/mnt")
             if namespace not in namespaces:
-                namespaces[namespace] = parse_mountinfo(Path(f"/proc/{process}/mountinfo").read_bytes())
+                namespaces[namespace] = parse_mountinfo(Path(f"{task}/mountinfo").read_bytes())
                 progress(f"tmpfs mounts that process {process} sees")
                 mountpoints = {mount.mountpoint for mount in namespaces[namespace]}
                 for mount in _memory_mounts(namespaces[namespace]):
                     if mount.device not in walked:
-                        _walk(files, process, mount, mountpoints)
+                        _walk(files, task, mount, mountpoints)
                         if mount.root == "/":
                             walked.add(mount.device)
             progress(f"process {process}")
             memory = {mount.device for mount in namespaces[namespace] if mount.kind == "tmpfs"} | {unnamed}
-            _add_mapped(files, process, memory, unnamed)
-            _add_held(files, process, namespaces[namespace])
+            _add_mapped(files, process, task, memory, unnamed)
+            _add_held(files, process, task, namespaces[namespace])
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
         except PermissionError:  # another user namespace's, seen from inside a container
@@ -117,13 +122,13 @@ def _is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def _walk(files: Files, process: int, mount: Mount, mountpoints: AbstractSet[str]) -> None:
-    """Add every regular file of a mount, as `process` sees it. Names are entered one by one and never followed.
+def _walk(files: Files, task: str, mount: Mount, mountpoints: AbstractSet[str]) -> None:
+    """Add every regular file of a mount, as a task sees it. Names are entered one by one and never followed.
 
     What is mounted on a name is another mount's to walk, or nobody's: to look at it may be to wait for a server.
     """
     try:
-        root = os.open(f"/proc/{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(f"{task}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         for name in filter(None, mount.mountpoint.split("/")):
             below = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
             os.close(root)
@@ -143,7 +148,7 @@ def _walk(files: Files, process: int, mount: Mount, mountpoints: AbstractSet[str
                     status = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode) and status.st_blocks and _device(status) == mount.device:
                         known = _add(files, mount.device, status.st_ino, "tmpfs", path, status.st_size)
-                        known.opened_by.append(f"/proc/{process}/root{path}")
+                        known.opened_by.append(f"{task}/root{path}")
             names[:] = [
                 name
                 for name in names
@@ -167,21 +172,22 @@ def _is_on(directory_fd: int, name: str, device: Device) -> bool:
 # -- by those who use it -----------------------------------------------------------------------------------------------
 
 
-def _add_mapped(files: Files, process: int, memory: set[Device], unnamed: Device) -> None:
-    for addresses, major, minor, inode, name in _MAPS_LINE.findall(Path(f"/proc/{process}/maps").read_bytes()):
+def _add_mapped(files: Files, process: int, task: str, memory: set[Device], unnamed: Device) -> None:
+    map_files = f"/proc/{os.path.basename(task)}/map_files"  # which a thread has under its own number only
+    for addresses, major, minor, inode, name in _MAPS_LINE.findall(Path(f"{task}/maps").read_bytes()):
         device = int(major, 16), int(minor, 16)
         if device in memory:
             path = os.fsdecode(name)
             kind = _unnamed_kind(path) if device == unnamed else "tmpfs"
             known = _add(files, device, int(inode), kind, path, None)
             known.users.setdefault(process, set()).add("maps")
-            known.opened_by.append(f"/proc/{process}/map_files/{addresses.decode()}")
+            known.opened_by.append(f"{map_files}/{addresses.decode()}")
 
 
-def _add_held(files: Files, process: int, mounts: list[Mount]) -> None:
-    for descriptor in os.listdir(f"/proc/{process}/fd"):
+def _add_held(files: Files, process: int, task: str, mounts: list[Mount]) -> None:
+    for descriptor in os.listdir(f"{task}/fd"):
         with suppress(OSError):
-            link = f"/proc/{process}/fd/{descriptor}"
+            link = f"{task}/fd/{descriptor}"
             name = os.readlink(link)
             if not name.startswith("/memfd:") and _kind_at(name.removesuffix(_DELETED), mounts) != "tmpfs":
                 continue

@@ -9,9 +9,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from controller.zombies.census import Census, Held, take_census
-from controller.zombies.charges import PageCharges
 from controller.zombies.files import SharedFile, find_shared_files
 from sharedfs.kernel.cgroups import MemoryHierarchy
+from sharedfs.kernel.page_charges import PageCharges
+from sharedfs.kernel.proc import process_cgroup
 
 
 class _Frozen(BaseModel):
@@ -143,7 +144,7 @@ def _told_holder(
 
 def _user(process: int, how: set[Literal["maps", "holds"]], hierarchy: MemoryHierarchy) -> User | None:
     with suppress(FileNotFoundError, ProcessLookupError):
-        cgroup = hierarchy.path_in(Path(f"/proc/{process}/cgroup").read_bytes())
+        cgroup = hierarchy.path_in(process_cgroup(process) or b"")
         if cgroup is None:
             return None
         name = Path(f"/proc/{process}/comm").read_text().strip()

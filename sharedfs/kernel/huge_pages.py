@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from errno import EAGAIN
 from pathlib import Path
 
+from sharedfs.kernel.pagemap import PAGE_BYTES
+
 ALWAYS, WITHIN_SIZE, ADVISE, NEVER = HUGE = ("always", "within_size", "advise", "never")
 """Where huge pages are made, in tmpfs's words."""
 
 SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _PMD_SIZE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
-_PROT_READ, _PROT_WRITE, _MAP_SHARED = 1, 2, 1
-_MADV_HUGEPAGE, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 23, 25
+_PROT_NONE, _PROT_READ, _PROT_WRITE = 0, 1, 2
+_MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS, _MAP_NORESERVE = 1, 2, 0x10, 0x20, 0x4000
+_MADV_HUGEPAGE, _MADV_COLD, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 14, 20, 23, 25
 _TRIES = 3
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -59,26 +62,46 @@ def populate(fd: int, start: int, end: int, size: int) -> None:
         _advise(address, min(end, size) - start, _MADV_POPULATE_WRITE)
 
 
-def collapse(fd: int, start: int, end: int) -> None:
-    """Make huge pages of the small ones in bytes `start`..`end`, all of which the file has. Linux >= 6.1.
+def collapse(fd: int, start: int, end: int, *, split: bool = False) -> None:
+    """Make huge pages of the small ones in bytes `start`..`end`, multiples of a huge page. Linux >= 6.1.
 
-    Raises OSError where the kernel cannot just now.
+    The kernel allocates them, so it charges them to us, copies, and lets nobody store in between: no store is lost.
+    Holes are filled. A huge page that is there stays as it is, and whoever was charged for it.
+
+    `split`: make small pages of them again, which stay charged to us. That takes MADV_COLD for a part of a mapping; the
+    kernel heeds it unless another process has mapped the huge page already.
+
+    Raises OSError where the kernel cannot just now: EAGAIN or EBUSY for pages that are held (in a pipe, by a device),
+    ENOMEM where it has no memory, EINVAL where it does not do so at all.
     """
     with mapped(fd, start, end - start) as address:
         _advise(address, end - start, _MADV_COLLAPSE)
+        if split:
+            for place in range(address, address + end - start, page_bytes() or PAGE_BYTES):
+                _advise(place, PAGE_BYTES, _MADV_COLD)
 
 
 @contextmanager
 def mapped(fd: int, start: int, length: int, *, read_only: bool = False) -> Iterator[int]:
-    """A mapping that begins at a multiple of a huge page, as the kernel does it for tmpfs."""
+    """Map a part of a file where huge pages can be: at an address that is a multiple of a huge page.
+
+    The kernel itself aligns only mappings of a tmpfs that has huge pages, so the place is reserved first.
+    """
     protection = _PROT_READ if read_only else _PROT_READ | _PROT_WRITE
-    address = _libc.mmap(None, length, protection, _MAP_SHARED, fd, start)
-    if address == _MAP_FAILED:
-        raise OSError(ctypes.get_errno(), f"mmap: {os.strerror(ctypes.get_errno())}")
+    huge_bytes = page_bytes() or PAGE_BYTES
+    reserved = _mmap(None, length + huge_bytes, _PROT_NONE, _MAP_PRIVATE | _MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
     try:
-        yield address
+        address = -(-reserved // huge_bytes) * huge_bytes
+        yield _mmap(address, length, protection, _MAP_SHARED | _MAP_FIXED, fd, start)
     finally:
-        _libc.munmap(address, length)
+        _libc.munmap(reserved, length + huge_bytes)
+
+
+def _mmap(address: int | None, length: int, protection: int, flags: int, fd: int, start: int) -> int:
+    place = _libc.mmap(address, length, protection, flags, fd, start)
+    if place == _MAP_FAILED:
+        raise OSError(ctypes.get_errno(), f"mmap: {os.strerror(ctypes.get_errno())}")
+    return int(place)
 
 
 def _advise(address: int, length: int, advice: int) -> None:

@@ -1,28 +1,36 @@
 """What /proc says of other processes: a thread's cgroups, and which parts of which files a process maps.
 
 Every reader takes a task that may die at any moment; a task that is gone is an empty answer, never an error.
+
+A process whose main thread has ended (pthread_exit) goes on, but /proc/PID shows no memory, no files and, on cgroup v1,
+no cgroup of it: /proc/PID/task/TID of a thread that lives does. `living_task` finds one.
 """
 
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EACCES, EINVAL, ENAMETOOLONG, EPERM, ESRCH
-from pathlib import Path
+from errno import EACCES, ENAMETOOLONG, EPERM, ESRCH
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _GONE = (FileNotFoundError, ProcessLookupError)
 _CGROUP_TEXT_BYTES = 16384  # one line a hierarchy, as a rule far shorter than PATH_MAX
 _LONGEST_CGROUP_TEXT_BYTES = 1 << 20
 
 
 def open_thread_cgroup(thread_id: int) -> int | None:
-    """A descriptor of /proc/TID/cgroup, None when the thread is gone.
+    """As `open_cgroup`."""
+    return open_cgroup(f"/proc/{thread_id}")
+
+
+def open_cgroup(task: str) -> int | None:
+    """A descriptor of a thread's cgroup file in its directory in /proc, None when the thread is gone.
 
     It belongs to that thread and not to its number: reading it after the thread's death fails, even when the number is
     another's by then, and it shows a move to another cgroup at once. Reading takes 4 us, opening anew 14 us.
     """
     try:
-        return os.open(f"/proc/{thread_id}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(f"{task}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
     except _GONE:
         return None
 
@@ -43,15 +51,72 @@ def read_thread_cgroup(fd: int) -> bytes | None:
         return b""
 
 
-def process_cgroup(process_id: int) -> bytes | None:
-    """As `read_thread_cgroup`."""
-    fd = open_thread_cgroup(process_id)
+def living_task(process_id: int) -> str | None:
+    """Where /proc shows a process's memory, files and cgroup; None when the process has ended.
+
+    This is /proc/PID while the main thread lives, and then the directory of the oldest thread that lives. The kernel
+    charges the process's memory in the same order: to the main thread's cgroup while that lives (mm_update_next_owner()
+    in kernel/exit.c).
+    """
+    directory = f"/proc/{process_id}"
+    if not _has_ended(directory):
+        return directory
+    try:
+        threads = sorted(int(name) for name in os.listdir(f"{directory}/task"))
+    except _GONE:
+        return None
+    tasks = (f"{directory}/task/{thread}" for thread in threads)
+    return next((task for task in tasks if not _has_ended(task)), None)
+
+
+def _has_ended(task: str) -> bool:
+    fields = _stat_fields(task)
+    return fields is None or fields[0] in (b"Z", b"X")
+
+
+def _stat_fields(task: str) -> list[bytes] | None:
+    """What follows the name in a task's stat: the state, which is the third field, comes first."""
+    try:
+        with open(f"{task}/stat", "rb", buffering=0) as stat:
+            return stat.readall().rpartition(b") ")[2].split()
+    except _GONE:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process whose id may be another's later: `started` (clock ticks since boot) tells the two apart."""
+
+    id: int
+    started: int
+
+
+def process_faults(process_id: int) -> tuple[Process, int] | None:
+    """Which process has this id, and how many page faults its threads have had; None when there is none."""
+    fields = _stat_fields(f"/proc/{process_id}")
+    return None if fields is None else (Process(process_id, int(fields[19])), int(fields[7]) + int(fields[9]))
+
+
+def process_with(process_id: int) -> Process | None:
+    found = process_faults(process_id)
+    return None if found is None else found[0]
+
+
+def cgroup_of(task: str) -> bytes | None:
+    """As `read_thread_cgroup`, of a task's directory in /proc."""
+    fd = open_cgroup(task)
     if fd is None:
         return None
     try:
         return read_thread_cgroup(fd)
     finally:
         os.close(fd)
+
+
+def process_cgroup(process_id: int) -> bytes | None:
+    """As `read_thread_cgroup`, of the task that stands for a process (`living_task`)."""
+    task = living_task(process_id)
+    return None if task is None else cgroup_of(task)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +129,45 @@ class Mapping:
     offset: int
     inode: int
 
+    def page_at(self, address: int) -> int:
+        """The number of the file's page at an address of the mapping."""
+        return (address - self.start + self.offset) // PAGE_BYTES
+
+    def address_of(self, page: int) -> int:
+        """The other way round."""
+        return page * PAGE_BYTES - self.offset + self.start
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """The pages of the file that are in the mapping, inclusive."""
+        return self.page_at(self.start), self.page_at(self.end) - 1
+
 
 def process_ids() -> Iterator[int]:
     return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
 
 
-def mappings_of_device(process_id: int, device: tuple[int, int]) -> list[Mapping]:
-    """The mappings that a process has of files on `device` (major, minor); none when it is gone or a kernel thread."""
+def mappings_of_device(process_id: int, device: tuple[int, int]) -> tuple[str, list[Mapping]]:
+    """The mappings that a process has of files on `device` (major, minor), and the task that shows them.
+
+    None of a process that is gone, or of a kernel thread.
+    """
+    task = f"/proc/{process_id}"
+    text = _maps_text(task)
+    if not text:
+        task = living_task(process_id) or task
+        text = _maps_text(task)
+    return task, parse_mappings(text, device)
+
+
+def _maps_text(task: str) -> bytes:
     try:
-        with open(f"/proc/{process_id}/maps", "rb", buffering=0) as maps:
-            text = maps.readall()
+        with open(f"{task}/maps", "rb", buffering=0) as maps:
+            return maps.readall()
     except OSError as error:
         if isinstance(error, _GONE) or error.errno in (ESRCH, EACCES, EPERM):
-            return []
+            return b""
         raise
-    return parse_mappings(text or b"", device)
 
 
 def parse_mappings(text: bytes, device: tuple[int, int]) -> list[Mapping]:
@@ -91,21 +180,3 @@ def parse_mappings(text: bytes, device: tuple[int, int]) -> list[Mapping]:
         Mapping(int(start, 16), int(end, 16), sharing == b"s", int(offset, 16), int(inode))
         for start, end, sharing, offset, inode in pattern.findall(text)
     ]
-
-
-def mount_id(fdinfo: bytes) -> int:
-    """Of an open file, as /proc/PID/fdinfo/FD has it; -1 when it does not say."""
-    found = re.search(rb"^mnt_id:\t(\d+)$", fdinfo, re.MULTILINE)
-    return -1 if found is None else int(found[1])
-
-
-def mount_device(process_id: int, mount: int) -> tuple[int, int] | None:
-    """The device (major, minor) of a mount in a process's mount namespace, None when it is not there."""
-    try:
-        text = Path(f"/proc/{process_id}/mountinfo").read_bytes()
-    except OSError as error:
-        if isinstance(error, _GONE) or error.errno in (ESRCH, EACCES, EPERM, EINVAL):
-            return None
-        raise
-    found = re.search(rb"^%d \d+ (\d+):(\d+) " % mount, text, re.MULTILINE)
-    return None if found is None else (int(found[1]), int(found[2]))

@@ -20,6 +20,8 @@ from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.page_moves import PageMoves
+from sharedfs.process_walk import GivenUp
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.controller import bill_of, bills, running_controller
@@ -162,7 +164,7 @@ def test_a_process_that_cannot_be_looked_at_does_not_keep_the_scan_from_the_othe
     stuck, release, looked = os.getpid(), threading.Event(), threading.Event()
     real = proc.mappings_of_device
 
-    def read_maps(process_id: int, device: tuple[int, int]) -> list[proc.Mapping]:
+    def read_maps(process_id: int, device: tuple[int, int]) -> tuple[str, list[proc.Mapping]]:
         if process_id == stuck:
             looked.set()
             release.wait(30)
@@ -174,16 +176,26 @@ def test_a_process_that_cannot_be_looked_at_does_not_keep_the_scan_from_the_othe
         Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])),
         Books(find_memory_hierarchy(), PAGE, TenantRules("leaf")),
     )
-    scan = MappingScan(books, Allocation(store, books, NEVER), (255, 255))
+    device, left_out = (255, 255), set[int]()
+    moves = PageMoves(books, device, left_out)
+    scan = MappingScan(books, Allocation(store, books, moves, NEVER), device, left_out)
     first: list[object] = []
-    thread = threading.Thread(target=lambda: first.append(scan.scan()))
+
+    def scan_until_given_up() -> None:
+        with pytest.raises(GivenUp):
+            first.append(scan.scan())
+        first.append("given up")
+
+    thread = threading.Thread(target=scan_until_given_up)
     thread.start()
     assert looked.wait(30)
-    assert scan.give_up() == stuck
+    assert scan.walk.give_up() == stuck
     assert scan.scan() == {}, "the others are looked at"
+    with moves.round() as round_of_moves, round_of_moves.moving(1, 0, 511):
+        pass  # and moves do not wait for it either
     release.set()
     thread.join()
-    assert first == [{}]
+    assert first == ["given up"]
     looked.clear()
     scan.scan()
     assert looked.is_set(), "it can be looked at again"

@@ -42,6 +42,7 @@ def main(device_fd: int) -> None:
     from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
     from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
     from sharedfs.namespace import Namespace  # noqa: PLC0415
+    from sharedfs.page_moves import PageMoves  # noqa: PLC0415
     from sharedfs.rare import RareRequests  # noqa: PLC0415
     from sharedfs.spill import Spill  # noqa: PLC0415
     from sharedfs.state import StateFiles  # noqa: PLC0415
@@ -53,7 +54,7 @@ def main(device_fd: int) -> None:
     store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
-    allocation = Allocation(store, books, NEVER)
+    allocation = Allocation(store, books, PageMoves(books, (255, 255), set()), NEVER)
     data_path = DataPath(store, books, allocation, events)
     spill = Spill(None, store, books)
     namespace = Namespace(

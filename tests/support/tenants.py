@@ -43,6 +43,7 @@ class Agent:
     """A process of a tenant that does what it is told, one request after the other.
 
     `launch` makes of a command one that runs it where the tenant is, with our standard input and output.
+    `main_thread_ends`: another thread does what it is told, and the main thread is gone.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class Agent:
         interpreter: str = sys.executable,
         pass_fds: Sequence[int] = (),
         user: int | None = None,
+        main_thread_ends: bool = False,
     ) -> None:
+        arguments = ["--main-thread-ends"] if main_thread_ends else []
         self.process = subprocess.Popen(
-            launch([interpreter, "-S", "-E", str(AGENT)]),
+            launch([interpreter, "-S", "-E", str(AGENT), *arguments]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -14,7 +14,7 @@ import ctypes
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from errno import EFAULT, EINVAL
 from types import TracebackType
@@ -60,8 +60,12 @@ class PageCharges:
 
     def of(self, fd: int) -> Counter[int]:
         """Bytes of the file by the inode number of the live cgroup they count for (0: none). O(size)."""
+        return self.of_ranges(fd, _worth_a_look(fd))
+
+    def of_ranges(self, fd: int, ranges: Iterable[tuple[int, int]]) -> Counter[int]:
+        """As `of`, of the pages in byte ranges (page-aligned start, end exclusive)."""
         charged: Counter[int] = Counter()
-        for first, end in _worth_a_look(fd):
+        for first, end in ranges:
             for start in range(first, end, _WINDOW_BYTES):
                 length = min(_WINDOW_BYTES, end - start)
                 try:
