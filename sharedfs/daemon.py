@@ -103,9 +103,7 @@ class Pool:
         if events is not None:
             resources.callback(events.close)
         self._device = self._find_device()
-        stuck: set[int] = set()
-        moves = PageMoves(self.books, self._device, stuck)
-        self.allocation = Allocation(self.store, self.books, moves, self.options.huge)
+        self.allocation = Allocation(self.store, self.books, PageMoves(self.books, self._device), self.options.huge)
         growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes)
         self.data_path = DataPath(self.store, self.books, self.allocation, growth, events)
         resources.callback(self.data_path.close)
@@ -148,7 +146,7 @@ class Pool:
         self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
         self.channel.make_room = self._make_room
-        self.mappings = MappingScan(self.books, self.allocation, self._device, stuck)
+        self.mappings = MappingScan(self.books, self.allocation, self._device)
         self.unclaimed = UnclaimedFiles(
             self.store,
             self.books,
@@ -162,7 +160,7 @@ class Pool:
             self.books,
             self.data_path,
             self.allocation,
-            PageMoves(self.books, self._device, stuck),
+            PageMoves(self.books, self._device),
             self.cgroup.inode,
             self.state,
             faults,

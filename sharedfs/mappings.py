@@ -25,19 +25,16 @@ Seen = dict[tuple[int, TenantId], list[PageRange]]
 
 
 class MappingScan:
-    """Finds the mappings of one mount, known by its `device`, and keeps the books' view of them.
+    """Finds the mappings of one mount, known by its `device`, and keeps the books' view of them."""
 
-    `stuck`: see `ProcessWalk`.
-    """
-
-    def __init__(self, books: Books, allocation: Allocation, device: tuple[int, int], stuck: set[int]) -> None:
+    def __init__(self, books: Books, allocation: Allocation, device: tuple[int, int]) -> None:
         self._books = books
         self._allocation = allocation
         self._device = device
         self._known: set[tuple[int, TenantId]] | None = None
         """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
         self.scans = 0
-        self.walk = ProcessWalk(stuck)
+        self.walk = ProcessWalk()
 
     def scan(self) -> Seen:
         """The page ranges (inclusive, in order, apart) of each file that each tenant maps now. Blocks on /proc.

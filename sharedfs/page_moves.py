@@ -23,7 +23,7 @@ from sharedfs.kernel.pagemap import PagemapReader
 from sharedfs.model.ranges import PageRange, common, merged
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.page_tables import present_pages, tenant_of
-from sharedfs.process_walk import ProcessWalk
+from sharedfs.process_walk import GivenUp, ProcessWalk
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ Mappers = dict[int, list[_Mapper]]
 
 
 class PageMoves:
-    """Of one pool, whose mount is known by its `device`. For one thread. `stuck`: see `ProcessWalk`.
+    """Of one pool, whose mount is known by its `device`. For one thread.
 
     It looks at processes, which may wait for the daemon: not with a lock, and not while requests wait. Raises GivenUp.
     """
 
-    def __init__(self, books: Books, device: tuple[int, int], stuck: set[int]) -> None:
+    def __init__(self, books: Books, device: tuple[int, int]) -> None:
         self._books = books
         self._device = device
-        self.walk = ProcessWalk(stuck)
+        self.walk = ProcessWalk()
 
     @contextmanager
     def round(self) -> Iterator["Round"]:
@@ -54,8 +54,12 @@ class PageMoves:
         moves = Round(self._books, self.walk, self._mappers)
         try:
             yield moves
-        finally:
+        except GivenUp:  # another thread goes on
+            raise
+        except BaseException:
             moves.end()
+            raise
+        moves.end()
 
     def _mappers(self) -> Mappers:
         """Who maps what of the mount, by inode."""

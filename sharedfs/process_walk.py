@@ -1,7 +1,7 @@
 """Looks at other processes one by one, each of which may keep whoever looks at it waiting for ever.
 
 /proc/PID/maps and pagemap wait for a lock of the process: one whose own filesystem does not answer can hold it. So
-somebody else watches `at`, and gives up for the thread that looks. The process is then left out by all walks of a pool.
+somebody else watches `at`, and gives up for the thread that looks. The process is then left out.
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,10 @@ class GivenUp(Exception):
 
 
 class ProcessWalk:
-    """One task's. `stuck` are the processes that are left out; all walks of a pool have the same set."""
+    """One task's."""
 
-    def __init__(self, stuck: set[int]) -> None:
-        self._stuck = stuck
+    def __init__(self) -> None:
+        self._stuck: set[int] = set()
         self.at = (0, 0)
         """How often it was given up, and the process that is looked at; 0 for none."""
 

@@ -89,6 +89,7 @@ class Recharge:
         self._punched = Punched(state)
         self._faults = faults
         self._refused: dict[int, _Refusal] = {}
+        self._reached: dict[int, int] = {}  # where the window begins that is the next one's turn, by inode
         self.recharged_bytes = 0
 
     @property
@@ -118,6 +119,7 @@ class Recharge:
         """Recharge what can be in about _ROUND_SECONDS; the caller pauses for some times as long. Raises GivenUp."""
         inodes = self._books.files_where(_is_stray)
         self._refused = {inode: self._refused[inode] for inode in inodes if inode in self._refused}
+        self._reached = {inode: self._reached[inode] for inode in inodes if inode in self._reached}
         with self.moves.round() as moves:
             started = time.monotonic()
 
@@ -164,7 +166,9 @@ class Recharge:
             return "the file is in use, and this kernel has no huge pages"
         reason = ""
         with PageCharges() as charges, self._store.opened(node, os.O_RDWR) as fd:
-            for start in self._windows(node, huge_bytes):
+            windows, reached = list(self._windows(node, huge_bytes)), self._reached.pop(node.inode, 0)
+            # From where the last round ended: windows that cannot be collapsed keep none of the others waiting.
+            for start in sorted(windows, key=lambda start: (start < reached, start)):
                 try:
                     self._collapse(node, fd, start, start + huge_bytes, moves, charges)
                 except CannotRecharge as refusal:
@@ -172,6 +176,7 @@ class Recharge:
                 except OSError as error:
                     reason = f"the file is in use, and {_WHY_NOT.get(error.errno or 0, str(error))}"
                 if is_over():
+                    self._reached[node.inode] = start + huge_bytes
                     break
         return reason
 
@@ -193,12 +198,12 @@ class Recharge:
                 self._allocation.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
                 there = self._allocation.book_filled(node, fd, *window)
-            charged = charges.of_ranges(fd, [(start, min(end, -(-os.fstat(fd).st_size // page_bytes) * page_bytes))])
-            if set(charged) - {self._pool_inode}:
+            charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
+            moved_bytes = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there)) * page_bytes
+            if set(charged) - {self._pool_inode} or charged[self._pool_inode] < moved_bytes:
                 raise CannotRecharge("the file is in use, and they are in a huge page that a tenant made")
-            moved = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there))
             self._books.recharge(node.inode, start, end)
-            self.recharged_bytes += moved * page_bytes
+            self.recharged_bytes += moved_bytes
 
     def _check_worth(self, node: Node, fd: int, window: PageRange) -> None:
         """Raises CannotRecharge unless the window can be collapsed for no more than as many new pages as are moved."""

@@ -154,9 +154,10 @@ def mappings_of_device(process_id: int, device: tuple[int, int]) -> tuple[str, l
     """
     task = f"/proc/{process_id}"
     text = _maps_text(task)
-    if not text:
-        task = living_task(process_id) or task
-        text = _maps_text(task)
+    if not text:  # a kernel thread, or one whose main thread has ended
+        living = living_task(process_id)
+        if living is not None and living != task:
+            task, text = living, _maps_text(living)
     return task, parse_mappings(text, device)
 
 

@@ -97,7 +97,7 @@ def served(engine: str) -> Iterator[Wire]:
         os.close(fsmount_fd)
         store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
-        data_path = DataPath(store, books, Allocation(store, books, PageMoves(books, (255, 255), set()), NEVER), events)
+        data_path = DataPath(store, books, Allocation(store, books, PageMoves(books, (255, 255)), NEVER), events)
         resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)

@@ -90,7 +90,7 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     fsmount_fd, root_fd = make_tmpfs(1 << 20)
     os.close(fsmount_fd)
     store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    allocation = Allocation(store, books, PageMoves(books, (255, 255), set()), NEVER)
+    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
     data_path = DataPath(store, books, allocation, None)
     spill = Spill(None, store, books)
     namespace = Namespace(

@@ -176,9 +176,8 @@ def test_a_process_that_cannot_be_looked_at_does_not_keep_the_scan_from_the_othe
         Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])),
         Books(find_memory_hierarchy(), PAGE, TenantRules("leaf")),
     )
-    device, left_out = (255, 255), set[int]()
-    moves = PageMoves(books, device, left_out)
-    scan = MappingScan(books, Allocation(store, books, moves, NEVER), device, left_out)
+    device = (255, 255)
+    scan = MappingScan(books, Allocation(store, books, PageMoves(books, device), NEVER), device)
     first: list[object] = []
 
     def scan_until_given_up() -> None:
@@ -191,8 +190,6 @@ def test_a_process_that_cannot_be_looked_at_does_not_keep_the_scan_from_the_othe
     assert looked.wait(30)
     assert scan.walk.give_up() == stuck
     assert scan.scan() == {}, "the others are looked at"
-    with moves.round() as round_of_moves, round_of_moves.moving(1, 0, 511):
-        pass  # and moves do not wait for it either
     release.set()
     thread.join()
     assert first == ["given up"]

@@ -54,7 +54,7 @@ def main(device_fd: int) -> None:
     store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
-    allocation = Allocation(store, books, PageMoves(books, (255, 255), set()), NEVER)
+    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
     data_path = DataPath(store, books, allocation, events)
     spill = Spill(None, store, books)
     namespace = Namespace(

@@ -70,9 +70,9 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         device = os.major(found.st_dev), os.minor(found.st_dev)
         books = Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         books.charge_allocated(found.st_ino, [(0, 2 * WINDOW - 1)], NOBODY)
-        moves = PageMoves(books, device, set())
+        moves = PageMoves(books, device)
         allocation = Allocation(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
-        scan = MappingScan(books, allocation, device, set())
+        scan = MappingScan(books, allocation, device)
         yield Scene(tmp_path / "f", fd, found.st_ino, books, moves, scan)
         os.close(fd)
     finally:

@@ -82,7 +82,7 @@ class MountedPool:
     def wait_for_scan(self) -> None:
         """Until a mapping scan has begun and ended after now."""
         begun = self.status().mapping_scans
-        wait_until(lambda: self.status().mapping_scans >= begun + 2, "two mapping scans")
+        wait_until(lambda: self.status().mapping_scans >= begun + 2, "two mapping scans", 20)
 
     def check_conservation(self) -> Holdings:
         """I1 as far as the pool keeps it: classes sum up to what is resident, which is what the tmpfs holds.
