@@ -99,7 +99,7 @@ def read_pss(processes: list["subprocess.Popen[str]"]) -> int:
 def ask_pool(name: str) -> int:
     """The bytes of the pool that somebody uses."""
     holdings = ask(places.feed_socket(name), "GET", "/v1/holdings", timeout_seconds=10).json()
-    return sum(int(held["bytes"]) for held in holdings["classes"] if held["users"])
+    return sum(int(held["bytes"]) for held in holdings["classes"] if held["payers"])
 
 
 def repeated(question: Callable[[], object]) -> Callable[[float], None]:

@@ -254,7 +254,7 @@ def explain(
             if any(cgroup_of(ref) == tenant for ref in answer.tenants if ref.id in file.opened):
                 opened.add((pool, file.path))
             for held, held_bytes in books.items():
-                if tenant in held.users and held_bytes:
+                if tenant in held.payers and held_bytes:
                     classes[held][pool, file.path] = held_bytes
                     files.setdefault((pool, file.path), Counter())[held] = held_bytes
     shares = {held: policy.charge(held, sum(parts.values())).get(tenant, 0) for held, parts in classes.items()}
@@ -275,7 +275,7 @@ def explain(
         classes=tuple(
             ExplainedClass(
                 pool=held.pool,
-                users=paths(held.users),
+                payers=paths(held.payers),
                 owner=None if held.owner is None else held.owner.path,
                 mapped=paths(held.mapped),
                 foreign=held.foreign,
@@ -331,7 +331,7 @@ def tell_users(pool: str, answer: UsersOfFile, gone: Set[CgroupRef], policy: Pol
     used: Counter[CgroupRef] = Counter()
     share: Counter[CgroupRef] = Counter()
     for held, held_bytes in books.items():
-        used.update(dict.fromkeys(held.users, held_bytes))
+        used.update(dict.fromkeys(held.payers, held_bytes))
         share.update(policy.charge(held, held_bytes))
     return FileUsers(
         pool=pool,

@@ -96,7 +96,10 @@ class Bills(_Frozen):
 
 
 class ExplainedFile(_Frozen):
-    """`used_bytes` by how we know of the use: an open handle for fast reading, page tables, or reads and writes."""
+    """`used_bytes` are those that the tenant allocated or uses, by how the daemon knows of it.
+
+    That is an open handle for fast reading, page tables, or (`touched_bytes`) allocations, reads and writes.
+    """
 
     pool: str
     path: str
@@ -111,7 +114,7 @@ class ExplainedClass(_Frozen):
     """`bytes` are those of the whole class, `share_bytes` the tenant's part of them."""
 
     pool: str
-    users: tuple[str, ...]
+    payers: tuple[str, ...]
     owner: str | None
     mapped: tuple[str, ...]
     foreign: bool

@@ -137,7 +137,7 @@ def explain(answer: Answer) -> None:
     classes = [
         (
             held["pool"],
-            "\n".join(user + (" (mapped)" if user in held["mapped"] else "") for user in held["users"]),
+            "\n".join(payer + (" (mapped)" if payer in held["mapped"] else "") for payer in held["payers"]),
             (held["owner"] or "-")
             + (" (foreign)" if held["foreign"] else "")
             + (" (in swap)" if held["swapped"] else ""),

@@ -4,7 +4,7 @@ A tenant whose share would grow beyond what its budget can bear is refused with 
 that it never gets into debt by writing. The write path asks nobody: what is left of each allowance is a number here.
 
 An allowance is a mark, not an amount: "until your even share is so many bytes". The even share (each page divided by
-its users) is what a tenant pays as long as the policy is proportional; new pages count in full, for nobody else uses
+its payers) is what a tenant pays as long as the policy is proportional; new pages count in full, for nobody else uses
 them yet. A mark that is late, or told twice, does no harm: growth since the books that it was made from counts.
 Between two marks only growth is counted, which is cheap; when that has used the allowance up, the books are looked at,
 for the tenant may have freed something. Who touches what others made is not refused: that is debt, and shown.
@@ -25,11 +25,12 @@ _NEVER = float("-inf")
 
 
 def even_shares(holdings: Iterable[tuple[SharingClass, int]]) -> dict[TenantId, int]:
-    """Each class divided by its users, rounded down: what each tenant pays if all pay alike. O(classes x users)."""
+    """Each class divided by its payers, rounded down: what each tenant pays if all pay alike. O(classes x payers)."""
     shares: dict[TenantId, int] = {}
     for held, held_bytes in holdings:
-        for user in held.users:
-            shares[user] = shares.get(user, 0) + held_bytes // len(held.users)
+        payers = held.payers
+        for payer in payers:
+            shares[payer] = shares.get(payer, 0) + held_bytes // len(payers)
     return shares
 
 
@@ -56,7 +57,7 @@ class Allowances:
     def put(self, sequence: int, marks: Mapping[TenantId, int | None], valid_seconds: float) -> bool:
         """New marks, None for a tenant that may grow at will. Who is not named keeps what it has.
 
-        False, with nothing changed, when later ones are here already. O(classes x users).
+        False, with nothing changed, when later ones are here already. O(classes x payers).
         """
         if sequence < self._sequence and self.in_force:
             return False

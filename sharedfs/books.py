@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from sharedfs.allowances import Allowances
 from sharedfs.books_state import BooksState
 from sharedfs.errors import BrokenInvariant
-from sharedfs.feed_types import Event
+from sharedfs.feed_types import NOBODY_PATH, Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.kernel.proc import Process
 from sharedfs.model.kept_mappings import KeptMappings
@@ -476,7 +476,7 @@ class Books:
 
     def _path_of(self, tenant: TenantId) -> str:
         known = self.tenants.get(tenant)
-        return "/(nobody)" if known is None else known.path
+        return NOBODY_PATH if known is None else known.path
 
     def end_tape(self) -> None:
         with self.lock:

@@ -98,7 +98,7 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
             classes = books.ledger.file_holdings(inode)
             swapped = books.swapped(inode)
             opened = books.readers_of(inode)
-            for number in frozenset(opened).union(*(held.tenants for held, _ in classes)):
+            for number in frozenset(opened).union(*(held.payers for held, _ in classes)):
                 if (tenant := books.tenants.get(number)) is not None:
                     named[number] = tenant
         path, size_bytes = "", 0
@@ -116,13 +116,13 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
 
     @app.get("/v1/tenants/files")
     def get_files_of_tenant(path: str, after: int = 0) -> FilesOfTenant:
-        """The files of which the tenant with this cgroup path uses pages, a page of the list at a time."""
+        """The files of which the tenant with this cgroup path pays for pages, a page of the list at a time."""
         with books.lock:
             live = books.tenants.live()
         tenant = next((tenant.id for tenant in reversed(live) if tenant.path == path), None)
         if tenant is None:
             raise HTTPException(404, f"no tenant {path} in pool {name}")
-        inodes, next_after = lists.page(tenant, after, lambda: books.files_where(lambda held: tenant in held.users))
+        inodes, next_after = lists.page(tenant, after, lambda: books.files_where(lambda held: tenant in held.payers))
         named: dict[TenantId, Tenant] = {}
         files = tuple(file_holdings(inode, named) for inode in inodes)
         return FilesOfTenant(tenants=_tenants(named.values()), files=files, next_after=next_after)
@@ -211,7 +211,7 @@ def _classes(
         rows += (
             ClassHolding(
                 owner=sharing.owner,
-                users=tuple(sorted(sharing.users)),
+                payers=tuple(sorted(sharing.payers)),
                 mapped=tuple(sorted(sharing.mapped)),
                 foreign=sharing.foreign,
                 bytes=part_bytes,

@@ -9,6 +9,8 @@ from enum import IntEnum
 from pydantic import BaseModel, ConfigDict
 
 NOBODY = 0
+NOBODY_PATH = "/(nobody)"
+"""In a trace, of the tenant that allocates what no live tenant is known to have allocated."""
 NO_LIMIT = -1
 LAST_TRACE_PAGE = (1 << 40) - 1
 """Of a file, in a trace: 4 PiB. A range that is to reach to the end ends here."""
@@ -41,7 +43,7 @@ class _Body(_Frozen):
 class TenantRef(_Frozen):
     """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory.
 
-    `even_bytes` is its even share of the pool: each page divided by its users. What allowances are measured by.
+    `even_bytes` is its even share of the pool: each page divided by its payers. What allowances are measured by.
     """
 
     id: int
@@ -53,13 +55,13 @@ class TenantRef(_Frozen):
 class ClassHolding(_Frozen):
     """One sharing class and the bytes in it.
 
-    `owner` allocated the pages. `users` pay: they touched the pages lately (`users` includes `mapped`).
+    `owner` allocated the pages. `payers` are the owner and those who touched the pages lately or have them `mapped`.
     `foreign` bytes were charged by the kernel to their owner instead of the pool. `swapped` bytes are in swap and take
     no memory: a class that has both is two of these.
     """
 
     owner: int
-    users: tuple[int, ...]
+    payers: tuple[int, ...]
     mapped: tuple[int, ...]
     foreign: bool
     bytes: int
@@ -100,7 +102,7 @@ FILES_OF_A_PAGE = 1000
 
 
 class FilesOfTenant(_Frozen):
-    """Files of which a tenant uses pages, by inode number: one page of the list.
+    """Files of which a tenant pays for pages, by inode number: one page of the list.
 
     `next_after` is what to ask for the next page with; None: this is the last one.
     """

@@ -1,10 +1,10 @@
-"""Unclaimed files: files with pages that no live tenant uses, and what the operator's rule does about them.
+"""Unclaimed files: files with pages that no live tenant pays for, and what the operator's rule does about them.
 
     keep     they stay until somebody removes them (the default: nothing is lost that somebody may come back for)
     delete   after a grace the file is removed
     spill    after a grace its content goes to disk, and comes back when it is opened (`spill.py`)
 
-A rule acts on regular files only of which no page has a user, and which nobody has open or mapped. A file with several
+A rule acts on regular files only of which no page has a payer, and which nobody has open or mapped. A file with several
 names is not deleted: removing one of them would free nothing. Directories stay.
 
 The grace begins when we first find a file unclaimed, and anew with each opening: an opening is a use.
@@ -77,7 +77,7 @@ class UnclaimedFiles:
         """
         now, spilled = time.monotonic(), self._spill.files()
         inodes, next_after = self._lists.page(
-            "unclaimed", after, lambda: sorted({*self._books.files_where(_has_no_user), *spilled})
+            "unclaimed", after, lambda: sorted({*self._books.files_where(_has_no_payer), *spilled})
         )
         listed = []
         for inode in inodes:
@@ -102,7 +102,7 @@ class UnclaimedFiles:
         return UnclaimedPage(files=tuple(listed), next_after=next_after)
 
     def _unclaimed_bytes(self, inode: int) -> int:
-        return sum(held_bytes for held, held_bytes in self._books.file_holdings(inode) if _has_no_user(held))
+        return sum(held_bytes for held, held_bytes in self._books.file_holdings(inode) if _has_no_payer(held))
 
     # -- what becomes of it ------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class UnclaimedFiles:
         """Look which files are unclaimed, and do what `rule` says about those that have been for the grace."""
         now = time.monotonic()
         opened = self._namespace.take_opened()
-        inodes = self._books.files_where(_has_no_user)
+        inodes = self._books.files_where(_has_no_payer)
         spilled = self._spill.files().keys()
         self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
         self._books.forget_makers()
@@ -141,7 +141,7 @@ class UnclaimedFiles:
             stat.S_ISREG(found.st_mode)
             and node.inode not in self._store.removed
             and node.opens == 0
-            and all(_has_no_user(held) for held, _ in self._books.file_holdings(node.inode))
+            and all(_has_no_payer(held) for held, _ in self._books.file_holdings(node.inode))
             and not self._store.is_open_elsewhere(node)
         )
 
@@ -180,5 +180,5 @@ class UnclaimedFiles:
                 log.info("spilled %s: unclaimed", self._store.display_path(node))
 
 
-def _has_no_user(held: SharingClass) -> bool:
-    return not held.users
+def _has_no_payer(held: SharingClass) -> bool:
+    return not held.payers

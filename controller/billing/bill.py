@@ -14,9 +14,9 @@ from sharedfs.kernel.cgroups import CgroupRef
 class TenantShare:
     """One tenant's line over all pools.
 
-    `used_bytes` is its share if it were alone with the pages it uses; `foreign_bytes` the pool's pages that the kernel
-    charges to it (I2), whoever uses them. `swapped_bytes` are the part of `share_bytes`, `foreign_swapped_bytes` the
-    part of `foreign_bytes`, that is in swap and takes no memory.
+    `used_bytes` is its share if nobody else paid for the pages that it allocated or uses; `foreign_bytes` the pool's
+    pages that the kernel charges to it (I2), whoever uses them. `swapped_bytes` are the part of `share_bytes`,
+    `foreign_swapped_bytes` the part of `foreign_bytes`, that is in swap and takes no memory.
     """
 
     share_bytes: int = 0
@@ -75,7 +75,7 @@ def add_up(bills: Collection[Bill], tenants: Iterable[CgroupRef]) -> Bill:
 def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Policy) -> Bill:
     """The bill of all pools' `books`, with a line for each of `tenants` and for everybody else who pays.
 
-    O(classes x users). Raises BrokenInvariant when `policy` claims to conserve and does not (I1).
+    O(classes x payers). Raises BrokenInvariant when `policy` claims to conserve and does not (I1).
     """
     share: Counter[CgroupRef] = Counter()
     used: Counter[CgroupRef] = Counter()
@@ -87,7 +87,7 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
         for held, held_bytes in pool.items():
             parts = policy.charge(held, held_bytes)
             share.update(parts)
-            used.update(dict.fromkeys(held.users, held_bytes))
+            used.update(dict.fromkeys(held.payers, held_bytes))
             resident_bytes += held_bytes
             if held.swapped:
                 swapped.update(parts)

@@ -14,14 +14,14 @@ from sharedfs.kernel.cgroups import CgroupRef
 
 @dataclass(frozen=True, slots=True)
 class SharingClass:
-    """Pages of one pool with one owner and the same users, either in memory or in swap.
+    """Pages of one pool with one owner and the same payers, either in memory or in swap.
 
-    `owner` is None when it is gone.
+    `owner` allocated them, and is one of the `payers`; None when it is gone.
     """
 
     pool: str
     owner: CgroupRef | None
-    users: frozenset[CgroupRef]
+    payers: frozenset[CgroupRef]
     mapped: frozenset[CgroupRef]
     foreign: bool
     swapped: bool = False
@@ -48,7 +48,7 @@ def read_classes(pool: str, tenants: Iterable[TenantRef], rows: Iterable[ClassHo
                 SharingClass(
                     pool,
                     None if row.owner == NOBODY else known[row.owner],
-                    frozenset(known[user] for user in row.users),
+                    frozenset(known[payer] for payer in row.payers),
                     frozenset(known[user] for user in row.mapped),
                     row.foreign,
                     row.swapped,
@@ -78,5 +78,5 @@ def without(books: Books, gone: Set[CgroupRef]) -> Books:
     left: Counter[SharingClass] = Counter()
     for held, held_bytes in books.items():
         owner = None if held.owner in gone else held.owner
-        left[replace(held, owner=owner, users=held.users - gone, mapped=held.mapped - gone)] += held_bytes
+        left[replace(held, owner=owner, payers=held.payers - gone, mapped=held.mapped - gone)] += held_bytes
     return left

@@ -4,7 +4,8 @@ A `Page` is immutable and says nothing about which page it is. So there are few 
 one page of another is worked out once for all pages that are alike (`controller/lab/machine.py`). A policy fills in
 what it looks at and leaves the rest as it is: the fewer fields differ, the fewer pages there are.
 
-Whoever uses a page is known as the ledger knows it (docs/design.md, "The ledger"), in two generations of touches.
+Whoever made and uses a page is known as the ledger knows it (docs/design.md, "The ledger"): its maker as long as that
+lives, and two generations of touches.
 """
 
 from enum import IntEnum
@@ -39,7 +40,8 @@ class Page(NamedTuple):
     """`owner` is the cgroup that is charged. `orphan`: it was removed, and the charge holds on to what is left of it.
 
     `parked`: whoever touches the page next is to be charged for it. `recent` and `older` touched it in this generation
-    and in the one before, `mapped` have it in a page table. `file` tells files apart for policies that do.
+    and in the one before, `mapped` have it in a page table. `file` tells files apart for policies that do. `maker`
+    allocated it, for policies that go by use; None when it is gone.
     """
 
     kind: Kind
@@ -51,15 +53,18 @@ class Page(NamedTuple):
     older: Tenants = NO_TENANTS
     mapped: Tenants = NO_TENANTS
     file: int | None = None
+    maker: CgroupRef | None = None
 
     @property
-    def users(self) -> Tenants:
-        return self.recent | self.older | self.mapped
+    def payers(self) -> Tenants:
+        """The users, and the maker while it lives."""
+        users = self.recent | self.older | self.mapped
+        return users if self.maker is None else users | {self.maker}
 
     @property
     def tenants(self) -> Tenants:
         """Everybody whose exit may change this page."""
-        return self.users if self.owner is None else self.users | {self.owner}
+        return self.payers if self.owner is None else self.payers | {self.owner}
 
     def absent(self) -> "Page":
         return Page(self.kind, file=self.file)
@@ -68,10 +73,10 @@ class Page(NamedTuple):
         """Resident, and `owner` pays from now on."""
         return self._replace(place=Place.RESIDENT, owner=owner, orphan=False, parked=False)
 
-    # -- who uses it: the ledger's rules
+    # -- who made and who uses it: the ledger's rules
 
-    def is_used_by(self, tenant: CgroupRef) -> bool:
-        return tenant in self.recent or tenant in self.older or tenant in self.mapped
+    def is_paid_by(self, tenant: CgroupRef) -> bool:
+        return tenant == self.maker or tenant in self.recent or tenant in self.older or tenant in self.mapped
 
     def touched_by(self, tenant: CgroupRef) -> "Page":
         if tenant in self.recent:
@@ -88,20 +93,22 @@ class Page(NamedTuple):
         return self._used(self.recent, self.older, self.mapped - {tenant}).touched_by(tenant)
 
     def without(self, tenant: CgroupRef) -> "Page":
-        """`tenant` is a user no more. The charge is another matter."""
-        if not self.is_used_by(tenant):
+        """`tenant` has neither made nor uses it any more. The charge is another matter."""
+        if not self.is_paid_by(tenant):
             return self
-        return self._used(self.recent - {tenant}, self.older - {tenant}, self.mapped - {tenant})
+        rest = self._used(self.recent - {tenant}, self.older - {tenant}, self.mapped - {tenant})
+        return rest._replace(maker=None) if tenant == self.maker else rest
 
     def aged(self) -> "Page":
-        """A generation has passed. The last users stay."""
-        if not self.recent and not self.mapped:
+        """A generation has passed. The maker stays."""
+        if not self.recent and not self.older:
             return self
         return self._used(NO_TENANTS, self.recent, self.mapped)
 
     def _used(self, recent: Tenants, older: Tenants, mapped: Tenants) -> "Page":
         """By position, for this is what a replay does most: `_replace` takes three times as long."""
-        return Page(self.kind, self.place, self.owner, self.orphan, self.parked, recent, older, mapped, self.file)
+        kind, place, owner, orphan, parked, _, _, _, file, maker = self
+        return Page(kind, place, owner, orphan, parked, recent, older, mapped, file, maker)
 
 
 def parent_of(cgroup: CgroupRef) -> CgroupRef:

@@ -61,10 +61,10 @@ def generate(scenario: str, file: Path, seed: int, events: int | None) -> None:
 )
 @click.option(
     "--window",
-    default=60.0,
+    default=600.0,
     show_default=True,
     type=click.FloatRange(min=0.001),
-    help="How many seconds after a touch a page counts as truly used.",
+    help="How many seconds after a touch a page counts as truly used. As --idle: then ERROR is what bills are late.",
 )
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Also write a page with pictures (HTML)."

@@ -87,9 +87,9 @@ class Machine:
         self._group_pages = groups.pages
         self._pages: list[Page] = []
         self._ids: dict[Page, int] = {}
-        # Where to look for the pages that name a tenant: those that it owns, and those that have users at all.
+        # Where to look for the pages that name a tenant: those that it owns, and those that have payers at all.
         self._owned: dict[CgroupRef, set[int]] = {}
-        self._used: set[int] = set()
+        self._paid: set[int] = set()
         self._held: list[int] = []
         self._changed: set[int] = set()
         self._tenants: dict[int, CgroupRef] = {}
@@ -212,7 +212,7 @@ class Machine:
         renumbered = np.zeros(len(self._pages), dtype=np.int32)
         renumbered[used] = np.arange(len(used), dtype=np.int32)
         self._states = renumbered[self._states]
-        self._pages, self._ids, self._owned, self._used, self._held = [], {}, {}, set(), []
+        self._pages, self._ids, self._owned, self._paid, self._held = [], {}, {}, set(), []
         self._next = np.full((len(self._next), 16), _UNKNOWN, dtype=np.int32)
         for page, pages in kept:
             self._held[self._intern(page)] = pages
@@ -260,8 +260,8 @@ class Machine:
             self._held.append(0)
             if page.owner is not None:
                 self._owned.setdefault(page.owner, set()).add(state)
-            if page.recent or page.older or page.mapped:
-                self._used.add(state)
+            if page.maker or page.recent or page.older or page.mapped:
+                self._paid.add(state)
             if state >= self._next.shape[1]:
                 more = np.full((len(self._next), 2 * self._next.shape[1]), _UNKNOWN, dtype=np.int32)
                 more[:, : self._next.shape[1]] = self._next
@@ -271,12 +271,12 @@ class Machine:
     def _naming(self, tenant: CgroupRef) -> list[int]:
         """The sorts of pages that there are and that name `tenant`."""
         owned = self._owned.get(tenant, set())
-        using = [
+        paying = [
             state
-            for state in self._used
-            if self._held[state] and state not in owned and self._pages[state].is_used_by(tenant)
+            for state in self._paid
+            if self._held[state] and state not in owned and self._pages[state].is_paid_by(tenant)
         ]
-        return sorted([*using, *(state for state in owned if self._held[state])])
+        return sorted([*paying, *(state for state in owned if self._held[state])])
 
     def _move(self, groups: NDArray[np.int64], current: States, targets: States) -> None:
         self._states[groups] = targets

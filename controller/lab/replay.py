@@ -22,6 +22,7 @@ from controller.lab.meter import Meter
 from controller.lab.survey import Progress, Survey
 from controller.lab.yardsticks import Yardstick, Yardsticks
 from sharedfs.errors import CallerMistake
+from sharedfs.feed_types import NOBODY_PATH
 from sharedfs.kernel.cgroups import CgroupRef
 
 MICROSECONDS = 1_000_000
@@ -34,7 +35,7 @@ class Clocks:
 
     bills: int = 256
     idle_seconds: float = 600
-    window_seconds: float = 60
+    window_seconds: float = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +213,7 @@ class Replay:
         self._tenants[number] = self._in_slot[slot] = tenant
         self._slot_of[number] = slot
         self._accounts.start(tenant, limit_bytes)
-        self._yardsticks.start(slot, self._accounts.number(tenant))
+        self._yardsticks.start(slot, self._accounts.number(tenant), is_nobody=path == NOBODY_PATH)
         for machine in self._meters_of:
             machine.start(slot, tenant)
 

@@ -1,7 +1,7 @@
 """What each tenant truly used: the measure that bills are held against.
 
-A tenant uses a page for `window_seconds` after it touched it, and for as long as it has it mapped. When nobody has
-touched a page for longer, those use it who did at the end: somebody wanted it to stay. Two yardsticks come from this.
+A tenant uses a page for `window_seconds` after it touched it, and for as long as it has it mapped. Who made it uses it
+as long as it lives: it keeps it there. Two yardsticks come from this.
 *Even* use is split evenly among those who use a page at that time, *by access* in proportion to how often they accessed
 the file lately.
 
@@ -21,6 +21,7 @@ from controller.lab.events import PAGE_BYTES, Event
 from controller.lab.groups import Groups
 
 _NEVER = -1
+_NOBODY = -1
 _ROWS_AT_ONCE = 1 << 16
 
 
@@ -47,22 +48,26 @@ class Yardsticks:
         self._swappable = np.array([kind is Kind.SHMEM for kind in groups.kinds])[groups.file]
         self._there = np.zeros(len(groups), dtype=bool)
         self._swapped = np.zeros(len(groups), dtype=bool)
+        self._maker = np.full(len(groups), _NOBODY, dtype=np.int32)
         self._last_us = np.full((len(groups), slots), _NEVER, dtype=np.int64)
         self._mapped = np.zeros((len(groups), slots), dtype=bool)
         self._users = np.zeros((len(groups), slots), dtype=bool)
         self._slots: dict[int, int] = {}
+        self._is_nobody = np.zeros(slots, dtype=bool)
         # Scratch: where in a batch an absent group is allocated.
         self._allocated = np.full(len(groups), np.iinfo(np.int64).max)
 
     @property
     def memory_bytes(self) -> int:
         """Of the arrays."""
-        return self._last_us.nbytes + self._mapped.nbytes + self._users.nbytes
+        return self._maker.nbytes + self._last_us.nbytes + self._mapped.nbytes + self._users.nbytes
 
     # -- events --------------------------------------------------------------------------------------------------------
 
-    def start(self, slot: int, account: int) -> None:
+    def start(self, slot: int, account: int, *, is_nobody: bool = False) -> None:
+        """`is_nobody`: what is allocated in its name is used by nobody."""
         self._slots[slot] = account
+        self._is_nobody[slot] = is_nobody
 
     def play(
         self,
@@ -83,6 +88,7 @@ class Yardsticks:
         """Whoever else uses the tenant's pages has more of them from now on."""
         concerned = np.flatnonzero(self._users[:, slot])
         before = self._shares(concerned)
+        self._maker[self._maker == slot] = _NOBODY
         self._last_us[:, slot] = _NEVER
         self._mapped[:, slot] = self._users[:, slot] = False
         self._add(before, -1)
@@ -104,14 +110,10 @@ class Yardsticks:
             yardstick.level[:] = 0
         for begin in range(0, len(self._there), _ROWS_AT_ONCE):
             rows = np.arange(begin, min(begin + _ROWS_AT_ONCE, len(self._there)))
-            last_us, mapped = self._last_us[rows], self._mapped[rows]
-            latest_us = np.where(mapped.any(axis=1), now_us, last_us.max(axis=1, initial=_NEVER))
-            since_us = np.maximum(latest_us - self._window_us, _NEVER + 1)
-            # As long as somebody used it lately, lately ends now.
-            lately = latest_us >= now_us - self._window_us
-            since_us[lately] = max(now_us - self._window_us, _NEVER + 1)
-            users = (last_us >= since_us[:, None]) | mapped
-            users &= (self._there & ~self._swapped)[rows][:, None]
+            users = (self._last_us[rows] >= max(now_us - self._window_us, _NEVER + 1)) | self._mapped[rows]
+            made = np.flatnonzero(self._maker[rows] != _NOBODY)
+            users[made, self._maker[rows[made]]] = True
+            users &= (self._there & ~self._swapped)[rows][:, None] & ~self._is_nobody
             self._users[rows] = users
             self._add(self._shares(rows), 1)
 
@@ -142,6 +144,8 @@ class Yardsticks:
             made = np.flatnonzero(events == Event.ALLOCATE)
             self._allocated[groups[made][::-1]] = made[::-1]
             counts = there | (np.arange(len(groups)) >= self._allocated[groups])
+            first = made[~there[made] & (self._allocated[groups[made]] == made)]
+            self._maker[groups[first]] = slots[first]
             self._allocated[groups[made]] = np.iinfo(np.int64).max
             self._there[groups[made]] = True
             slots, groups, times_us = slots[counts], groups[counts], times_us[counts]
@@ -151,6 +155,7 @@ class Yardsticks:
     def _change(self, event: Event, slot: int, group: int, time_us: int) -> None:
         if event is Event.FREE:
             self._there[group] = self._swapped[group] = False
+            self._maker[group] = _NOBODY
             self._last_us[group] = _NEVER
             self._mapped[group] = False
         elif event is Event.SWAP:

@@ -48,7 +48,7 @@ class LedgerStatistics:
 
     `page_map_bytes` are the entries and cells of all page maps; `memory_bytes` is an estimate of the whole ledger, its
     storage included. `coarse_files` have a unit of accounting of more than a page; `reductions` counts how often one
-    user was made to pay for all.
+    payer was made to pay for all.
     """
 
     sequence: int
@@ -165,6 +165,12 @@ class Ledger:
         if pages is not None:
             self._post(pages.apply(first_page, last_page, self._steps.recharge))
 
+    def hand_over(self, file: int, tenant: TenantId) -> None:
+        """`tenant` owns the pages that `file` has now, but for foreign ones (`SharingClass.handed_to`). O(pages)."""
+        pages = self._files.get(file)
+        if pages is not None:
+            self._post(pages.apply(0, LAST_PAGE, self._steps.of(tenant).hand_over))
+
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> None:
         """The pages of `file` that `tenant` has mapped are exactly `ranges`, in any order; absent ones are ignored.
 
@@ -203,7 +209,7 @@ class Ledger:
     # -- Operations on classes: no page is visited ---------------------------------------------------------------------
 
     def exit(self, tenant: TenantId) -> None:
-        """`tenant` owns and uses nothing any more; the other users of its pages share them. O(its classes) (I4)."""
+        """`tenant` owns and uses nothing any more; the other payers of its pages share them. O(its classes) (I4)."""
         self._mappings.pop(tenant, None)
         self._steps.forget(tenant)
         if self._table.exit(tenant):
@@ -307,8 +313,8 @@ class Ledger:
         return sorted(self._files)
 
     def files_of(self, tenant: TenantId) -> list[int]:
-        """Files of which `tenant` uses pages, ascending. O(files x their classes)."""
-        ids = self._table.ids_used_by(tenant)
+        """Files of which `tenant` pays for pages, ascending. O(files x their classes)."""
+        ids = self._table.ids_paid_by(tenant)
         return sorted(file for file, pages in self._files.all() if self._has_class(pages, ids))
 
     def _has_class(self, pages: PageMap, ids: AbstractSet[int]) -> bool:

@@ -1,16 +1,17 @@
 """What the books know about a page: who owns it, who uses it, and how that changes.
 
-Pages with the same owner and the same users are one line in the books, a `SharingClass`. A tenant uses a page when it
-touched it lately or has it mapped. "Lately" is two generations: a touch puts a tenant into `recent`; each `aged` moves
-`recent` to `older` and forgets who was in `older` only. So a touch counts for one to two ageing periods, and no page
-needs a time of its own.
+Pages with the same owner and the same users are one line in the books, a `SharingClass`. Its *payers* are the owner,
+who allocated the pages, for as long as it lives, and the users, for as long as they use them (I10). A tenant uses a
+page when it touched it lately or has it mapped. "Lately" is two generations: a touch puts a tenant into `recent`; each
+`aged` moves `recent` to `older` and forgets who was in `older` only. So a touch counts for one to two ageing periods,
+and no page needs a time of its own.
 
 The rules below are pure, and return an equal class when they change nothing. The whole ledger rests on two properties:
 
 - A rule for tenant U looks at U alone, and adds or removes U alone. So it commutes with `without(T)` for every other T,
   and what was memoised about U stays true when T exits (`steps` relies on it).
-- No rule of a tenant changes `foreign`, nor, but for `without`, the owner: pages move between classes, charges do not
-  move. `recharged` is the pool's own: it says that a charge has moved.
+- No rule of a tenant changes `foreign`: pages move between classes, charges do not move. `recharged` is the pool's own:
+  it says that a charge has moved. The owner changes by `without` and, because the operator says so, by `handed_to`.
 """
 
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ NO_TENANTS: frozenset[TenantId] = frozenset()
 class SharingClass:
     """Pages with one owner and the same users.
 
-    `owner` allocated the pages; NOBODY when it has exited. `recent` and `older` touched them, in this generation and in
-    the one before, and are disjoint; `mapped` have them in a page table, and may be in either as well. `foreign` pages
-    were charged by the kernel to the owner's own cgroup, not to the pool: a mapped hole (I2).
+    `owner` allocated the pages, or they were handed to it; NOBODY when it has exited. `recent` and `older` touched
+    them, in this generation and in the one before, and are disjoint; `mapped` have them in a page table, and may be in
+    either as well. `foreign` pages were charged by the kernel to the owner's own cgroup, not to the pool: a mapped hole
+    (I2).
     """
 
     owner: TenantId
@@ -37,12 +39,12 @@ class SharingClass:
 
     @property
     def users(self) -> frozenset[TenantId]:
-        """Those who pay. Empty: the pages are unclaimed."""
+        """Those who touched the pages lately or have them mapped."""
         return self.recent | self.older | self.mapped
 
     @property
-    def tenants(self) -> frozenset[TenantId]:
-        """Everybody whose exit changes this class: the users, and the owner unless it is NOBODY."""
+    def payers(self) -> frozenset[TenantId]:
+        """The users, and the owner unless it is NOBODY: those whose exit changes this class. Empty: unclaimed pages."""
         return self.users if self.owner == NOBODY else self.users | {self.owner}
 
     @classmethod
@@ -65,8 +67,8 @@ class SharingClass:
     def unmapped_by(self, tenant: TenantId) -> "SharingClass":
         """`tenant` has them no longer in a page table.
 
-        It could use them until this moment, so this counts as a touch: otherwise pages whose only user unmapped them
-        would be unclaimed while that user lives, and `munmap` before each ageing would be a way not to pay.
+        It could use them until this moment, so this counts as a touch: otherwise `munmap` before each ageing would be
+        a way not to pay.
         """
         if tenant not in self.mapped:
             return self
@@ -76,9 +78,16 @@ class SharingClass:
         """The kernel charges the pages to the pool from now on (I2). Who owns and who uses them stays."""
         return replace(self, foreign=False) if self.foreign else self
 
+    def handed_to(self, tenant: TenantId) -> "SharingClass":
+        """`tenant` owns the pages from now on; NOBODY: they are unclaimed as soon as they have no user.
+
+        Foreign pages stay whose they are: the owner is the one whose own cgroup the kernel charges for them.
+        """
+        return self if self.foreign else replace(self, owner=tenant)
+
     def without(self, tenant: TenantId) -> "SharingClass":
         """`tenant` has exited. O(users)."""
-        if tenant == NOBODY or tenant not in self.tenants:
+        if tenant == NOBODY or tenant not in self.payers:
             return self
         return SharingClass(
             owner=NOBODY if self.owner == tenant else self.owner,
@@ -91,23 +100,22 @@ class SharingClass:
     def aged(self) -> "SharingClass":
         """A generation has passed: who touched before it, and not in it, is a user no more.
 
-        Ageing hands the bill to those who still use the pages; it never leaves them without a payer. When nobody
-        touched or mapped them since, those who touched last keep paying for as long as they live: a writer does not
-        stop paying for what it keeps in memory by never reading it again.
+        The owner pays all the same: a writer does not stop paying for what it keeps in memory by never reading it
+        again. Where it is gone, the pages are unclaimed when the last user is.
         """
-        if not self.recent and not self.mapped:
+        if not self.recent and not self.older:
             return self
         return replace(self, recent=NO_TENANTS, older=self.recent)
 
     def reduced(self) -> "SharingClass":
-        """One of the users pays for all: the owner where it is one, else the first; by a touch or by its mapping.
+        """One of the payers pays for all: the owner where it lives, else the first user; by a touch or by its mapping.
 
-        For books that would otherwise have too many classes. Nobody pays for what it did not use (I10), and pages that
-        have a user keep one.
+        For books that would otherwise have too many classes. Nobody pays for what it neither allocated nor used (I10),
+        and pages that have a payer keep one.
         """
         if not self.users:
             return self
-        payer = frozenset((self.owner if self.owner in self.users else min(self.users),))
+        payer = frozenset((min(self.users) if self.owner == NOBODY else self.owner,))
         if payer & self.mapped:
             return replace(self, recent=NO_TENANTS, older=NO_TENANTS, mapped=payer)
         return replace(self, recent=payer & self.recent, older=payer & self.older, mapped=NO_TENANTS)

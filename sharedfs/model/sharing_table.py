@@ -15,7 +15,7 @@ Pages are counted by double entry: what enters a class leaves another or `ABSENT
 resident pages, and the sum over all ids is always 0 (I1).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from sys import getsizeof
 from typing import Any
 
@@ -30,6 +30,7 @@ State = SharingClass | None
 """What a page is in: a class, or None while it is absent."""
 
 
+_NO_IDS: frozenset[int] = frozenset()
 _TABLE, _CLASS, _EXIT, _AGE, _REDUCE = "table", "class", "exit", "age", "reduce"
 
 
@@ -72,7 +73,7 @@ class SharingTable:
         return self._pages[self.alias[raw]]
 
     def intern(self, key: State) -> int:
-        """The canonical id of `key`, a new one when it has none. O(users)."""
+        """The canonical id of `key`, a new one when it has none. O(payers)."""
         known = self._id_of.get(key)
         if known is not None:
             return known
@@ -114,9 +115,9 @@ class SharingTable:
         """Classes by canonical id, those without pages too. O(ids)."""
         return ((raw, held) for raw, held in enumerate(self._classes) if held is not None)
 
-    def ids_used_by(self, tenant: TenantId) -> set[int]:
-        """Canonical ids of the classes whose users include `tenant`. O(its classes)."""
-        return {raw for raw in self._ids_of.get(tenant, ()) if (held := self._classes[raw]) and tenant in held.users}
+    def ids_paid_by(self, tenant: TenantId) -> Set[int]:
+        """Canonical ids of the classes whose payers include `tenant`; not to be kept. O(1)."""
+        return self._ids_of.get(tenant, _NO_IDS)
 
     # -- New keys: no page is visited ----------------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class SharingTable:
         return self._rekey(sorted(self._id_of.values()), lambda held: held.aged())
 
     def reduce(self, owner: TenantId) -> bool:
-        """Let one user pay for each class that `owner` owns (`SharingClass.reduced`). O(its classes)."""
+        """Let one of them pay for each class that `owner` owns (`SharingClass.reduced`). O(its classes)."""
         self._log.append((_REDUCE, owner))
         return self._rekey(self.ids_owned_by(owner), lambda held: held.reduced())
 
@@ -168,13 +169,13 @@ class SharingTable:
     def _adopt(self, raw: int, key: State) -> None:
         self._classes[raw] = key
         self._id_of[key] = raw
-        for tenant in key.tenants if key else ():
+        for tenant in key.payers if key else ():
             self._ids_of.setdefault(tenant, set()).add(raw)
 
     def _disown(self, raw: int) -> None:
         key, self._classes[raw] = self._classes[raw], None
         del self._id_of[key]
-        for tenant in key.tenants if key else ():
+        for tenant in key.payers if key else ():
             ids = self._ids_of[tenant]
             ids.discard(raw)
             if not ids:
@@ -271,11 +272,11 @@ class SharingTable:
         return (
             sum(map(getsizeof, (self.alias, self._classes, self._pages, self._id_of, self._ids_of, self._merged)))
             + sum(map(getsizeof, self._ids_of.values()))
-            + sum(getsizeof(held) + 3 * getsizeof(held.users) for held in self._id_of if held)
+            + sum(getsizeof(held) + 3 * getsizeof(held.payers) for held in self._id_of if held)
         )
 
     def check(self) -> None:
-        """Raise BrokenInvariant unless aliases, index and counts agree. O(ids x users)."""
+        """Raise BrokenInvariant unless aliases, index and counts agree. O(ids x payers)."""
         if sum(self._pages):
             raise BrokenInvariant(f"I1: pages do not sum to 0 with those absent: {self._pages}")
         if self._id_of != {self._classes[raw]: raw for raw in self._id_of.values()} or self._id_of[None] != ABSENT:
@@ -292,9 +293,9 @@ class SharingTable:
                 raise BrokenInvariant(f"I1: a dead id has a class or pages: {state}")
             if raw != ABSENT and pages < 0:
                 raise BrokenInvariant(f"I1: a class has less than no pages: {state}")
-            if held is not None and (held.recent & held.older or NOBODY in held.users):
+            if held is not None and (held.recent & held.older or NOBODY in held.payers):
                 raise BrokenInvariant(f"I10: a class that no rule makes: {state}")
-            for tenant in held.tenants if held else ():
+            for tenant in held.payers if held else ():
                 index.setdefault(tenant, set()).add(raw)
         if index != self._ids_of:
             raise BrokenInvariant(f"I4: the tenants' classes are {index}, their index says {self._ids_of}")

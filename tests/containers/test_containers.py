@@ -97,7 +97,7 @@ def test_whoever_one_is_inside(host: Host, shared_pool: MountedPool, options: di
     write(container, file)
     holdings = shared_pool.holdings()
     (tenant,) = (ref for ref in holdings.tenants if ref.path == container.path)
-    assert sum(held.bytes for held in holdings.classes if held.users == (tenant.id,)) == SIZE
+    assert sum(held.bytes for held in holdings.classes if held.payers == (tenant.id,)) == SIZE
     assert file.stat().st_uid == owner
     assert container.do(f"result = os.stat('{file}').st_uid == os.getuid()") is True
     container.end()

@@ -153,13 +153,13 @@ class FakePool:
         return tuple(known.index(tenant) + 1 for tenant in tenants)
 
     def _uses(self, held: ClassHolding, path: str) -> bool:
-        return any(self._tenants()[user - 1].path == path for user in held.users)
+        return any(self._tenants()[user - 1].path == path for user in held.payers)
 
     def _file(self, name: str) -> FileHoldings:
         rows = tuple(
             ClassHolding(
                 owner=self._ids(row[2:])[0] if len(row) > 2 else 0,
-                users=self._ids(row[1]),
+                payers=self._ids(row[1]),
                 mapped=(),
                 foreign=len(row) > 2,
                 bytes=row[0],

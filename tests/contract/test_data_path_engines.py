@@ -195,7 +195,7 @@ def test_what_is_written_is_read_and_booked(ends: Wire) -> None:
     assert ends.read(5990, 4) == (0, bytes(4))
     assert ends.read(MIB, PAGE) == (0, b"")
     (held, size_bytes), *others = ends.holdings()
-    assert (others, size_bytes, len(held.users)) == ([], 2 * PAGE, 1)
+    assert (others, size_bytes, len(held.payers)) == ([], 2 * PAGE, 1)
     assert {name: ends.data_path.requests[name] for name in ("read", "write")} == {"read": 3, "write": 2}
 
 

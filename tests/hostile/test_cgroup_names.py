@@ -66,7 +66,7 @@ def test_a_name_that_is_used_again_owes_nothing(pool: MountedPool, tenants: Tena
     )
     assert pool.used(tenant) == 10 * PAGE
     holdings = pool.check_conservation()
-    unclaimed = sum(held.bytes for held in holdings.classes if not held.users)
+    unclaimed = sum(held.bytes for held in holdings.classes if not held.payers)
     assert unclaimed == sum(range(1, 10)) * PAGE
 
 
@@ -102,7 +102,7 @@ def test_a_path_that_the_kernel_does_not_tell_is_nobodys(pool: MountedPool, tena
             pool.wait_for_scan()
             assert pool.used(tenant) == 0
             holdings = pool.check_conservation()
-            assert sum(held.bytes for held in holdings.classes if not held.users) == 3 * PAGE
+            assert sum(held.bytes for held in holdings.classes if not held.payers) == 3 * PAGE
         finally:
             agent.end()
 

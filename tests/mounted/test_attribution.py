@@ -20,7 +20,7 @@ def test_a_writer_uses_what_it_wrote(pool: MountedPool, tenants: Tenants) -> Non
     holdings = pool.check_conservation()
     assert holdings.resident_bytes == 10 * PAGE
     (held,) = holdings.classes
-    assert held.users == (held.owner,)
+    assert held.payers == (held.owner,)
 
 
 def test_a_reader_uses_just_the_pages_it_read(pool: MountedPool, tenants: Tenants) -> None:
@@ -209,4 +209,4 @@ def test_a_mapped_hole_that_no_scan_saw_is_found_when_the_file_is_closed(pool: M
     status = pool.status()
     assert status.foreign_bytes + status.recharged_bytes == PAGE, "one of nobody's is the pool's soon"
     # Whoever faulted is not known any more, unless a scan came between.
-    assert all(held.owner == 0 or held.users == (held.owner,) for held in holdings.classes if held.foreign)
+    assert all(held.owner == 0 or held.payers == (held.owner,) for held in holdings.classes if held.foreign)

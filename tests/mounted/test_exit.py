@@ -28,7 +28,7 @@ def users_of_all_pages(pool: MountedPool) -> set[str]:
     names = {tenant.id: tenant.path for tenant in holdings.tenants}
     (held,) = holdings.classes
     assert held.bytes == PAGES * PAGE
-    return {names[user] for user in held.users}
+    return {names[user] for user in held.payers}
 
 
 def test_a_sharer_exits(pool: MountedPool, sharers: tuple[Tenant, Tenant]) -> None:

@@ -64,7 +64,7 @@ def test_a_reader_that_exits_uses_nothing(pool: MountedPool, tenants: Tenants) -
     writer.do(f"w = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT); os.write(w, bytes({MIB}))")
     open_to_read(reader, path)
     reader.exit()
-    wait_until(lambda: all(len(held.users) == 1 for held in pool.holdings().classes), "the reader is gone")
+    wait_until(lambda: all(len(held.payers) == 1 for held in pool.holdings().classes), "the reader is gone")
     assert pool.used(writer) == MIB
     pool.check_conservation()
 

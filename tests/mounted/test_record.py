@@ -60,8 +60,8 @@ def test_a_recorded_trace_replays_to_the_books_of_the_pool(pool: MountedPool, te
     paths = {ref.id: ref.path for ref in holdings.tenants}
     live: dict[str, int] = {}
     for held in holdings.classes:
-        for user in held.users:
-            live[paths[user]] = live.get(paths[user], 0) + held.bytes // len(held.users)
+        for user in held.payers:
+            live[paths[user]] = live.get(paths[user], 0) + held.bytes // len(held.payers)
     replayed = bill_of(stored)
     assert {path: size for path, size in replayed.items() if size} == live
     (events,) = stored.batches()

@@ -104,6 +104,7 @@ class TrueUse:
         self.swapped: set[tuple[int, int]] = set()
         self.touched: defaultdict[tuple[int, int], dict[CgroupRef, int]] = defaultdict(dict)
         self.mapped: defaultdict[tuple[int, int], set[CgroupRef]] = defaultdict(set)
+        self.maker: dict[tuple[int, int], CgroupRef] = {}
         self.users: dict[tuple[int, int], set[CgroupRef]] = {}
         self.weights: dict[tuple[int, CgroupRef], int] = {}
         self.levels: tuple[dict[CgroupRef, float], dict[CgroupRef, float]] = {}, {}
@@ -116,9 +117,12 @@ class TrueUse:
                 self.swapped.discard(page)
                 self.touched[page].clear()
                 self.mapped[page].clear()
+                self.maker.pop(page, None)
                 continue
-            if row.event is Event.ALLOCATE:
+            if row.event is Event.ALLOCATE and page not in self.there:
+                assert tenant is not None
                 self.there.add(page)
+                self.maker[page] = tenant
             if page not in self.there:
                 continue
             if row.event is Event.SWAP:
@@ -145,12 +149,11 @@ class TrueUse:
     def _users(self, page: tuple[int, int], now_us: int) -> set[CgroupRef]:
         touched, mapped = self.touched[page], self.mapped[page]
         lately = {tenant for tenant, at_us in touched.items() if at_us >= now_us - self.window_us}
-        if lately or mapped:
-            return lately | mapped
-        latest_us = max(touched.values(), default=0)
-        return {tenant for tenant, at_us in touched.items() if at_us >= latest_us - self.window_us}
+        users = lately | mapped | ({self.maker[page]} if page in self.maker else set())
+        return {user for user in users if user.path != "/(nobody)"}
 
     def exit(self, tenant: CgroupRef) -> None:
+        self.maker = {page: maker for page, maker in self.maker.items() if maker != tenant}
         for users in (*self.touched.values(), *self.mapped.values(), *self.users.values()):
             if isinstance(users, dict):
                 users.pop(tenant, None)

@@ -24,6 +24,10 @@ class Page:
             self.older.discard(tenant)
             self.recent.add(tenant)
 
+    def payers(self) -> set[TenantId]:
+        """I10: who allocated the page, and who touched it in this generation or the one before, or maps it."""
+        return (self.recent | self.older | self.mapped | {self.owner}) - {NOBODY}
+
     def sharing_class(self) -> SharingClass:
         sets = frozenset(self.recent), frozenset(self.older), frozenset(self.mapped)
         return SharingClass(self.owner, *sets, foreign=self.foreign)
@@ -81,12 +85,12 @@ class Oracle:
             self._unite(file, page)
 
     def reduce(self, owner: TenantId) -> None:
-        """One user pays for each page of `owner`."""
+        """One payer is left for each page of `owner`: itself, or where it is gone the first of the users."""
         for page in self.pages.values():
             users = page.recent | page.older | page.mapped
             if page.owner != owner or not users:
                 continue
-            payer = owner if owner in users else min(users)
+            payer = owner if owner != NOBODY else min(users)
             if payer in page.mapped:
                 page.recent, page.older = set(), set()
             for names in (page.recent, page.older, page.mapped):
@@ -122,6 +126,11 @@ class Oracle:
                 page.mapped.remove(tenant)
                 page.touch(tenant)
 
+    def hand_over(self, file: int, tenant: TenantId) -> None:
+        for (known, _), page in self.pages.items():
+            if known == file and not page.foreign:
+                page.owner = tenant
+
     def exit(self, tenant: TenantId) -> None:
         self.told = {key: told for key, told in self.told.items() if key[1] != tenant}
         for page in self.pages.values():
@@ -131,8 +140,7 @@ class Oracle:
 
     def age(self) -> None:
         for page in self.pages.values():
-            if page.recent or page.mapped:
-                page.older, page.recent = page.recent, set()
+            page.older, page.recent = page.recent, set()
 
     def state(self, file: int | None = None) -> dict[tuple[int, int], SharingClass]:
         return {key: page.sharing_class() for key, page in self.pages.items() if file in (None, key[0])}
@@ -150,7 +158,7 @@ class Oracle:
         return sorted({file for file, _ in self.pages})
 
     def files_of(self, tenant: TenantId) -> list[int]:
-        return sorted({file for (file, _), page in self.pages.items() if tenant in page.sharing_class().users})
+        return sorted({file for (file, _), page in self.pages.items() if tenant in page.payers()})
 
     def absent_pages(self, file: int, ranges: Iterable[tuple[int, int]]) -> set[int]:
         wanted = {page for first, last in ranges for page in range(first, last + 1)}

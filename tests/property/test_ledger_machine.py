@@ -149,6 +149,10 @@ class LedgerMachine(RuleBasedStateMachine):
             self.both("set_mapped", file, tenant, ranges)
         self.told[file, tenant] = ranges
 
+    @rule(file=files, tenant=anybody)
+    def hand_over(self, file: int, tenant: TenantId) -> None:
+        self.both("hand_over", file, tenant)
+
     @rule(file=files, pages=any_ranges)
     def recharge(self, file: int, pages: tuple[int, int]) -> None:
         self.both("recharge", file, *pages)
@@ -158,7 +162,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Pages by their class: the files that have such, where in a file, and how many bytes in all."""
 
         def wanted(held: SharingClass) -> bool:
-            return held.foreign == foreign and (tenant in held.users or (tenant == NOBODY and not held.users))
+            return held.foreign == foreign and (tenant in held.payers or (tenant == NOBODY and not held.payers))
 
         state = {key for key, held in self.oracle.state().items() if wanted(held)}
         assert self.ledger.files_where(wanted) == sorted({known for known, _ in state})
@@ -278,6 +282,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert ledger.resident_pages_of(file) == len(oracle.state(file))
         for tenant in TENANTS:
             assert ledger.files_of(tenant) == oracle.files_of(tenant)
+        for held, _ in holdings:
+            assert held.payers >= {held.owner} - {NOBODY}, "who allocated a page pays for it while it lives"
 
     @invariant()
     def sequence_tells_changes(self) -> None:

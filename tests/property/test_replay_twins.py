@@ -18,7 +18,7 @@ from sharedfs.kernel.cgroups import CgroupRef
 from tests.property.lab_oracle import Row, SlowReplay
 
 FILES, PAGES, SECOND = 3, 8, 1_000_000
-PATHS = ("/ci/a", "/ci/b", "/ci", "/c", "/c/d")
+PATHS = ("/ci/a", "/ci/b", "/ci", "/c", "/c/d", "/(nobody)")
 CLOCKS = Clocks(bills=7, idle_seconds=20, window_seconds=6)
 
 

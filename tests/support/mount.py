@@ -58,7 +58,7 @@ class MountedPool:
         """Bytes of the pages that a tenant uses."""
         holdings = self.holdings()
         ids = {ref.id for ref in holdings.tenants if ref.path == tenant.path}
-        return sum(held.bytes for held in holdings.classes if ids & set(held.users))
+        return sum(held.bytes for held in holdings.classes if ids & set(held.payers))
 
     def mapped(self, tenant: Tenant) -> int:
         holdings = self.holdings()

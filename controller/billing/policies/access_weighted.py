@@ -25,7 +25,7 @@ class AccessWeighted(ByAccess):
         bill: Counter[CgroupRef] = Counter()
         for page, held_bytes in holdings.items():
             counted = demand.accesses.get(file_of(page), {})
-            bill.update(by_weight(held_bytes, {user: counted.get(user, 0) or 1 for user in page.users}))
+            bill.update(by_weight(held_bytes, {user: counted.get(user, 0) or 1 for user in page.payers}))
         return bill
 
 

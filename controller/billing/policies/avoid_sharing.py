@@ -19,7 +19,7 @@ class AvoidSharing(ByUse):
     ages = False
 
     def charge(self, held: Held, held_bytes: int) -> Parts:
-        return dict.fromkeys(held.users, held_bytes)
+        return dict.fromkeys(held.payers, held_bytes)
 
     def touch(self, page: Page, tenant: CgroupRef) -> Page:
         """When everybody who had a copy is gone, it has to be made again."""
@@ -31,7 +31,7 @@ class AvoidSharing(ByUse):
 
     def exit(self, page: Page, tenant: CgroupRef) -> Page:
         rest = page.without(tenant)
-        return rest if rest.users or page.place is not Place.RESIDENT else rest._replace(place=Place.EVICTED)
+        return rest if rest.payers or page.place is not Place.RESIDENT else rest._replace(place=Place.EVICTED)
 
     def age(self, page: Page) -> Page:
         return page

@@ -27,12 +27,12 @@ class FairRide(ByAccess):
     def bill_and_delays(self, holdings: Mapping[Page, int], demand: Demand) -> tuple[Parts, Mapping[CgroupRef, float]]:
         """The bill, and how many of the latest accesses of each tenant are expected to be blocked.
 
-        Each page is split among those of its users who pay for its file. With none of them it is nobody's.
+        Each page is split among those of its payers who spend on its file. With none of them it is nobody's.
         """
         paying = self.payers(holdings, demand)
         bill: Counter[CgroupRef] = Counter()
         for page, held_bytes in holdings.items():
-            for tenant, part in split(held_bytes, page.users & paying.get(file_of(page), frozenset())).items():
+            for tenant, part in split(held_bytes, page.payers & paying.get(file_of(page), frozenset())).items():
                 bill[tenant] += part
         delayed: defaultdict[CgroupRef, float] = defaultdict(float)
         for file, by_tenant in demand.latest.items():
@@ -47,7 +47,7 @@ class FairRide(ByAccess):
         wanted: defaultdict[CgroupRef, Counter[int]] = defaultdict(Counter)
         users: defaultdict[int, set[CgroupRef]] = defaultdict(set)
         for page, held_bytes in holdings.items():
-            for user in page.users:
+            for user in page.payers:
                 wanted[user][file_of(page)] += held_bytes
                 users[file_of(page)].add(user)
         paying: defaultdict[int, set[CgroupRef]] = defaultdict(set)

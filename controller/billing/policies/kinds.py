@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from controller.billing.page import Page, Place
 from controller.billing.policies import Demand, Held, NeedsHistory, Parts, Policy
+from sharedfs.feed_types import NOBODY_PATH
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -53,13 +54,16 @@ class EmptiedFirst(OneOwner):
 
 
 class ByUse(Policy):
-    """The users of a page are known, as the ledger knows them, and no charge moves when one of them exits."""
+    """Who made and who uses a page is known, as the ledger knows it, and no charge moves when one of them exits."""
 
     ages = True
 
     def allocate(self, page: Page, tenant: CgroupRef) -> Page:
-        there = page if page.place is Place.RESIDENT else page._replace(place=Place.RESIDENT)
-        return there.touched_by(tenant)
+        if tenant.path == NOBODY_PATH:
+            return page._replace(place=Place.RESIDENT)
+        if page.place in (Place.ABSENT, Place.EVICTED):
+            page = page._replace(place=Place.RESIDENT, maker=tenant)
+        return back(page).touched_by(tenant)
 
     def touch(self, page: Page, tenant: CgroupRef) -> Page:
         return back(page).touched_by(tenant) if page.place is not Place.ABSENT else page

@@ -1,4 +1,4 @@
-"""Those who use a page pay for it in equal parts, whoever touched it first: the controller that Li outlined.
+"""Who made a page and those who use it pay for it in equal parts: the controller that Li outlined.
 
 A controller of its own owns what is shared and tracks each use; no charge moves over time, and there are no zombies.
 What it gives up: uses have to be seen, and forgetting them takes time, so a bill is late by as much (`--idle`); and
@@ -15,4 +15,4 @@ class Proportional(ByUse):
     rules = "use"
 
     def charge(self, held: Held, held_bytes: int) -> Parts:
-        return split(held_bytes, held.users)
+        return split(held_bytes, held.payers)

@@ -15,4 +15,4 @@ class SharedParent(ByUse):
     rules = "use"
 
     def charge(self, held: Held, held_bytes: int) -> Parts:
-        return dict.fromkeys(held.users, held_bytes) if len(held.users) == 1 else {}
+        return dict.fromkeys(held.payers, held_bytes) if len(held.payers) == 1 else {}

@@ -81,7 +81,7 @@ def test_a_bill_conserves(pools: list[Books]) -> None:
     bill.check()
     assert A in bill.tenants
     assert bill.pool_resident_bytes == sum(sum(pool.values()) for pool in pools)
-    assert bill.unclaimed_bytes == sum(size for pool in pools for held, size in pool.items() if not held.users)
+    assert bill.unclaimed_bytes == sum(size for pool in pools for held, size in pool.items() if not held.payers)
     assert sum(line.foreign_bytes for line in bill.tenants.values()) <= bill.foreign_bytes
     for line in bill.tenants.values():
         assert line.share_bytes <= line.used_bytes
@@ -156,7 +156,7 @@ def test_a_negative_line_is_caught() -> None:
 
 
 def row(size_bytes: int, *shared_by: int, owner: int = 0) -> ClassHolding:
-    return ClassHolding(owner=owner, users=shared_by, mapped=(), foreign=False, bytes=size_bytes)
+    return ClassHolding(owner=owner, payers=shared_by, mapped=(), foreign=False, bytes=size_bytes)
 
 
 def test_rows_of_one_class_become_one_so_that_it_is_rounded_once() -> None:

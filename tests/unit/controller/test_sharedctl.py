@@ -386,7 +386,7 @@ def test_explain_and_users_agree_with_the_bill(host: Host) -> None:
         for part in ("files", "classes"):
             assert sum(line["share_bytes"] for line in told[part]) == told["share_bytes"]
         assert sum(line["used_bytes"] for line in told["files"]) == told["used_bytes"]
-        assert all(tenant.path in line["users"] for line in told["classes"])
+        assert all(tenant.path in line["payers"] for line in told["classes"])
     file = host.ask("users", "/mnt/demo/../demo/one")
     assert file["unclaimed_bytes"] == 11
     assert file["resident_bytes"] == 11 + sum(line["share_bytes"] for line in file["tenants"])

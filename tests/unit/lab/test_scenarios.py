@@ -75,14 +75,15 @@ def test_recharging_a_large_model_pushes_its_next_owner_over_the_limit() -> None
 def test_who_comes_second_rides_free_until_use_is_tracked() -> None:
     told = run("free-rider", "first_touch", "proportional", "avoid_sharing")
     assert told["first_touch"].gains["free rider"] == 1
-    assert abs(told["proportional"].gains["free rider"]) < 0.1
+    # It reads each piece now and then: a touch counts for three quarters of the idle time, by the yardstick for all.
+    assert 0 <= told["proportional"].gains["free rider"] < 0.25
     assert told["avoid_sharing"].gains["free rider"] < -0.5
 
 
 def test_a_scanner_pays_for_its_byte_as_long_as_its_touch_is_remembered() -> None:
     told = run("one-byte", "first_touch", "proportional", "access_weighted")
     assert told["first_touch"].gains["scanner"] == 1
-    assert told["proportional"].gains["scanner"] < 0
+    assert told["proportional"].gains["scanner"] == pytest.approx(0, abs=0.05)
     assert told["access_weighted"].gains["scanner"] > told["proportional"].gains["scanner"]
 
 

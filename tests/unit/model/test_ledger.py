@@ -22,11 +22,11 @@ def ledger() -> Iterator[Ledger]:
     books.check()
 
 
-def users(ledger: Ledger) -> dict[frozenset[TenantId], int]:
-    """Pages by their users."""
+def payers(ledger: Ledger) -> dict[frozenset[TenantId], int]:
+    """Pages by their payers."""
     pages: dict[frozenset[TenantId], int] = {}
     for held, size_bytes in ledger.holdings():
-        pages[held.users] = pages.get(held.users, 0) + size_bytes // PAGE
+        pages[held.payers] = pages.get(held.payers, 0) + size_bytes // PAGE
     return pages
 
 
@@ -46,15 +46,15 @@ def test_charging_makes_pages_resident(ledger: Ledger) -> None:
 def test_charging_what_is_resident_touches_it(ledger: Ledger) -> None:
     ledger.charge(FILE, 0, 9, A)
     assert ledger.charge(FILE, 5, 14, B) == 5
-    assert users(ledger) == {frozenset({A}): 5, frozenset({A, B}): 5, frozenset({B}): 5}
+    assert payers(ledger) == {frozenset({A}): 5, frozenset({A, B}): 5, frozenset({B}): 5}
 
 
 def test_what_nobody_charges_is_unclaimed_until_somebody_uses_it(ledger: Ledger) -> None:
     ledger.charge(FILE, 0, 9, NOBODY)
     ledger.touch(FILE, 0, 4, NOBODY)
-    assert users(ledger) == {frozenset(): 10}
+    assert payers(ledger) == {frozenset(): 10}
     ledger.touch(FILE, 0, 4, A)
-    assert users(ledger) == {frozenset(): 5, frozenset({A}): 5}
+    assert payers(ledger) == {frozenset(): 5, frozenset({A}): 5}
 
 
 def test_a_touch_reaches_resident_pages_only(ledger: Ledger) -> None:
@@ -63,7 +63,7 @@ def test_a_touch_reaches_resident_pages_only(ledger: Ledger) -> None:
     ledger.touch(FILE, 0, LAST_PAGE, B)
     ledger.touch(FILE, 4, 4, B)
     ledger.touch(OTHER, 0, 9, B)
-    assert users(ledger) == {frozenset({A, B}): 4}
+    assert payers(ledger) == {frozenset({A, B}): 4}
     assert ledger.files() == [FILE]
 
 
@@ -103,7 +103,7 @@ def test_foreign_pages_stay_foreign_whoever_uses_them(ledger: Ledger) -> None:
 def test_set_mapped_is_the_whole_truth_for_a_tenant(ledger: Ledger) -> None:
     ledger.charge(FILE, 0, 9, NOBODY)
     ledger.set_mapped(FILE, A, [(8, 20), (0, 3)])
-    assert users(ledger) == {frozenset({A}): 6, frozenset(): 4}
+    assert payers(ledger) == {frozenset({A}): 6, frozenset(): 4}
     ledger.set_mapped(FILE, B, [(0, 9)])
     ledger.set_mapped(FILE, A, [(2, 4)])
     mapped_by_a = {held: size for held, size in ledger.holdings() if A in held.mapped}
@@ -116,9 +116,9 @@ def test_a_new_page_in_a_mapped_range_is_mapped_when_told_again(ledger: Ledger) 
     ledger.charge(FILE, 0, 3, A)
     ledger.set_mapped(FILE, B, [(0, 9)])
     ledger.charge(FILE, 4, 4, A)
-    assert users(ledger) == {frozenset({A, B}): 4, frozenset({A}): 1}
+    assert payers(ledger) == {frozenset({A, B}): 4, frozenset({A}): 1}
     ledger.set_mapped(FILE, B, [(0, 9)])
-    assert users(ledger) == {frozenset({A, B}): 5}
+    assert payers(ledger) == {frozenset({A, B}): 5}
 
 
 def test_mappings_of_a_file_end_with_it(ledger: Ledger) -> None:
@@ -126,18 +126,18 @@ def test_mappings_of_a_file_end_with_it(ledger: Ledger) -> None:
     ledger.set_mapped(FILE, B, [(0, 3)])
     ledger.drop(FILE)
     ledger.charge(FILE, 0, 3, A)
-    assert users(ledger) == {frozenset({A}): 4}
+    assert payers(ledger) == {frozenset({A}): 4}
     ledger.set_mapped(FILE, B, [(0, 3)])
-    assert users(ledger) == {frozenset({A, B}): 4}
+    assert payers(ledger) == {frozenset({A, B}): 4}
 
 
 def test_who_exits_and_is_said_to_map_again_does(ledger: Ledger) -> None:
     ledger.charge(FILE, 0, 3, A)
     ledger.set_mapped(FILE, B, [(0, 3)])
     ledger.exit(B)
-    assert users(ledger) == {frozenset({A}): 4}
+    assert payers(ledger) == {frozenset({A}): 4}
     ledger.set_mapped(FILE, B, [(0, 3)])
-    assert users(ledger) == {frozenset({A, B}): 4}
+    assert payers(ledger) == {frozenset({A, B}): 4}
 
 
 def test_who_unmaps_its_pages_still_pays_for_a_while(ledger: Ledger) -> None:
@@ -145,7 +145,7 @@ def test_who_unmaps_its_pages_still_pays_for_a_while(ledger: Ledger) -> None:
     ledger.set_mapped(FILE, A, [(0, 3)])
     ledger.age()
     ledger.set_mapped(FILE, A, [])
-    assert users(ledger) == {frozenset({A}): 4}
+    assert payers(ledger) == {frozenset({A}): 4}
 
 
 def test_absent_says_what_is_to_be_charged(ledger: Ledger) -> None:
@@ -162,17 +162,51 @@ def test_when_a_tenant_exits_the_others_share_its_pages(ledger: Ledger) -> None:
     ledger.touch(FILE, 0, 4, B)
     ledger.set_mapped(FILE, C, [(0, 1)])
     ledger.exit(A)
-    assert users(ledger) == {frozenset({B, C}): 2, frozenset({B}): 3, frozenset(): 5}
+    assert payers(ledger) == {frozenset({B, C}): 2, frozenset({B}): 3, frozenset(): 5}
     assert {held.owner for held, _ in ledger.holdings()} == {NOBODY}
     assert ledger.files_of(A) == []
 
 
-def test_ageing_hands_the_bill_to_those_who_still_use_the_pages(ledger: Ledger) -> None:
+def test_the_owner_pays_while_it_lives_and_others_while_they_use_the_pages(ledger: Ledger) -> None:
     ledger.charge(FILE, 0, 9, A)
     ledger.age()
     ledger.touch(FILE, 0, 3, B)
     ledger.age()
-    assert users(ledger) == {frozenset({A}): 6, frozenset({B}): 4}
+    assert payers(ledger) == {frozenset({A}): 6, frozenset({A, B}): 4}
+    ledger.age()
+    assert payers(ledger) == {frozenset({A}): 10}
+    ledger.touch(FILE, 0, 3, B)
+    ledger.exit(A)
+    assert payers(ledger) == {frozenset(): 6, frozenset({B}): 4}
+    ledger.age()
+    ledger.age()
+    assert payers(ledger) == {frozenset(): 10}
+
+
+def test_who_writes_over_a_page_does_not_own_it_and_who_writes_it_anew_does(ledger: Ledger) -> None:
+    ledger.charge(FILE, 0, 9, A)
+    ledger.charge(FILE, 0, 9, B)
+    assert {held.owner for held, _ in ledger.holdings()} == {A}
+    ledger.uncharge(FILE, 5)
+    ledger.charge(FILE, 0, 9, B)
+    ledger.age()
+    ledger.age()
+    assert payers(ledger) == {frozenset({A}): 5, frozenset({B}): 5}
+
+
+def test_a_file_is_handed_over_but_for_foreign_pages(ledger: Ledger) -> None:
+    ledger.charge(FILE, 0, 9, A)
+    ledger.charge(FILE, 10, 12, A, foreign=True)
+    ledger.charge(OTHER, 0, 0, A)
+    ledger.hand_over(FILE, B)
+    assert payers(ledger) == {frozenset({A, B}): 10, frozenset({A}): 4}, "A has just used it"
+    ledger.age()
+    ledger.age()
+    assert payers(ledger) == {frozenset({B}): 10, frozenset({A}): 4}
+    ledger.hand_over(FILE, NOBODY)
+    assert payers(ledger) == {frozenset(): 10, frozenset({A}): 4}
+    ledger.hand_over(77, B)
+    ledger.check()
 
 
 def test_file_holdings_add_up_to_holdings(ledger: Ledger) -> None:

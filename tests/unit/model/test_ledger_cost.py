@@ -86,14 +86,14 @@ def test_exit_and_ageing_visit_no_page() -> None:
         ledger.age()
         assert cells(ledger) == before
         ledger.check()
-    assert [held.users for held, _ in ledger.holdings()] == [frozenset()]
+    assert [held.payers for held, _ in ledger.holdings()] == [frozenset()]
 
 
 def test_an_exit_looks_at_its_own_classes_only() -> None:
     """The classes that the one who exits is not in are the same objects afterwards, under the same ids."""
     ledger = patchwork(500, Ledger())
     gone = TENANTS[4]
-    before = {raw: held for raw, held in enumerate(ledger._table._classes) if held and gone not in held.tenants}
+    before = {raw: held for raw, held in enumerate(ledger._table._classes) if held and gone not in held.payers}
     ledger.exit(gone)
     survivors = ledger._table._classes
     assert len(before) > 50

@@ -57,18 +57,39 @@ def test_no_charge_moves_over_time_and_there_is_no_zombie() -> None:
 
 
 def test_an_old_touch_is_forgotten_and_a_mapping_is_not() -> None:
-    """The bound on the error: a touch counts for one to two generations, and the last users stay."""
-    scene = Scene(Proportional())
+    """The bound on the error: a touch counts for one to two generations."""
+    scene = Scene(Proportional(), pages=6)
     scene.allocate(A)
+    scene.touch(C)
     scene.map(B)
     scene.age()
-    assert scene.bill() == {A: 2, B: 2}
+    assert scene.bill() == {A: 2, B: 2, C: 2}
     scene.age()
-    assert scene.bill() == {B: 4}
+    assert scene.bill() == {A: 3, B: 3}
     scene.unmap(B)
+    scene.age()
+    assert scene.bill() == {A: 3, B: 3}
+    scene.age()
+    assert scene.bill() == {A: 6}
+
+
+def test_the_maker_pays_while_it_lives_and_then_who_uses_it() -> None:
+    scene = Scene(Proportional())
+    scene.allocate(A)
     for _ in range(5):
         scene.age()
+    scene.allocate(B)  # it writes over what A made
+    assert scene.bill() == {A: 2, B: 2}
+    scene.exit(A)
     assert scene.bill() == {B: 4}
+    scene.age()
+    scene.age()
+    assert scene.bill() == {}
+    scene.free()
+    scene.allocate(B)
+    for _ in range(5):
+        scene.age()
+    assert scene.bill() == {B: 4}, "what is made anew has a new maker"
 
 
 def test_who_accesses_a_file_more_pays_more_of_it() -> None:
@@ -110,7 +131,7 @@ def test_the_others_bill_what_there_is_and_no_more(name: str) -> None:
         if policy.conserves:
             assert billed_bytes in (0, 7 * PAGE + 1)
         else:
-            assert billed_bytes == (7 * PAGE + 1) * len(held.users)
+            assert billed_bytes == (7 * PAGE + 1) * len(held.payers)
 
 
 def test_limits_can_follow_what_conserves_and_needs_no_history() -> None:
