@@ -13,6 +13,7 @@ from controller.api_types import (
     FileUser,
     FileUsers,
     GroupBill,
+    Handover,
     PlannedWrite,
     Policies,
     PolicyShare,
@@ -37,7 +38,7 @@ from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
 from controller.limits.base import KernelLimits, Order
 from sharedfs.errors import BrokenInvariant
-from sharedfs.feed_types import FilesOfTenant, UnclaimedPage, UsersOfFile
+from sharedfs.feed_types import FilesOfTenant, HandedOver, UnclaimedPage, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -316,6 +317,19 @@ def tell_unclaimed(answers: Iterable[tuple[str, UnclaimedPage]]) -> Unclaimed:
         unclaimed_bytes=sum(file.unclaimed_bytes for file in files if not file.spilled),
         spilled_bytes=sum(file.unclaimed_bytes for file in files if file.spilled),
         files=tuple(sorted(files, key=lambda file: (-file.age_seconds, file.pool, file.path))),
+    )
+
+
+def tell_handover(snapshot: Snapshot, pool: str, path: str, done: HandedOver) -> Handover:
+    """With what the new owner has to pay by the settlement after it."""
+    tenant = None if done.tenant is None else snapshot.tenant(done.tenant)
+    position = None if tenant is None else snapshot.positions.get(tenant)
+    return Handover(
+        pool=pool,
+        path=path,
+        **done.model_dump(),
+        share_bytes=0 if tenant is None else snapshot.bill.tenants[tenant].share_bytes,
+        debt_bytes=0 if position is None else position.debt_bytes(position.account.limits),
     )
 
 

@@ -15,6 +15,7 @@ from controller.api_types import (
     ExitForecast,
     Explanation,
     FileUsers,
+    Handover,
     Health,
     Policies,
     PolicyOrder,
@@ -32,6 +33,10 @@ from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
 log = logging.getLogger(__name__)
 
 Tenant = Annotated[str, Query(min_length=1, description="the cgroup's path, or its directory")]
+
+
+OptionalTenant = Annotated[str | None, Query(min_length=1)]
+PoolPath = Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]
 
 
 def make_api(controller: Controller) -> FastAPI:
@@ -52,13 +57,18 @@ def make_api(controller: Controller) -> FastAPI:
         return await controller.explain(tenant, files)
 
     @api.get("/v1/users")
-    async def users(path: Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]) -> FileUsers:
+    async def users(path: PoolPath) -> FileUsers:
         """Who shares a file."""
         return await controller.users(Path(path))
 
+    @api.put("/v1/owner")
+    async def hand_over(path: PoolPath, tenant: OptionalTenant = None, recursive: bool = False) -> Handover:
+        """Hand a file, or all files in a directory, over to a tenant; without one, to nobody."""
+        return await controller.hand_over(Path(path), tenant, recursive=recursive)
+
     @api.get("/v1/history")
     async def history(
-        tenant: Annotated[str | None, Query(min_length=1)] = None,
+        tenant: OptionalTenant = None,
         since_seconds: Annotated[int | None, Query(ge=1, lt=1 << 32)] = None,
     ) -> UsageHistory:
         """Byte-seconds by tenant and pool, of the last `since_seconds` or of all that is kept."""

@@ -154,6 +154,22 @@ class FileUsers(_Frozen):
     tenants: tuple[FileUser, ...]
 
 
+class Handover(_Frozen):
+    """What `tenant` (None: nobody) owns from now on: `handed_bytes` in so many files of `pool`.
+
+    `foreign_bytes` of them stay whose they were. `share_bytes` and `debt_bytes` are the tenant's after that.
+    """
+
+    pool: str
+    path: str
+    tenant: str | None
+    files: int
+    handed_bytes: int
+    foreign_bytes: int
+    share_bytes: int
+    debt_bytes: int
+
+
 class SurvivorBill(_Frozen):
     tenant: str
     share_before_bytes: int

@@ -166,6 +166,41 @@ def users(path: str, as_json: bool) -> None:
 
 
 @cli.command(epilog=TENANT_HELP)
+@click.argument("path")
+@click.argument("tenant", metavar="TENANT|nobody")
+@click.option("--recursive", is_flag=True, help="PATH is a directory: hand over all files below it.")
+@as_json
+def claim(path: str, tenant: str, recursive: bool, as_json: bool) -> None:
+    """Hand the file at PATH over: TENANT owns the pages that it has now, and pays for them as long as it lives.
+
+    With `nobody` they are unclaimed as soon as nobody uses them. Those who use them go on paying their part. What this
+    adds to TENANT beyond its budget is debt. Pages that are made later belong to whoever makes them.
+
+    Example: sharedctl claim /mnt/pool/model.bin /tenants/a
+    """
+    from controller.client import CLAIM_SECONDS, ask  # noqa: PLC0415
+
+    query = {"path": os.path.abspath(path), "recursive": str(recursive).lower()}
+    if tenant != "nobody":
+        query["tenant"] = tenant
+    answer = ask("PUT", "/v1/owner", query, timeout_seconds=CLAIM_SECONDS)
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    files = f"{answer['files']} file{'' if answer['files'] == 1 else 's'}"
+    click.echo(
+        f"{answer['tenant'] or 'nobody'} owns {format_size(answer['handed_bytes'])} in {files} of {answer['path']}"
+    )
+    if answer["foreign_bytes"]:
+        click.echo(f"{format_size(answer['foreign_bytes'])} stay with their owner: the kernel charges them to it")
+    if answer["debt_bytes"]:
+        click.echo(
+            f"{answer['tenant']} is over its budget: {format_size(answer['debt_bytes'])} are debt "
+            "until it frees memory or its budget is raised"
+        )
+
+
+@cli.command(epilog=TENANT_HELP)
 @click.argument("tenant", required=False)
 @click.option("--since", metavar="DURATION", help="Only the last 90s, 15m, 1h, 7d.  [default: all that is kept]")
 @as_json

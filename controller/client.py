@@ -9,18 +9,27 @@ from sharedfs.errors import CallerMistake, HostFault
 NOT_RUNNING = "the controller is not running: start it with `sharedctl run`"
 ANSWER_SECONDS = 15.0
 """A settlement that waits for a silent pool takes a second or two."""
+CLAIM_SECONDS = 600.0
+"""As many files as there are in a directory are handed over at once."""
 
 Answer = dict[str, Any]
 
 
-def ask(method: str, url: str, query: Mapping[str, str], body: Answer | None = None) -> Answer:
+def ask(
+    method: str,
+    url: str,
+    query: Mapping[str, str],
+    body: Answer | None = None,
+    *,
+    timeout_seconds: float = ANSWER_SECONDS,
+) -> Answer:
     """The controller's answer. Raises CallerMistake for what the caller can mend, HostFault for what it cannot."""
     for value in query.values():
         if not value.isprintable():
             raise CallerMistake(f"{value!r} is no text: name a cgroup as `sharedctl bills` shows it")
     path = places.controller_socket()
     try:
-        response = unix_client.ask(path, method, url, query=query, body=body, timeout_seconds=ANSWER_SECONDS)
+        response = unix_client.ask(path, method, url, query=query, body=body, timeout_seconds=timeout_seconds)
     except PermissionError:
         raise CallerMistake(f"{path}: permission denied: run as root") from None
     except (FileNotFoundError, ConnectionRefusedError):

@@ -13,11 +13,14 @@ import httpx
 import trio
 from pydantic import BaseModel, ValidationError
 
+from controller.mistakes import UnknownName
+from sharedfs.errors import CallerMistake
 from sharedfs.feed_types import (
     BODY_BYTES,
     Allowance,
     AllowanceOrder,
     FilesOfTenant,
+    HandedOver,
     Holdings,
     PoolRecord,
     UnclaimedPage,
@@ -27,6 +30,9 @@ from sharedfs.kernel.cgroups import CgroupRef
 
 ANSWER_SECONDS = 30.0
 """An answer that takes longer is given up, and asked for again."""
+
+HAND_OVER_SECONDS = 300.0
+"""A directory has millions of files at most, and some 30 us a file are needed."""
 
 _JSON = {"content-type": "application/json"}
 _GONE = (ECONNREFUSED, ENOENT)
@@ -75,6 +81,19 @@ class Feed:
         async for page in self._pages(UnclaimedPage, "/v1/unclaimed", {}):
             yield page
 
+    async def hand_over(self, path: str, tenant: str | None, *, recursive: bool) -> HandedOver:
+        """Raises UnknownName when there is no such file or cgroup, CallerMistake for what cannot be handed over."""
+        query = {"path": path, "recursive": str(recursive).lower()} | ({} if tenant is None else {"tenant": tenant})
+        response = await self._send("PUT", "/v1/owner", params=query, timeout=HAND_OVER_SECONDS)
+        try:
+            if response.is_client_error:
+                detail = response.json()["detail"]
+                kind = UnknownName if response.status_code == httpx.codes.NOT_FOUND else CallerMistake
+                raise kind(detail if isinstance(detail, str) else detail[0]["msg"])
+            return HandedOver.model_validate_json(response.content)
+        except (ValueError, LookupError) as error:
+            raise PoolSilent(f"its answer to /v1/owner makes no sense: {error}".splitlines()[0]) from error
+
     async def put_allowances(self, sequence: int, valid_seconds: float, marks: Mapping[CgroupRef, int | None]) -> None:
         """How far tenants may grow, in as many orders as fit the pool's bound on a body."""
         for part in _orders(Allowance(path=to.path, inode=to.inode, until_bytes=mark) for to, mark in marks.items()):
@@ -121,17 +140,20 @@ class Feed:
 
     async def _ask(self, method: str, url: str, **what: object) -> httpx.Response | None:
         """The answer, None for 404; every other answer that is not 2xx raises PoolSilent."""
-        try:
-            response = await self._client.request(method, url, **what)  # type: ignore[arg-type]
-        except (httpx.HTTPError, trio.ClosedResourceError) as error:
-            if _errno(error) in _GONE:
-                raise PoolGone(f"{type(error).__name__}: {error}") from error
-            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        response = await self._send(method, url, **what)
         if response.status_code == httpx.codes.NOT_FOUND:
             return None
         if not response.is_success:
             raise PoolSilent(f"it answers {response.status_code} to {method} {url}: {response.text[:200].strip()}")
         return response
+
+    async def _send(self, method: str, url: str, **what: object) -> httpx.Response:
+        try:
+            return await self._client.request(method, url, **what)  # type: ignore[arg-type]
+        except (httpx.HTTPError, trio.ClosedResourceError) as error:
+            if _errno(error) in _GONE:
+                raise PoolGone(f"{type(error).__name__}: {error}") from error
+            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 def _errno(error: BaseException | None) -> int | None:

@@ -23,6 +23,7 @@ from controller.api_types import (
     ExitForecast,
     Explanation,
     FileUsers,
+    Handover,
     Health,
     HistoryEntry,
     Policies,
@@ -291,6 +292,19 @@ class Controller:
         if answer is None:
             raise UnknownName(f"{path}: pool {feed.name} has no such file")
         return answers.tell_users(feed.name, answer, snapshot.gone, self._policy)
+
+    async def hand_over(self, path: Path, name: str | None, *, recursive: bool) -> Handover:
+        """A file's resident pages are the tenant's, or nobody's. Raises UnknownName, CallerMistake."""
+        await self.fresh()
+        feed, relative = self._pools.locate(path)
+        cgroup = None if name is None else await self._cgroup(name)
+        try:
+            done = await feed.hand_over(relative, None if cgroup is None else cgroup.path, recursive=recursive)
+        except CallerMistake as mistake:
+            raise type(mistake)(f"{path} on pool {feed.name}: {mistake}") from None
+        except (PoolGone, PoolSilent) as error:
+            raise HostFault(f"pool {feed.name} does not answer: {error}") from error
+        return answers.tell_handover(await self.fresh(), feed.name, str(path), done)
 
     async def what_if_exit(self, name: str) -> ExitForecast:
         snapshot, tenant = await self._find(name)

@@ -91,7 +91,11 @@ class Books:
     def tenant_in(self, proc_cgroup: bytes) -> TenantId:
         """The tenant of who has this /proc/PID/cgroup; NOBODY when there is no such cgroup (any more)."""
         path = self.hierarchy.path_in(proc_cgroup)
-        cgroup = None if path is None else self.hierarchy.find(self.rules.tenant_path(path))
+        return NOBODY if path is None else self.tenant_at(path)
+
+    def tenant_at(self, path: str) -> TenantId:
+        """The tenant of a process in the cgroup at `path`; NOBODY when there is no such cgroup."""
+        cgroup = self.hierarchy.find(self.rules.tenant_path(path))
         if cgroup is None:
             return NOBODY
         # Where allowances are in force, a tenant has one from its first request on.
@@ -197,6 +201,21 @@ class Books:
         with self.lock:
             for first, last in self.ledger.absent(inode, pages):
                 self._charge(inode, first, last, NOBODY, foreign=True)
+
+    def hand_over(self, inode: int, tenant: TenantId) -> tuple[int, int]:
+        """The resident pages of a file are `tenant`'s, or nobody's; the bytes that it owns now, and foreign ones."""
+        with self.lock:
+            tenant = self._if_live(tenant)
+            before = self.ledger.file_holdings(inode)
+            self.ledger.hand_over(inode, tenant)
+            foreign_bytes = sum(held_bytes for held, held_bytes in before if held.foreign)
+            handed_bytes = sum(held_bytes for _, held_bytes in before) - foreign_bytes
+            if handed_bytes and tenant != NOBODY:
+                self._makers.handed(inode, tenant)
+                self.allowances.spend(tenant, sum(size for held, size in before if tenant not in held.payers))
+            if self._tape is not None:
+                self._tell_anew(self._tape, inode)
+            return handed_bytes, foreign_bytes
 
     def recharge(self, inode: int, start: int, end: int) -> None:
         """The kernel charges the resident pages in bytes `start`..`end` (exclusive, not empty) to the pool now."""
@@ -456,13 +475,27 @@ class Books:
             # What is known to change nothing is not asked again: now it has to be.
             self.settled.forget()
             for inode in self.ledger.files():
-                for first, last, held in self.ledger.class_runs(inode):
-                    self._tape.use(Event.ALLOCATE, held.owner, inode, first, last)
-                    for tenant in sorted(held.recent | held.older):
-                        self._tape.use(Event.TOUCH, tenant, inode, first, last)
-            for inode, tenant in self.ledger.mapped():
-                self._tape.mapped(inode, tenant, self._mapped_runs(inode, tenant))
+                self._tell(self._tape, inode)
             return True
+
+    def _tell(self, tape: Tape, inode: int) -> None:
+        """All that the books say of a file. O(pages)."""
+        runs = self.ledger.class_runs(inode)
+        for first, last, held in runs:
+            tape.use(Event.ALLOCATE, held.owner, inode, first, last)
+            for tenant in sorted(held.recent | held.older):
+                tape.use(Event.TOUCH, tenant, inode, first, last)
+        mappers = {tenant for *_, held in runs for tenant in held.mapped}
+        for tenant in sorted(mappers):
+            tape.mapped(inode, tenant, [(first, last) for first, last, held in runs if tenant in held.mapped])
+
+    def _tell_anew(self, tape: Tape, inode: int) -> None:
+        """A trace has no word for a file that is handed over: it is freed, and made by its new owner."""
+        for held, _ in self.ledger.file_holdings(inode):
+            for tenant in sorted(held.mapped):
+                tape.mapped(inode, tenant, [])
+        tape.free(inode, 0, None)
+        self._tell(tape, inode)
 
     def take_tape(self) -> tuple[bytes, dict[TenantId, str], bool] | None:
         """What `Tape.take` gives, and whether that was the last of it; None when nobody records."""
@@ -481,7 +514,3 @@ class Books:
     def end_tape(self) -> None:
         with self.lock:
             self._tape = None
-
-    def _mapped_runs(self, inode: int, tenant: TenantId) -> list[tuple[int, int]]:
-        runs = self.ledger.class_runs(inode)
-        return [(first, last) for first, last, held in runs if tenant in held.mapped]

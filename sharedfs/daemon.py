@@ -56,6 +56,7 @@ from sharedfs.mount_options import (
 )
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
+from sharedfs.ownership import Ownership
 from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.rare import RareRequests
 from sharedfs.recharge import Recharge
@@ -399,7 +400,13 @@ class Pool:
 
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
         app = make_feed(
-            self.options.name, self.store, self.books, self.status, self.reconfigure, self.unclaimed.listing
+            self.options.name,
+            self.store,
+            self.books,
+            self.status,
+            self.reconfigure,
+            self.unclaimed.listing,
+            Ownership(self.store, self.books),
         )
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
 

@@ -20,6 +20,7 @@ from sharedfs.feed_types import (
     ClassHolding,
     FileHoldings,
     FilesOfTenant,
+    HandedOver,
     Holdings,
     PoolStatus,
     Remount,
@@ -30,6 +31,7 @@ from sharedfs.feed_types import (
 )
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import Tenant, TenantId
+from sharedfs.ownership import NoSuchName, Ownership
 from sharedfs.paged_lists import PagedLists
 from sharedfs.store import Store
 from sharedfs.tape import COLUMNS
@@ -42,6 +44,7 @@ def make_feed(
     status: Callable[[], PoolStatus],
     reconfigure: Callable[[str], None],
     unclaimed: Callable[[int], UnclaimedPage],
+    ownership: Ownership,
 ) -> FastAPI:
     """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options.
 
@@ -84,6 +87,7 @@ def make_feed(
     _add_files(app, name, store, books)
     _add_remount(app, reconfigure)
     _add_unclaimed(app, unclaimed)
+    _add_owner(app, ownership)
     _add_tape(app, name, store, books)
     return app
 
@@ -158,6 +162,16 @@ def _add_unclaimed(app: FastAPI, unclaimed: Callable[[int], UnclaimedPage]) -> N
     def get_unclaimed(after: int = 0) -> UnclaimedPage:
         """The files with pages that nobody uses, and those that were spilled for that, a page of the list at a time."""
         return unclaimed(after)
+
+
+def _add_owner(app: FastAPI, ownership: Ownership) -> None:
+    @app.put("/v1/owner")
+    def put_owner(path: str, tenant: str | None = None, recursive: bool = False) -> HandedOver:
+        """Hand a file over to the tenant with this cgroup path, or to nobody; in a thread, for it may take long."""
+        try:
+            return ownership.hand_over(path, tenant, recursive=recursive)
+        except CallerMistake as mistake:
+            raise HTTPException(404 if isinstance(mistake, NoSuchName) else 409, str(mistake)) from mistake
 
 
 def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:

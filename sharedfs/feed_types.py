@@ -136,6 +136,18 @@ class UnclaimedPage(_Frozen):
     next_after: int | None = None
 
 
+class HandedOver(_Frozen):
+    """What a tenant (None: nobody) was given: files with resident pages, and the bytes of these that it owns now.
+
+    `foreign_bytes` of the files stay whose they were: the kernel charges them to their owner.
+    """
+
+    tenant: str | None
+    files: int
+    handed_bytes: int
+    foreign_bytes: int
+
+
 class UsersOfFile(_Frozen):
     tenants: tuple[TenantRef, ...]
     file: FileHoldings

@@ -104,7 +104,7 @@ def _taken(
     old = without(before, gone)
     exited_bytes = Counter[CgroupRef]()
     if gone:
-        held_by_gone = [(held.users, held_bytes) for held, held_bytes in before.items() if held.users & gone]
+        held_by_gone = [(held.payers, held_bytes) for held, held_bytes in before.items() if held.payers & gone]
         for tenant in _tenants(books):
             exited_bytes[tenant] = sum(held_bytes for users, held_bytes in held_by_gone if tenant not in users)
     growths: dict[tuple[CgroupRef, bool], _Growth] = {}
@@ -126,9 +126,9 @@ def _note(
     growths: dict[tuple[CgroupRef, bool], _Growth], held: SharingClass, old_bytes: int, new_bytes: int, policy: Policy
 ) -> None:
     parts = policy.charge(held, old_bytes), policy.charge(held, new_bytes)
-    crowded = replace(held, users=held.users | {_GHOST})
+    crowded = replace(held, payers=held.payers | {_GHOST})
     ghost_parts = policy.charge(crowded, old_bytes), policy.charge(crowded, new_bytes)
-    for tenant in held.users:
+    for tenant in held.payers:
         growth = growths.setdefault((tenant, held.owner == tenant), _Growth())
         growth.net_bytes += new_bytes - old_bytes
         if new_bytes > old_bytes:
@@ -138,4 +138,4 @@ def _note(
 
 
 def _tenants(books: Books) -> set[CgroupRef]:
-    return {user for held in books for user in held.users}
+    return {user for held in books for user in held.payers}

@@ -16,6 +16,10 @@ class Makers:
         """`tenant` has pages of a file. The first one counts."""
         self._makers.setdefault(inode, tenant)
 
+    def handed(self, inode: int, tenant: TenantId) -> None:
+        """A file was handed over: `tenant` counts as its maker from now on."""
+        self._makers[inode] = tenant
+
     def gone(self, tenant: TenantId, path: str) -> None:
         self._gone[tenant] = path
 

@@ -238,3 +238,42 @@ def test_questions_that_no_name_can_answer(both: dict[str, Path]) -> None:
     for path in ("../../etc/passwd", "/etc/passwd", "%2e%2e/removed", "%FF"):
         assert http(feed, "GET", f"/v1/files/users?path={path}") == 404
     assert http(feed, "GET", "/v1/files/users") == 422
+
+
+def test_claims_that_make_no_sense(
+    pool: MountedPool, shared_pool: MountedPool, tenants: Tenants, both: dict[str, Path]
+) -> None:
+    """Nothing changes, and each is answered: by the feed that believes nobody, and by the controller."""
+    owner = tenants.make("owner", LIMIT)
+    use_a_mebibyte(pool, owner)
+    (pool.path / "link").symlink_to("/etc/passwd")
+    (pool.path / "out").symlink_to("/etc")
+    before = pool.holdings().classes
+    feed, controller = places.feed_socket(pool.name), both["controller"]
+    there = quote(owner.path)
+    for query, code in (
+        ("", 422),
+        ("path=f&recursive=perhaps", 422),
+        (f"path=none&tenant={there}", 404),
+        (f"path=out/passwd&tenant={there}", 404),
+        (f"path=../../etc/passwd&tenant={there}", 404),
+        ("path=%00", 404),
+        ("path=f&tenant=/no/such", 404),
+        ("path=f&tenant=%00", 404),
+        (f"path=f&tenant={'a' * 5000}", 404),
+        (f"path=f&tenant={quote('/../../etc')}", 404),
+        (f"path=&tenant={there}", 409),
+        (f"path=link&tenant={there}", 200),  # the symlink itself, which has no page
+    ):
+        assert http(feed, "PUT", f"/v1/owner?{query}") == code, query
+    for query, code in (
+        ("path=relative", 422),
+        ("path=/etc/passwd", 404),
+        (f"path={shared_pool.path}&tenant=/no/such", 404),
+        (f"path={shared_pool.path}&tenant=", 422),
+        (f"path={shared_pool.path}&tenant=%00", 404),
+        (f"path={shared_pool.path}/none&tenant={there}", 404),
+        (f"path={shared_pool.path}&tenant={there}", 422),
+    ):
+        assert http(controller, "PUT", f"/v1/owner?{query}") == code, query
+    assert pool.holdings().classes == before
