@@ -71,7 +71,7 @@ def cli() -> None:
     "--idle",
     "idle_seconds",
     type=SettingType("idle", "seconds"),
-    help="Seconds without a touch after which other users of a page pay for it.  [default: 600]",
+    help="Seconds after its last touch for which a tenant pays for a page that another one allocated.  [default: 600]",
 )
 @click.option(
     "--reads",
@@ -89,9 +89,10 @@ def cli() -> None:
 )
 @click.option(
     "--unclaimed",
-    type=SettingType("unclaimed", "keep|delete|spill"),
-    help="What becomes of files that no live cgroup uses and nobody has open: they are kept, or after the grace "
-    "removed, or moved to --spill-dir and back when they are opened.  [default: keep]",
+    type=SettingType("unclaimed", "keep|delete|spill|yield"),
+    help="What becomes of files that no live cgroup pays for and nobody has open: they are kept, or after the grace "
+    "removed, or moved to --spill-dir and back when they are opened; or (yield) removed, the longest unclaimed first, "
+    "when there is no space left.  [default: keep]",
 )
 @click.option(
     "--grace",

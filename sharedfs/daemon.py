@@ -28,6 +28,7 @@ from sharedfs.faults import faults_of, hidden_features
 from sharedfs.feed import make_feed
 from sharedfs.feed_types import PoolStatus
 from sharedfs.frequent import FrequentRequests
+from sharedfs.giving_way import GivingWay
 from sharedfs.growth import Growth
 from sharedfs.http_server import serve_http
 from sharedfs.in_hand import InHand
@@ -55,8 +56,8 @@ from sharedfs.mount_options import (
     written,
 )
 from sharedfs.namespace import Namespace
-from sharedfs.page_moves import PageMoves
 from sharedfs.ownership import Ownership
+from sharedfs.page_moves import PageMoves
 from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.rare import RareRequests
 from sharedfs.recharge import Recharge
@@ -68,7 +69,7 @@ from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.swap import SwapScan
 from sharedfs.tmpfs import PrivateTmpfs
-from sharedfs.unclaimed import UnclaimedFiles
+from sharedfs.unclaimed import YIELD, UnclaimedFiles
 from sharedfs.units import format_size
 from sharedfs.upkeep import Upkeep
 
@@ -148,14 +149,7 @@ class Pool:
         self.frequent.connect(self.channel)
         self.channel.make_room = self._make_room
         self.mappings = MappingScan(self.books, self.allocation, self._device)
-        self.unclaimed = UnclaimedFiles(
-            self.store,
-            self.books,
-            self.namespace,
-            self.spill,
-            self.channel.forget_name,
-            self.channel.expire_attributes,
-        )
+        self.unclaimed = self._unclaimed_files(growth)
         self.recharge = Recharge(
             self.store,
             self.books,
@@ -185,6 +179,31 @@ class Pool:
             self._resume(journal)
             if faults is not None:
                 faults.starts()
+
+    def _unclaimed_files(self, growth: Growth) -> UnclaimedFiles:
+        """And what makes them give way to requests, before the first one is served."""
+        unclaimed = UnclaimedFiles(
+            self.store,
+            self.books,
+            self.namespace,
+            self.spill,
+            self.channel.forget_name,
+            self.channel.expire_attributes,
+        )
+        giving_way = GivingWay(
+            self.store,
+            self.books,
+            self.namespace,
+            unclaimed,
+            lambda: self.options.unclaimed == YIELD,
+            unclaimed.tell,
+        )
+        self.channel.give_way = giving_way.for_request
+        growth.give_way = giving_way.for_bytes
+        growth.space_to_give = giving_way.available_bytes
+        if self._start.resumes:
+            giving_way.resume()
+        return unclaimed
 
     def _resume(self, journal: Journal) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""

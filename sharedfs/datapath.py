@@ -230,11 +230,14 @@ class DataPath:
         gap_bytes = self._growth.gap_bytes(known, old_size, offset, offset + size)
         if gap_bytes:
             work = partial(self._write_behind_gap, known, old_size, offset, bytes(content), tenant)
-            self._in_a_lane(gap_bytes, unique, work)
+            self._in_a_lane(gap_bytes, unique, request, work)
             return
         with self._books.admitted(node, offset, offset + size, tenant):
-            with self._gate:
-                length = self._pwrite(fd, content, offset)
+            while True:
+                with self._gate:
+                    length = self._pwrite(fd, content, offset)
+                if length == size or not self._channel.give_way(request):
+                    break
             if length:
                 self._books.charge(node, offset, offset + length, tenant)
         self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
@@ -268,7 +271,8 @@ class DataPath:
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
         gap_bytes = self._gap_before(self._store.node(node), mode, offset, length)
-        self._in_a_lane(length + gap_bytes, unique, partial(self._allocate, node, mode, offset, length, tenant))
+        work = partial(self._allocate, node, mode, offset, length, tenant)
+        self._in_a_lane(length + gap_bytes, unique, request, work)
 
     def _gap_before(self, node: Node, mode: int, offset: int, length: int) -> int:
         if mode:  # which leaves the size, or adds nothing
@@ -277,17 +281,23 @@ class DataPath:
             size = self._store.stat(node).st_size
         return self._growth.gap_bytes(node, size, offset, offset + length)
 
-    def _in_a_lane(self, new_bytes: int, unique: int, work: Callable[[], bytes]) -> None:
+    def _in_a_lane(self, new_bytes: int, unique: int, request: memoryview, work: Callable[[], bytes]) -> None:
         """Do `work`, which gives the answer: at once, or beside the pump where it makes so much that it takes long."""
         if new_bytes <= _SLOW_ALLOCATION_BYTES:
             self._channel.reply(unique, 0, work())
         else:
-            self._slow_lane.submit(self._answer, unique, work)
+            self._slow_lane.submit(self._answer, unique, memoryview(bytes(request[: wire.WRITE_DATA_OFFSET])), work)
 
-    def _answer(self, unique: int, work: Callable[[], bytes]) -> None:
-        """Do `work` in the slow lane and answer with its outcome."""
+    def _answer(self, unique: int, request: memoryview, work: Callable[[], bytes]) -> None:
+        """Do `work` in the slow lane, again as long as unclaimed files give way to it, and answer with its outcome."""
         try:
-            body = work()
+            while True:
+                try:
+                    body = work()
+                    break
+                except OSError as error:
+                    if error.errno != ENOSPC or not self._channel.give_way(request):
+                        raise
         except OSError as error:
             self._channel.reply(unique, error.errno or EIO)
         except BaseException as error:
@@ -328,7 +338,7 @@ class DataPath:
             content = os.pread(source_fd, length, source_offset)
             self._books.touch(node, source_offset, source_offset + length, tenant)
             work = partial(self._write_behind_gap, known, old_size, target_offset, content, tenant)
-            self._in_a_lane(gap_bytes, unique, work)
+            self._in_a_lane(gap_bytes, unique, request, work)
             return
         with self._books.admitted(target, target_offset, end, tenant):
             self._room.permit(length)

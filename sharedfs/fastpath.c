@@ -262,8 +262,8 @@ static int serve_write(FastPath *self, const struct fuse_in_header *header, cons
     } else {
         length = pwrite(fd, in + 1, in->size, in->offset);
     }
-    if (length < 0)
-        return 0;
+    if (length < (ssize_t)in->size)
+        return 0; /* written in part: there may be more space for who does it again */
     if (length > 0 && book(self, self->charge, node, in->offset, length, tenant) < 0)
         return -1;
     if (in->offset + length > self->last_end)

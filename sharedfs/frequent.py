@@ -10,7 +10,8 @@ is written when the lock is free again. What takes long is answered beside the p
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from errno import EINVAL, EIO
+from errno import EINVAL, EIO, ENOSPC
+from os import strerror
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -76,6 +77,9 @@ class FrequentRequests:
                 except OverflowError:  # a number on the wire that no system call takes
                     error = EINVAL
                 self._commit(error, body)
+            if error == ENOSPC:  # the channel answers, or has it done again: nothing has changed
+                slot.clear()
+                raise OSError(error, strerror(error))
             self._channel.reply(unique, error, body)
             slot.clear()
 

@@ -10,6 +10,7 @@ holes.
 
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sharedfs.allocation import Allocation
@@ -44,11 +45,16 @@ class Growth:
         self._books = books
         self._allocation = allocation
         self._reserve_bytes = reserve_bytes
+        self.give_way: Callable[[int, int], bool] = _nothing_gives_way
+        """Frees space for so many bytes, but not this inode's; whether it did. To be set before requests are served."""
+        self.space_to_give: Callable[[], int] = _no_space
+        """How many bytes could be freed so."""
 
     def bytes_of(self, old_size: int, end: int, new_size: int) -> int:
         """How many bytes a file that grows to `new_size` gets between its old end and `end`."""
         pool = os.fstatvfs(self._inodes.mount_fd)
-        if new_size > self._reserve_bytes or new_size - old_size > pool.f_bavail * pool.f_bsize:
+        lacking_bytes = new_size - old_size - pool.f_bavail * pool.f_bsize
+        if new_size > self._reserve_bytes or (lacking_bytes > 0 and lacking_bytes > self.space_to_give()):
             return 0
         return max(0, end - self._first_byte(old_size))
 
@@ -80,12 +86,25 @@ class Growth:
         """Allocate it; it stays sparse where that cannot be now."""
         mode, start, end = syscalls.FALLOC_FL_KEEP_SIZE, reservation.start, reservation.end
         try:
-            self._allocation.allocate(reservation.node, mode, start, end, reservation.tenant)
+            self.with_space(
+                lambda: self._allocation.allocate(reservation.node, mode, start, end, reservation.tenant),
+                end - start,
+                reservation.node.inode,
+            )
         except OSError as error:
             if error.errno not in _STAYS_SPARSE:
                 raise
         finally:
             self.give_up(reservation)
+
+    def with_space(self, act: Callable[[], None], needed_bytes: int, inode: int) -> None:
+        """Do `act`, which has changed nothing when it raises ENOSPC, again as long as others' files give way to it."""
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self.give_way(needed_bytes, inode):
+                    raise
 
     # -- gaps --------------------------------------------------------------------------------------------------------
 
@@ -107,3 +126,11 @@ class Growth:
         start = self._first_byte(size)
         if start < offset:
             self._allocation.punch(node, syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE, start, offset)
+
+
+def _nothing_gives_way(_needed_bytes: int, _inode: int) -> bool:
+    return False
+
+
+def _no_space() -> int:
+    return 0

@@ -80,7 +80,7 @@ _FOR_OTHERS_WITH_VALUE = frozenset(("user", "comment", "helper"))
 _OF_A_LIVE_MOUNT = frozenset(("fd", "rootmode", "user_id", "group_id", "max_read", "blksize"))
 
 READS = ("exact", "fast")
-UNCLAIMED = ("keep", "delete", "spill")
+UNCLAIMED = ("keep", "delete", "spill", "yield")
 
 _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 
@@ -89,8 +89,8 @@ _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 class PoolOptions:
     """What a pool is mounted with. Sizes are bytes, times seconds, `flags` MS_ bits.
 
-    `unclaimed` is the rule for files that nobody uses any more: they are kept, or after `grace_seconds` deleted, or
-    spilled to `spill_directory`.
+    `unclaimed` is the rule for files that nobody uses any more: they are kept, or after `grace_seconds` deleted or
+    spilled to `spill_directory`, or go when there is no space left ("yield").
 
     `reads` is how read(2) of a file opened for reading only is attributed: "exact", page by page, or "fast", by the
     open handle. `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `huge` is tmpfs's word for where huge

@@ -54,6 +54,10 @@ class Changes:
     mtime: Time = OMIT
 
 
+GIVEN_WAY_MARK = b"trusted.sharedfs.given_way"
+"""On a file that was removed to make room (`giving_way.py`): its pages are gone or go."""
+
+
 class ContentOnDisk(Exception):
     """The file `inode` was spilled: `Namespace.bring_back` first, then ask again."""
 
@@ -251,6 +255,8 @@ class Namespace:
 
     def link(self, inode: int, parent: int, name: bytes) -> Found:
         node = self.store.node(inode)
+        if inode in self.store.removed and self.has_given_way(node):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         self.store.stat(node)  # what wants a descriptor of it fails before there is a name
         self._room.afford()
         self.store.link(node, self.store.node(parent), name)
@@ -314,6 +320,8 @@ class Namespace:
     def open(self, inode: int, flags: int) -> None:
         """Raises ContentOnDisk when it is to be brought back first; nothing has changed then."""
         node = self.store.node(inode)
+        if inode in self.store.removed and self.has_given_way(node):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         self._want_content(inode)
         if node.opens == 0 and not stat.S_ISREG(self.store.stat(node).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # the kernel asks for no other; a FIFO would keep us
@@ -365,6 +373,10 @@ class Namespace:
         if inode in self._watched:
             self._watched[inode] += 1
 
+    def has_given_way(self, node: Node) -> bool:
+        """Of a file that has no name: whether it was removed to make room, and its content with it."""
+        return _has_xattr(self.store.descriptor_path(node), GIVEN_WAY_MARK)
+
     def _want_content(self, inode: int) -> None:
         """Raises ContentOnDisk when the file was spilled."""
         if inode in self._spill:
@@ -372,7 +384,8 @@ class Namespace:
 
     def bring_back(self, inode: int) -> None:
         """Without the lock: takes as long as the disk does."""
-        self._spill.bring_back(inode)
+        needed_bytes = self._spill.files().get(inode, 0)
+        self._growth.with_space(lambda: self._spill.bring_back(inode), needed_bytes, inode)
 
     def _register(self, node: Node, fd: int) -> None:
         backing = self._backing()

@@ -3,6 +3,7 @@
     keep     they stay until somebody removes them (the default: nothing is lost that somebody may come back for)
     delete   after a grace the file is removed
     spill    after a grace its content goes to disk, and comes back when it is opened (`spill.py`)
+    yield    it stays until a request would fail for want of space (`giving_way.py`)
 
 A rule acts on regular files only of which no page has a payer, and which nobody has open or mapped. A file with several
 names is not deleted: removing one of them would free nothing. Directories stay.
@@ -15,6 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC, EPERM, EROFS
 
@@ -29,7 +31,7 @@ from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
 
-_KEEP, _DELETE = "keep", "delete"
+_DELETE, _SPILL, YIELD = "delete", "spill", "yield"
 _PAUSE_AFTER_FAILURE_SECONDS = 60.0
 _OF_THE_DISK = (ENOSPC, EDQUOT, EROFS)
 
@@ -38,6 +40,16 @@ _OF_THE_DISK = (ENOSPC, EDQUOT, EROFS)
 class Rule:
     name: str
     grace_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TakenOut:
+    """A file that has left the tree, and the name that the kernel may remember."""
+
+    parent: int
+    inode: int
+    name: bytes
+    shown: str
 
 
 class UnclaimedFiles:
@@ -114,7 +126,7 @@ class UnclaimedFiles:
         spilled = self._spill.files().keys()
         self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
         self._books.forget_makers()
-        if rule.name == _KEEP or now < self._retry_at:
+        if rule.name not in (_DELETE, _SPILL) or now < self._retry_at:
             return
         self._put_off = {inode: until for inode, until in self._put_off.items() if until > now and inode in self._since}
         for inode in inodes:
@@ -148,26 +160,55 @@ class UnclaimedFiles:
     def _is_deletable(self, node: Node) -> bool:
         """Whether nobody can be using the file, and its one name is all that keeps it. With the store's lock held."""
         found = self._store.stat(node)
-        return found.st_nlink == 1 and self._is_unclaimed(node, found)
+        return found.st_nlink == 1 and node.inode not in self._books.in_change and self._is_unclaimed(node, found)
 
     def _delete(self, inode: int) -> None:
+        taken = self.take_out(inode)
+        if taken is not None:
+            self.tell(taken)
+
+    def take_out(self, inode: int, mark: bytes = b"") -> TakenOut | None:
+        """Remove the only name of a file that nobody can be using; None, and nothing done, for any other.
+
+        `mark` is an extended attribute that it gets. `tell` is to follow. Raises OSError.
+        """
         with self._store.lock:
             node = self._find(inode)
             if node is None or not self._is_deletable(node):
-                return
+                return None
         parent, name = self._store.place_of(node)  # takes as long as a tenant has made the path
         with self._store.lock:
             if not self._is_deletable(node) or self._store.lookup(self._store.find(parent), name)[0].inode != inode:
-                return
+                return None
             path = self._store.display_path(node)
             held_bytes = self._books.resident_bytes_of(inode)
+            if mark:
+                os.setxattr(self._store.descriptor_path(node), mark, b"")  # an empty value takes no space
             self._namespace.unlink_unasked(parent, name)
-        # Without the lock: the kernel may wait for a request in that directory, which waits for us.
-        self._forget_name(parent, inode, name)
-        self._expire(parent)
         self.deleted_files += 1
         self.deleted_bytes += held_bytes
         log.info("deleted %s: unclaimed", path)
+        return TakenOut(parent, inode, name, path)
+
+    def tell(self, taken: TakenOut) -> None:
+        """Tell the kernel. Without the lock: it may wait for a request in that directory, which waits for the pump."""
+        self._forget_name(taken.parent, taken.inode, taken.name)
+        self._expire(taken.parent)
+
+    def oldest_first(self) -> list[tuple[int, int]]:
+        """The files that no page of has a payer, with their bytes: those first that have been so for longest.
+
+        Of files that one look found, those first that were written first. From any thread. O(files).
+        """
+        now, found = time.monotonic(), []
+        for inode in self._books.files_where(_has_no_payer):
+            holdings = self._books.file_holdings(inode)
+            with suppress(OSError), self._store.lock:
+                if all(_has_no_payer(held) for held, _ in holdings):
+                    written_ns = self._store.stat(self._store.find(inode)).st_mtime_ns
+                    held_bytes = sum(size for _, size in holdings)
+                    found.append((self._since.get(inode, now), written_ns, inode, held_bytes))
+        return [(inode, held_bytes) for _, _, inode, held_bytes in sorted(found)]
 
     def _move_to_disk(self, inode: int) -> None:
         with self._namespace.watched(inode) as used:

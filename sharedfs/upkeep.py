@@ -25,7 +25,7 @@ from sharedfs.process_walk import GivenUp, ProcessWalk
 from sharedfs.recharge import Recharge
 from sharedfs.room import Room
 from sharedfs.swap import SwapScan
-from sharedfs.unclaimed import Rule, UnclaimedFiles
+from sharedfs.unclaimed import YIELD, Rule, UnclaimedFiles
 
 log = logging.getLogger("sharedfs")
 
@@ -33,6 +33,7 @@ log = logging.getLogger("sharedfs")
 _SCAN_SHARE = 0.05
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
 _LONGEST_SWEEP_PAUSE_SECONDS = 5.0
+_YIELD_SWEEP_PAUSE_SECONDS = 1.0  # who was unclaimed first goes first: so exactly
 # So long a look at one process may take, which takes a millisecond as a rule.
 _PATIENCE_SECONDS = 5.0
 
@@ -93,7 +94,7 @@ class Upkeep:
             await _patiently(self.allocation.moves.walk, lambda: self.allocation.keep_up(mapped))
 
     async def _look_after_tenants(self) -> None:
-        """Exit whose cgroup is gone: its pages are the other users' from then on (I4)."""
+        """Exit whose cgroup is gone: its pages are the other payers' from then on (I4)."""
         self.books.exit(self.books.dead_tenants())
         with self.books.lock:
             self.books.allowances.expire()
@@ -127,7 +128,8 @@ class Upkeep:
         if self.recharge.stranded_bytes:
             await _patiently(self.recharge.moves.walk, self.recharge.round)
         options = self.options()
-        if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, options.grace_seconds / 4):
+        pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed == YIELD else options.grace_seconds / 4
+        if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, pause):
             rule = Rule(options.unclaimed, options.grace_seconds)
             await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
             self._swept_at = trio.current_time()

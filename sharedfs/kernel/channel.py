@@ -117,6 +117,8 @@ class Channel:
         """Asked before the handlers are. To be set before `start` only."""
         self.make_room: Callable[[], None] = _no_room
         """Closes descriptors that can be opened anew, when there is none left. To be set before `start` only."""
+        self.give_way: Callable[[memoryview], bool] = _nothing_gives_way
+        """Frees space for a request that found none (ENOSPC); whether it did. To be set before `start` only."""
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
@@ -367,13 +369,17 @@ class Channel:
         self._ours.sendall(request)
 
     def _ask(self, handler: RequestHandler, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        try:
-            handler(unique, node, thread_id, request)
-        except OSError as error:
-            if error.errno not in _NO_DESCRIPTORS:
-                raise
-            self.make_room()
-            handler(unique, node, thread_id, request)
+        """What finds no descriptor or no space has changed nothing, and is done again when there is some."""
+        has_room = False
+        while True:
+            try:
+                return handler(unique, node, thread_id, request)
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS and not has_room:
+                    self.make_room()
+                    has_room = True
+                elif error.errno != ENOSPC or not self.give_way(request):
+                    raise
 
     def _refuse(self, opcode: int, unique: int, error: int) -> None:
         """Answer with an errno, where somebody waits for one."""
@@ -433,6 +439,10 @@ def _without(init_request: memoryview, features: int) -> memoryview:
     changed = bytearray(init_request)
     wire.INIT_IN.pack_into(changed, wire.IN_HEADER.size, *fields)
     return memoryview(changed)
+
+
+def _nothing_gives_way(_request: memoryview) -> bool:
+    return False
 
 
 def _no_room() -> None:
