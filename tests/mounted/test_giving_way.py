@@ -167,7 +167,7 @@ def test_several_writers_at_once_lose_nothing(mount: Mount, tenants: Tenants) ->
                 f"for file in range(6):\n"
                 f'    fd = os.open(f"{pool.path}/new{number}-{{file}}", os.O_RDWR | os.O_CREAT)\n'
                 f"    assert os.write(fd, bytes([{number} + 1]) * {MIB}) == {MIB}\n"
-                "    os.close(fd)\n''])"
+                "    os.close(fd)\n'''])"
             )
         for writer in made:
             assert writer.do("result = child.wait()") == 0
@@ -203,7 +203,7 @@ def test_killed_while_files_give_way_each_write_counts_once(mount: Mount, tenant
             f"for number in range(28):\n"
             f'    fd = os.open(f"{pool.path}/new{{number}}", os.O_RDWR | os.O_CREAT | os.O_EXCL)\n'
             f"    assert os.write(fd, bytes([number + 1]) * {MIB}) == {MIB}\n"
-            "    os.close(fd)\n''])"
+            "    os.close(fd)\n'''])"
         )
         for _ in range(3):
             before = pool.status_or_none()

@@ -183,7 +183,7 @@ def test_what_cannot_come_back_stays_on_disk(mount: Mount, disk: Path, tenants: 
 def test_spilling_needs_a_place(mount: Mount, disk: Path, run_dir: Path) -> None:
     for options, said in (
         (("--unclaimed", "spill"), "spill_dir"),
-        (("--unclaimed", "burn"), "keep, delete or spill"),
+        (("--unclaimed", "burn"), "keep, delete, spill or yield"),
         (("--unclaimed", "spill", "--spill-dir", str(disk / "nowhere")), "make it first"),
         (("--unclaimed", "spill", "--spill-dir", str(run_dir / "mnt")), "on the pool itself"),
     ):

@@ -170,7 +170,7 @@ def test_a_quote_without_its_second_one() -> None:
         reserve_bytes=st.integers(0, 1 << 50),
         idle_seconds=st.integers(1, 10**6).map(lambda thousandths: thousandths / 1000),
         passthrough=st.booleans(),
-        unclaimed=st.sampled_from(["keep", "delete", "spill"]),
+        unclaimed=st.sampled_from(["keep", "delete", "spill", "yield"]),
         grace_seconds=st.integers(1, 10**6).map(lambda thousandths: thousandths / 1000),
         spill_directory=st.sampled_from(["", "/var/a", "/a, b/c"]),
         root_mode=st.integers(0, 0o7777),
