@@ -51,6 +51,13 @@ CREATE TABLE IF NOT EXISTS need (                -- the most that a cgroup has n
     PRIMARY KEY (path, inode)
 ) STRICT;
 """
+# Named, for columns that were added later stand last.
+_ANNOUNCE = """
+INSERT OR REPLACE INTO journal (
+    boot_id, path, inode, found_max, found_high, wrote_max, wrote_high, intended_max, intended_high,
+    found_swap, wrote_swap, intended_swap, raised
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ class State:
         """A journal of a controller that had no limits of swap, or no guard: it never touched any."""
         present = {row[1] for row in self._database.execute("PRAGMA table_info(journal)")}
         columns = {"found_swap": "INTEGER", "wrote_swap": "INTEGER", "intended_swap": "INTEGER", "raised": "TEXT"}
-        for column in columns.keys() - present:
+        for column in [name for name in columns if name not in present]:
             self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} {columns[column]}")
 
     def close(self) -> None:
@@ -186,7 +193,7 @@ class State:
             )
             for order, found in orders
         ]
-        self._change(("INSERT OR REPLACE INTO journal VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows))
+        self._change((_ANNOUNCE, rows))
 
     def own(self) -> dict[tuple[str, CgroupRef], int]:
         """What tenants took on themselves of each pool."""
