@@ -28,7 +28,7 @@ from sharedfs.datapath import DataPath
 from sharedfs.errors import HostFault
 from sharedfs.faults import RECHARGE, Faults, Point
 from sharedfs.inodes import Node
-from sharedfs.kernel import syscalls
+from sharedfs.kernel import huge_pages, syscalls
 from sharedfs.kernel.page_charges import PageCharges
 from sharedfs.model.ranges import PageRange, byte_parts, common
 from sharedfs.model.sharing import SharingClass
@@ -196,12 +196,18 @@ class Recharge:
         with self._books.changing(node.inode):
             with moves.moving(node.inode, *window):
                 self._allocation.collapse(fd, start, end)
+                if set(charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])) - {self._pool_inode}:
+                    # A huge page that a tenant made: small ones of it can be collapsed.
+                    huge_pages.collapse(fd, start, end, split=True)
+                    self._allocation.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
                 there = self._allocation.book_filled(node, fd, *window)
             charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
             moved_bytes = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there)) * page_bytes
             if set(charged) - {self._pool_inode} or charged[self._pool_inode] < moved_bytes:
-                raise CannotRecharge("the file is in use, and they are in a huge page that a tenant made")
+                raise CannotRecharge(
+                    "the file is in use, and they are in a huge page that a tenant made and others map"
+                )
             self._books.recharge(node.inode, start, end)
             self.recharged_bytes += moved_bytes
 
