@@ -7,7 +7,7 @@ fault brought along, is asked of the kernel page by page.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from sharedfs.books import Books
@@ -15,12 +15,14 @@ from sharedfs.inodes import Inodes, Node
 from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import ALWAYS, WITHIN_SIZE
 from sharedfs.kernel.pagemap import PAGE_BYTES
-from sharedfs.model.ranges import LAST_PAGE, PageRange, common, merged
+from sharedfs.model.cells import PAGES_PER_CHUNK
+from sharedfs.model.ranges import LAST_PAGE, PageRange, Runs, as_runs, common
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.page_moves import PageMoves, Round
 
 # Making a huge page of small ones takes 1 to 3 ms, and faults in it wait.
 _COLLAPSED_AT_ONCE = 8
+_CHUNK_BYTES = PAGES_PER_CHUNK * PAGE_BYTES
 
 ByteRange = tuple[int, int]
 
@@ -69,7 +71,7 @@ class Allocation:
                     syscalls.punch_hole(fd, first, last - first)
                 if os.fstat(fd).st_size > size:
                     os.ftruncate(fd, size)
-                    self._uncharge(node, fd, size, None)
+                    self._uncharge(node.inode, fd, size, None)
                 raise
             self._books.charge_allocated(node.inode, [_pages(start, end)], tenant)
             beyond = [window for window in made if window[0] < start or window[1] > end]
@@ -110,23 +112,39 @@ class Allocation:
         return made
 
     def punch(self, node: Node, mode: int, start: int, end: int) -> None:
-        """fallocate(2) with FALLOC_FL_PUNCH_HOLE."""
+        """fallocate(2) with FALLOC_FL_PUNCH_HOLE, chunk by chunk: whoever waits for the file's pages gets on."""
         with self._inodes.opened(node, os.O_RDWR) as fd:
-            syscalls.fallocate(fd, mode, start, end - start)
-            self._uncharge(node, fd, start, end)
+            for chunk in self._books.chunks_of(node.inode, *_pages(start, end)):
+                first, last = max(start, chunk * _CHUNK_BYTES), min(end, (chunk + 1) * _CHUNK_BYTES)
+                syscalls.fallocate(fd, mode, first, last - first)
+                self._uncharge(node.inode, fd, first, last)
+            syscalls.fallocate(fd, mode, start, end - start)  # and what the books know nothing of
+            self._uncharge(node.inode, fd, start, end)
+
+    def free_chunk(self, inode: int, fd: int, chunk: int) -> int:
+        """Free PAGES_PER_CHUNK pages of a file that nobody can use any more. The pages that are gone."""
+        before = self._books.resident_bytes_of(inode)
+        syscalls.punch_hole(fd, chunk * _CHUNK_BYTES, _CHUNK_BYTES)
+        self._uncharge(inode, fd, chunk * _CHUNK_BYTES, (chunk + 1) * _CHUNK_BYTES)
+        return (before - self._books.resident_bytes_of(inode)) // PAGE_BYTES
 
     def truncated(self, node: Node, size: int) -> None:
         """The file was cut to `size`."""
         with self._inodes.opened(node) as fd:
-            self._uncharge(node, fd, size, None)
+            self.truncated_by(node.inode, fd, size)
 
-    def _uncharge(self, node: Node, fd: int, start: int, end: int | None) -> None:
+    def truncated_by(self, inode: int, fd: int, size: int) -> None:
+        self._uncharge(inode, fd, size, None)
+
+    def _uncharge(self, inode: int, fd: int, start: int, end: int | None) -> None:
         first = -(-start // PAGE_BYTES)
         last = LAST_PAGE if end is None else end // PAGE_BYTES - 1
-        kept = self._resident(fd, first, last) if first <= last else []
+        if first > last:
+            return
+        kept = self._resident(fd, first, last)
         if kept:
-            self._with_tail.add(node.inode)
-        self._books.uncharge(node.inode, first, last, kept)
+            self._with_tail.add(inode)
+        self._books.uncharge(inode, first, last, kept)
 
     # -- what comes about without us ---------------------------------------------------------------------------------
 
@@ -145,7 +163,7 @@ class Allocation:
             blocks = (self._inodes.stat(node) if fd is None else os.fstat(fd)).st_blocks
         return blocks * syscalls.STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode)
 
-    def keep_up(self, mapped: Sequence[tuple[int, list[PageRange]]]) -> None:
+    def keep_up(self, mapped: Sequence[tuple[int, Runs]]) -> None:
         """After each mapping scan, with what it saw mapped of which inode. For one thread."""
         self._find_lost()
         self._find_strays()
@@ -176,10 +194,10 @@ class Allocation:
         with self._inodes.opened(node) as fd:
             return self._books.absent(node.inode, self._resident(fd, 0, LAST_PAGE))
 
-    def brought_along(self, inode: int, pages: Iterable[PageRange]) -> list[PageRange]:
+    def brought_along(self, inode: int, pages: Runs) -> list[PageRange]:
         """What is resident in the huge pages around `pages`, which a tenant's fault brought into a hole."""
         per_huge = self._huge_bytes // PAGE_BYTES
-        windows = merged((first // per_huge * per_huge, last | per_huge - 1) for first, last in pages)
+        windows = as_runs(pages // per_huge * per_huge + (0, per_huge - 1)).tolist()
         with suppress(OSError), self._inodes.opened(self._known(inode)) as fd:
             if any(last * PAGE_BYTES >= os.fstat(fd).st_size for _, last in windows):
                 self._with_tail.add(inode)
@@ -201,7 +219,7 @@ class Allocation:
                     self._with_tail.discard(inode)
                 self._books.lost(inode, first, kept)
 
-    def _collapse(self, mapped: Sequence[tuple[int, list[PageRange]]]) -> None:
+    def _collapse(self, mapped: Sequence[tuple[int, Runs]]) -> None:
         """Make some huge pages of small ones where files are mapped: all in one huge page's place must be resident.
 
         The kernel's khugepaged would do so too if the tmpfs let it, and charge the tenant. Foreign pages are left as
@@ -215,7 +233,7 @@ class Allocation:
                 if left and not self._books.has_foreign(inode):
                     left -= self._collapse_file(inode, pages, moves, left)
 
-    def _collapse_file(self, inode: int, pages: list[PageRange], moves: Round, most: int) -> int:
+    def _collapse_file(self, inode: int, pages: Runs, moves: Round, most: int) -> int:
         """How many huge pages were made of small ones, or tried, at most `most`."""
         done = self._collapsed.setdefault(inode, set())
         tried = 0
@@ -254,13 +272,10 @@ class Allocation:
         self._books.charge_allocated(node.inode, there, NOBODY)
         return there
 
-    def _windows(self, pages: list[PageRange], size: int) -> Iterator[int]:
+    def _windows(self, pages: Runs, size: int) -> Iterator[int]:
         """Where huge pages may be within a file's size, by number, as far as one of `pages` is in them."""
-        per_huge = self._huge_bytes // PAGE_BYTES
-        last_seen = -1
-        for first, last in pages:
-            for window in range(max(first // per_huge, last_seen + 1), last // per_huge + 1):
-                last_seen = window
+        for first, last in as_runs(pages // (self._huge_bytes // PAGE_BYTES)).tolist():
+            for window in range(first, last + 1):
                 if (window + 1) * self._huge_bytes <= size:
                     yield window
 

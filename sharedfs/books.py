@@ -1,13 +1,14 @@
 """The pool's books: the ledger and the tenants under one lock, for the threads that keep them.
 
 The data path (its own thread), the namespace, the mapping scan and the feed (trio's thread) all write or read here. The
-lock is held for a few microseconds, and across no system call but the few that keep what changes (`books_state`).
+lock is held for a few microseconds, and across no system call but the few that keep what changes (`books_state`). What
+concerns many pages is done in pieces of a millisecond at most; other threads get the lock in between.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sharedfs.allowances import Allowances
@@ -16,10 +17,11 @@ from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import NOBODY_PATH, Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.kernel.proc import Process
+from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.kept_mappings import KeptMappings
-from sharedfs.model.ledger import Ledger, Predicate
+from sharedfs.model.ledger import PIECE_CHUNKS, Ledger, Predicate
 from sharedfs.model.makers import Makers
-from sharedfs.model.ranges import LAST_PAGE, PageRange, gaps
+from sharedfs.model.ranges import LAST_PAGE, NO_RUNS, PageRange, Runs, as_runs, batched, gaps, page_parts, without
 from sharedfs.model.readers import Readers
 from sharedfs.model.settled_uses import SettledUses
 from sharedfs.model.sharing import SharingClass
@@ -30,9 +32,14 @@ from sharedfs.tape import Tape
 
 log = logging.getLogger("sharedfs")
 
-_ALL_PAGES = [(0, LAST_PAGE)]
+_ALL_PAGES = as_runs([(0, LAST_PAGE)])
 _FILES_AT_ONCE = 2048  # looked at while the lock is held: a millisecond
 _MAPS_AT_ONCE = 256  # read after a start, while the lock is held: a few milliseconds
+_CHUNKS_TO_UNCHARGE = 64
+_RANGES_AT_ONCE = 64  # that are charged one by one
+_PIECE_PAGES = PIECE_CHUNKS * PAGES_PER_CHUNK
+_END = object()
+_PAUSE_SECONDS = 0.0001  # between two pieces: who waits for the lock, or to run at all, gets it
 
 
 class Books:
@@ -70,6 +77,8 @@ class Books:
         # Files that were mapped where the books have no page, and that had shrunk meanwhile: the next scan tells.
         self._doubtful: set[int] = set()
         self.in_change: set[int] = set()
+        self.shrinking: set[int] = set()
+        """Files that lose pages just now, in a thread beside the request pump: nobody is to copy or move these."""
         self.kept: KeptMappings[Process] = KeptMappings()
         self.shrinks = 0
         """Rises whenever pages go: what was seen of page tables before may be gone."""
@@ -159,12 +168,22 @@ class Books:
 
         What was there already is not its to pay for (I10).
         """
-        with self.lock:
-            for first, last in self.ledger.absent(inode, pages):
+        for part in self._in_pieces(pages):
+            for first, last in self.ledger.absent(inode, part):
                 self._charge(inode, first, last, self._if_live(tenant))
                 self.allowances.spend(tenant, (last - first + 1) * self.page_bytes)
             if tenant != NOBODY:
                 self._makers.used(inode, tenant)
+
+    def _in_pieces(self, pages: Iterable[PageRange]) -> Iterator[Sequence[PageRange]]:
+        """Parts of page ranges, each of few pages and few ranges; the lock is held while the caller has one."""
+        parts = [part for run in pages for part in page_parts(run, _PIECE_PAGES)]
+        pieces = [parts] if len(parts) == 1 else list(_few_pages(parts))
+        for number, piece in enumerate(pieces):
+            if number:
+                time.sleep(_PAUSE_SECONDS)
+            with self.lock:
+                yield piece
 
     @contextmanager
     def admitted(self, inode: int, start: int, end: int, tenant: TenantId) -> Iterator[None]:
@@ -198,8 +217,8 @@ class Books:
 
         The kernel charged such pages to whoever faulted: they are foreign, and unclaimed (I2).
         """
-        with self.lock:
-            for first, last in self.ledger.absent(inode, pages):
+        for part in self._in_pieces(pages):
+            for first, last in self.ledger.absent(inode, part):
                 self._charge(inode, first, last, NOBODY, foreign=True)
 
     def hand_over(self, inode: int, tenant: TenantId) -> tuple[int, int]:
@@ -259,6 +278,17 @@ class Books:
         finally:
             self.in_change.discard(inode)
 
+    def begin_shrinking(self, inode: int) -> None:
+        """Pages of a file are about to go, without a lock. With the store's lock held: who moves pages has it, too."""
+        with self.lock:
+            self.shrinking.add(inode)
+            self._shrunk.add(inode)
+
+    def end_shrinking(self, inode: int) -> None:
+        with self.lock:
+            self._shrunk.add(inode)
+            self.shrinking.discard(inode)
+
     def absent(self, inode: int, pages: list[PageRange]) -> list[PageRange]:
         with self.lock:
             return self.ledger.absent(inode, pages)
@@ -297,23 +327,33 @@ class Books:
         """Pages `first`..`last` are gone, but for `kept` ranges: a huge page that could not be split."""
         with self.lock:
             self._shrunk.add(inode)
-            self._uncharge(inode, first, last, kept)
+        self._uncharge(inode, first, last, kept)
 
     def lost(self, inode: int, first: int, kept: Iterable[PageRange]) -> None:
         """Of the pages from `first` on the kernel left `kept` only, without being asked to."""
-        with self.lock:
-            if self._uncharge(inode, first, LAST_PAGE, kept):
-                self._shrunk.add(inode)
+        self._uncharge(inode, first, LAST_PAGE, kept)
 
-    def _uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange]) -> int:
-        gone = 0
-        self.shrinks += 1
+    def _uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange]) -> None:
+        """In pieces. Nobody may make pages there meanwhile."""
         for gap in gaps(kept, first, last):
-            gone += self.ledger.uncharge(inode, *gap)
-            self.kept.uncharge(inode, *gap)
-            if self._tape is not None:
-                self._tape.free(inode, *gap)
-        return gone
+            with self.lock:
+                self.shrinks += 1
+                self.kept.uncharge(inode, *gap)
+                chunks = self.ledger.chunks_of(inode, *gap)
+                if self._tape is not None:
+                    self._tape.free(inode, *gap)
+            for number, part in enumerate(batched(chunks, _CHUNKS_TO_UNCHARGE)):
+                if number:
+                    time.sleep(_PAUSE_SECONDS)
+                with self.lock:
+                    if self.ledger.uncharge(inode, *gap, part):
+                        self._shrunk.add(inode)
+
+    def chunks_of(self, inode: int, first: int, last: int) -> list[int]:
+        """The chunks of PAGES_PER_CHUNK pages that have pages in a range, by number, in order. O(chunks log chunks)."""
+        with self.lock:
+            chunks = self.ledger.chunks_of(inode, first, last)
+        return sorted(chunks)
 
     def drop(self, inode: int) -> None:
         """The file is gone with all its pages."""
@@ -334,10 +374,13 @@ class Books:
             self._tape.use(Event.ALLOCATE, tenant, inode, first, last)
         return self.ledger.charge(inode, first, last, tenant, foreign=foreign)
 
-    def _set_mapped(self, inode: int, tenant: TenantId, pages: list[tuple[int, int]]) -> None:
+    def _set_mapped(self, inode: int, tenant: TenantId, pages: Runs) -> None:
         self.ledger.set_mapped(inode, tenant, pages)
+        self._record_mapped(inode, tenant, pages)
+
+    def _record_mapped(self, inode: int, tenant: TenantId, pages: Runs) -> None:
         if self._tape is not None:
-            self._tape.mapped(inode, tenant, pages)
+            self._tape.mapped(inode, tenant, [(first, last) for first, last in pages.tolist()])
 
     def maker_of(self, inode: int) -> str | None:
         """The cgroup that first had pages of a file, also when it is gone; None when we do not know."""
@@ -378,35 +421,50 @@ class Books:
 
     def begin_scan(self) -> None:
         with self.lock:
-            self._shrunk.clear()
+            self._shrunk = set(self.shrinking)
 
-    def unbooked(self, inode: int, tenant: TenantId, pages: list[PageRange]) -> list[PageRange]:
-        """Which of the page ranges that `tenant` maps the books do not have. O(ranges) when all is as before."""
+    def unbooked(self, inode: int, tenant: TenantId, pages: Runs) -> Runs:
+        """Which of the pages that `tenant` maps the books do not have. O(ranges) when all is as before.
+
+        Not for the request pump: in pieces.
+        """
         with self.lock:
             if inode not in self._doubtful and self.ledger.is_mapped(inode, tenant, pages):
-                return []
-            return self.ledger.absent(inode, pages)
+                return NO_RUNS
+            chunks = self.ledger.chunks_of(inode)
+        resident: list[PageRange] = []
+        for part in batched(chunks, PIECE_CHUNKS):
+            with self.lock:
+                resident += self.ledger.resident_in(inode, part)
+            time.sleep(_PAUSE_SECONDS)
+        return without(pages, as_runs(resident))
 
-    def set_mapped(
-        self, inode: int, tenant: TenantId, pages: list[PageRange], brought: Iterable[PageRange] = ()
-    ) -> None:
-        """`tenant` maps just these page ranges (inclusive) of a file, as the running scan saw it.
+    def set_mapped(self, inode: int, tenant: TenantId, pages: Runs, brought: Sequence[PageRange] = ()) -> None:
+        """`tenant` maps just these pages of a file, as the running scan saw it. Not for the request pump: in pieces.
 
         Pages in `brought` that are not resident in the books were allocated by a page fault in a hole, which the kernel
         charged to the tenant: they become `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
         """
+        for part in self._in_pieces(brought):
+            if self.tenants.get(tenant) is not None and inode not in self._shrunk:
+                for first, last in self.ledger.absent(inode, part):
+                    self._charge(inode, first, last, tenant, foreign=True)
+                    self._makers.used(inode, tenant)
         with self.lock:
             if self.tenants.get(tenant) is None:
                 return
-            if inode in self._shrunk:
-                self._doubtful.add(inode)
-            else:
-                self._doubtful.discard(inode)
-                for first, last in self.ledger.absent(inode, brought):
-                    self._charge(inode, first, last, tenant, foreign=True)
-                    self._makers.used(inode, tenant)
-            if (inode, tenant) not in self._readers:
-                self._set_mapped(inode, tenant, pages)
+            (self._doubtful.add if inode in self._shrunk else self._doubtful.discard)(inode)
+            if (inode, tenant) in self._readers:
+                return
+            self._record_mapped(inode, tenant, pages)
+            pieces = self.ledger.mapping(inode, tenant, pages)
+        while True:
+            with self.lock:  # who exits, or reads past us, meanwhile has its pages as that says
+                if self.tenants.get(tenant) is None or (inode, tenant) in self._readers:
+                    return
+                if next(pieces, _END) is _END:
+                    return
+            time.sleep(_PAUSE_SECONDS)
 
     def keep_mapped(self, inode: int, process: Process, tenant: TenantId, pages: list[PageRange], shrinks: int) -> None:
         """`process` of `tenant` maps these pages, which the kernel is about to take out of its page tables.
@@ -451,7 +509,7 @@ class Books:
                 return  # it has exited
             if not self._readers.add((inode, tenant), -1, request):
                 self._set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
-                self._set_mapped(inode, tenant, [])
+                self._set_mapped(inode, tenant, NO_RUNS)
             self._tidy_log()
 
     def refresh_readers(self) -> None:
@@ -514,3 +572,17 @@ class Books:
     def end_tape(self) -> None:
         with self.lock:
             self._tape = None
+
+
+def _few_pages(parts: Sequence[PageRange]) -> Iterator[Sequence[PageRange]]:
+    """Parts together, as far as they are few and have few pages."""
+    piece: list[PageRange] = []
+    pages = 0
+    for first, last in parts:
+        if piece and (len(piece) == _RANGES_AT_ONCE or pages + last - first + 1 > _PIECE_PAGES):
+            yield piece
+            piece, pages = [], 0
+        piece.append((first, last))
+        pages += last - first + 1
+    if piece:
+        yield piece

@@ -7,6 +7,7 @@ import logging
 import mmap
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -60,6 +61,7 @@ from sharedfs.ownership import Ownership
 from sharedfs.page_moves import PageMoves
 from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.rare import RareRequests
+from sharedfs.reaper import Reaper
 from sharedfs.recharge import Recharge
 from sharedfs.recovery import recover
 from sharedfs.room import Room
@@ -76,6 +78,8 @@ from sharedfs.upkeep import Upkeep
 log = logging.getLogger("sharedfs")
 
 _INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
+# A thread that runs Python code lets another one run after this time: requests do not wait for scans. Python's is 5 ms.
+_SWITCH_SECONDS = 0.0005
 # Of the state: the kernel's INIT request, the options of a remount, and the mount's device.
 _INIT_FILE, _OPTIONS_FILE, _DEVICE_FILE = "init", "options", "device"
 
@@ -106,8 +110,10 @@ class Pool:
             resources.callback(events.close)
         self._device = self._find_device()
         self.allocation = Allocation(self.store, self.books, PageMoves(self.books, self._device), self.options.huge)
-        growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes)
-        self.data_path = DataPath(self.store, self.books, self.allocation, growth, events)
+        self.reaper = Reaper(self.store, self.books, self.allocation, faults)
+        resources.callback(self.reaper.close)
+        growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes, self.reaper)
+        self.data_path = DataPath(self.store, self.books, self.allocation, growth, self.reaper, events)
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
         callers = Callers(self.books, events)
@@ -124,6 +130,7 @@ class Pool:
             growth,
             callers,
             self.spill,
+            self.reaper,
             fast_reads=self.options.reads == "fast",
             incarnation=start.restarts,
         )
@@ -148,6 +155,8 @@ class Pool:
         self.data_path.connect(self.channel, kept["device"])
         self.frequent.connect(self.channel)
         self.channel.make_room = self._make_room
+        self.channel.free_some = self.reaper.free_some
+        self.reaper.on_error = self.channel.fail
         self.mappings = MappingScan(self.books, self.allocation, self._device)
         self.unclaimed = self._unclaimed_files(growth)
         self.recharge = Recharge(
@@ -354,6 +363,7 @@ class Pool:
         served = self._start.resumes
         self._trio_token = trio.lowlevel.current_trio_token()
         self.channel.start()
+        self.reaper.start()
         pyfuse3.init(RareRequests(self.namespace), self.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:
@@ -463,6 +473,7 @@ def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
 
     The keeper is told what went wrong. What we did not foresee goes to the log as it is.
     """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
     keeper.send(b"pid %d" % os.getpid())
     try:

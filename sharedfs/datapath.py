@@ -27,6 +27,7 @@ from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.tenant import TenantId
+from sharedfs.reaper import Reaper
 from sharedfs.store import Store
 
 try:
@@ -42,7 +43,7 @@ _REPLY_HEADER = wire.OUT_HEADER.size
 # A longer allocation is made beside the pump: other tenants' reads do not wait for it. 16 MiB take about 2 ms.
 _SLOW_ALLOCATION_BYTES = 16 << 20
 # A copy is answered in parts of this size; copy_file_range(2) may copy less than asked.
-_COPY_BYTES = 8 << 20
+_COPY_BYTES = 2 << 20
 # So often the page cache of a file in use may stay: 10 seconds.
 _MOST_CALLS_PUT_OFF = 20
 _LOOK_AGAIN_SECONDS = 0.0001
@@ -52,13 +53,20 @@ class DataPath:
     """The handlers for the channel. `connect` gives it the channel that it answers on."""
 
     def __init__(
-        self, store: Store, books: Books, allocation: Allocation, growth: Growth, events: TaskEvents | None
+        self,
+        store: Store,
+        books: Books,
+        allocation: Allocation,
+        growth: Growth,
+        reaper: Reaper,
+        events: TaskEvents | None,
     ) -> None:
         self._store = store
         self._room = store.tmpfs.room
         self._books = books
         self._allocation = allocation
         self._growth = growth
+        self._reaper = reaper
         self._events = events
         self._callers = Callers(books, events)
         self._fast: fastpath.FastPath | None = None
@@ -270,9 +278,9 @@ class DataPath:
         _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
-        gap_bytes = self._gap_before(self._store.node(node), mode, offset, length)
-        work = partial(self._allocate, node, mode, offset, length, tenant)
-        self._in_a_lane(length + gap_bytes, unique, request, work)
+        new_bytes = length + self._gap_before(self._store.node(node), mode, offset, length)
+        allocate = self._allocate if new_bytes <= _SLOW_ALLOCATION_BYTES else self._allocate_slowly
+        self._in_a_lane(new_bytes, unique, request, partial(allocate, node, mode, offset, length, tenant))
 
     def _gap_before(self, node: Node, mode: int, offset: int, length: int) -> int:
         if mode:  # which leaves the size, or adds nothing
@@ -293,7 +301,7 @@ class DataPath:
         try:
             while True:
                 try:
-                    body = work()
+                    body = self._reaper.with_space(work)
                     break
                 except OSError as error:
                     if error.errno != ENOSPC or not self._channel.give_way(request):
@@ -318,6 +326,18 @@ class DataPath:
                 self._allocation.allocate(known, mode, offset, end, tenant)
             if not mode:
                 self._growth.fill_gap(known, old_size, offset, end, tenant)
+        return b""
+
+    def _allocate_slowly(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> bytes:
+        if not mode & syscalls.FALLOC_FL_PUNCH_HOLE:
+            return self._allocate(node, mode, offset, length, tenant)
+        with self._store.lock:
+            known = self._store.node(node)
+            self._books.begin_shrinking(node)
+        try:
+            self._allocation.punch(known, mode, offset, offset + length)
+        finally:
+            self._books.end_shrinking(node)
         return b""
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:

@@ -36,6 +36,8 @@ class Start(IntEnum):
 
 RECHARGE = 0
 """In place of an opcode: no request, but pages that become the pool's."""
+REAP = 1 << 16
+"""In place of an opcode: no request, but a piece of a file that is freed in the background."""
 BREAK, AGAIN = 1 << 62, 1 << 63
 """Or-ed to an armed word: an exception that nobody foresaw instead of a kill; not once, but whenever it is reached."""
 

@@ -22,9 +22,6 @@ from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.name_requests import Act, NameRequests, changes_in, forgets
 from sharedfs.namespace import Changes, ContentOnDisk, Namespace
 
-# A longer reservation is made beside the pump, so that other requests do not wait for it. 16 MiB take about 2 ms.
-_SLOW_RESERVATION_BYTES = 16 << 20
-
 Answer = TypeVar("Answer")
 
 
@@ -71,7 +68,7 @@ class FrequentRequests:
                 self.answered += 1
                 slot.take(unique, opcode)
                 try:
-                    body = self._with_room(lambda: act(node, thread_id, request))
+                    body = self._channel.again(lambda: act(node, thread_id, request))
                 except OSError as failure:
                     error = failure.errno or EIO
                 except OverflowError:  # a number on the wire that no system call takes
@@ -86,13 +83,16 @@ class FrequentRequests:
         return handle
 
     def _with_room(self, act: Callable[[], Answer]) -> Answer:
-        """What finds no descriptor left has changed nothing, and is done again when cached ones are closed."""
+        """What finds no descriptor left has changed nothing, and is done again when cached ones are closed.
+
+        In the slow lane, with the namespace's lock held: those that the request pump uses without it stay.
+        """
         try:
             return act()
         except OSError as error:
             if error.errno not in SCARCE:
                 raise
-        self._channel.make_room()
+        self._namespace.make_room()
         return act()
 
     def _commit(self, error: int, body: bytes) -> None:
@@ -116,7 +116,7 @@ class FrequentRequests:
         changes = changes_in(request)
         with self._namespace.lock:
             self.answered += 1
-            slowly = self._namespace.reserved_by(inode, changes) > _SLOW_RESERVATION_BYTES
+            slowly = self._namespace.is_slow(inode, changes)
         if slowly:
             self._slow_lane.submit(self._change_slowly, unique, inode, changes, thread_id)
             return
@@ -149,9 +149,10 @@ class FrequentRequests:
         try:
             with namespace.lock:
                 slot.take(unique, Opcode.SETATTR)
-                reservation = self._with_room(lambda: namespace.change(inode, changes, thread_id, slot))
-            if reservation is not None:
-                namespace.reserve(reservation)
+                again = self._channel.again if slot is self._slot else self._with_room
+                rest = again(lambda: namespace.change(inode, changes, thread_id, slot))
+            if rest is not None:
+                rest()
             with namespace.lock:
                 body = self._names.attributes(inode)
                 # Not with the answer: another request may have changed these words before this one is cleared.

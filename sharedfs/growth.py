@@ -19,6 +19,7 @@ from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Inodes, Node
 from sharedfs.kernel import syscalls
 from sharedfs.model.tenant import TenantId
+from sharedfs.reaper import Reaper
 
 _STAYS_SPARSE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, *SCARCE})
 
@@ -40,7 +41,9 @@ class Reservation:
 class Growth:
     """For one pool. Safe from any thread: the kernel lets in one change of a file at a time."""
 
-    def __init__(self, inodes: Inodes, books: Books, allocation: Allocation, reserve_bytes: int) -> None:
+    def __init__(
+        self, inodes: Inodes, books: Books, allocation: Allocation, reserve_bytes: int, reaper: Reaper
+    ) -> None:
         self._inodes = inodes
         self._books = books
         self._allocation = allocation
@@ -49,11 +52,13 @@ class Growth:
         """Frees space for so many bytes, but not this inode's; whether it did. To be set before requests are served."""
         self.space_to_give: Callable[[], int] = _no_space
         """How many bytes could be freed so."""
+        self._reaper = reaper
 
     def bytes_of(self, old_size: int, end: int, new_size: int) -> int:
         """How many bytes a file that grows to `new_size` gets between its old end and `end`."""
         pool = os.fstatvfs(self._inodes.mount_fd)
-        lacking_bytes = new_size - old_size - pool.f_bavail * pool.f_bsize
+        free_bytes = pool.f_bavail * pool.f_bsize + self._reaper.waiting_bytes
+        lacking_bytes = new_size - old_size - free_bytes
         if new_size > self._reserve_bytes or (lacking_bytes > 0 and lacking_bytes > self.space_to_give()):
             return 0
         return max(0, end - self._first_byte(old_size))
@@ -101,7 +106,7 @@ class Growth:
         """Do `act`, which has changed nothing when it raises ENOSPC, again as long as others' files give way to it."""
         while True:
             try:
-                return act()
+                return self._reaper.with_space(act)
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self.give_way(needed_bytes, inode):
                     raise

@@ -59,6 +59,7 @@ class Kind(IntEnum):
     MAKE_XATTR = 6
     REMOVE_XATTR = 7
     EXTEND = 8
+    CUT = 9
 
 
 @dataclass(frozen=True, slots=True)

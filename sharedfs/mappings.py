@@ -10,18 +10,20 @@ time (fault-around), so a page that was mapped and never looked at can be among 
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.kernel import proc
 from sharedfs.kernel.pagemap import PagemapReader
-from sharedfs.model.ranges import PageRange, merged
+from sharedfs.model.ranges import NO_RUNS, Runs, as_runs, merged
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.page_tables import present_pages, tenant_of
 from sharedfs.process_walk import ProcessWalk
 
 _TRIES = 5  # to look at a process whose threads end
 
-Seen = dict[tuple[int, TenantId], list[PageRange]]
+Seen = dict[tuple[int, TenantId], Runs]
 
 
 class MappingScan:
@@ -37,7 +39,7 @@ class MappingScan:
         self.walk = ProcessWalk()
 
     def scan(self) -> Seen:
-        """The page ranges (inclusive, in order, apart) of each file that each tenant maps now. Blocks on /proc.
+        """The pages of each file that each tenant maps now. Blocks on /proc.
 
         That may take for ever where a process is stuck. Raises GivenUp.
         """
@@ -45,22 +47,22 @@ class MappingScan:
         with self._books.lock:
             gone = self._books.kept.kept()
         reader = PagemapReader()
-        ranges: defaultdict[tuple[int, TenantId], list[PageRange]] = defaultdict(list)
+        ranges: defaultdict[tuple[int, TenantId], list[Runs]] = defaultdict(list)
         for process_id in self.walk.processes():
             found = self._look_at(reader, process_id)
             if found is None:
                 continue
             process, tenant, present = found
             for inode, pages in present:
-                ranges[inode, tenant] += pages
+                ranges[inode, tenant].append(pages)
                 gone.discard((inode, process))
         with self._books.lock:
             self._books.kept.forget(gone)
-        return {key: merged(pages) for key, pages in ranges.items() if key[1] != NOBODY}
+        return {key: as_runs(np.concatenate(pages)) for key, pages in ranges.items() if key[1] != NOBODY}
 
     def _look_at(
         self, reader: PagemapReader, process_id: int
-    ) -> tuple[proc.Process, TenantId, list[tuple[int, list[PageRange]]]] | None:
+    ) -> tuple[proc.Process, TenantId, list[tuple[int, Runs]]] | None:
         """Whose a process is and what it maps of which inodes; None when it maps nothing of the mount.
 
         The thread that is looked through may end meanwhile, so that another one has to be found.
@@ -83,30 +85,29 @@ class MappingScan:
         return None
 
     def _kept(
-        self,
-        process: proc.Process,
-        mappings: Sequence[proc.Mapping],
-        present: dict[int, list[PageRange]],
-        since: int,
-    ) -> list[tuple[int, list[PageRange]]]:
+        self, process: proc.Process, mappings: Sequence[proc.Mapping], present: dict[int, Runs], since: int
+    ) -> list[tuple[int, Runs]]:
         """What a process maps although its page tables do not show it, by inode."""
+        with self._books.lock:
+            inodes = [inode for inode in present if (inode, process) in self._books.kept]
         found = []
-        for inode, pages in present.items():
+        for inode in inodes:
             mapped = merged(mapping.pages for mapping in mappings if mapping.inode == inode)
+            shown = [(first, last) for first, last in as_runs(present[inode]).tolist()]
             with self._books.lock:
-                found.append((inode, self._books.kept.mapped_still(inode, process, mapped, merged(pages), since)))
+                still = self._books.kept.mapped_still(inode, process, mapped, shown, since)
+            found.append((inode, as_runs(still)))
         return found
 
     def apply(self, seen: Seen) -> None:
-        """Put what a scan saw into the books; mappings that it no longer saw are gone."""
+        """Put what a scan saw into the books; mappings that it no longer saw are gone. In pieces, in a thread."""
         known = self._books.mapped() if self._known is None else self._known
         for inode, tenant in known - seen.keys():
-            self._books.set_mapped(inode, tenant, [])
+            self._books.set_mapped(inode, tenant, NO_RUNS)
         for (inode, tenant), pages in seen.items():
             brought = self._books.unbooked(inode, tenant, pages)
-            if brought:
-                brought += self._allocation.brought_along(inode, brought)
-            self._books.set_mapped(inode, tenant, pages, brought)
+            along = self._allocation.brought_along(inode, brought) if len(brought) else []
+            self._books.set_mapped(inode, tenant, pages, [*brought.tolist(), *along])
         self._books.refresh_readers()
         self._known = set(seen)
         self.scans += 1

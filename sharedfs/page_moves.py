@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sharedfs.books import Books
 from sharedfs.kernel import proc
 from sharedfs.kernel.pagemap import PagemapReader
-from sharedfs.model.ranges import PageRange, common, merged
+from sharedfs.model.ranges import PageRange, as_runs, common, merged
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.page_tables import present_pages, tenant_of
 from sharedfs.process_walk import GivenUp, ProcessWalk
@@ -133,9 +133,10 @@ class Round:
         )
         try:
             with self._walk.looking_at(mapper.process.id):
-                present = present_pages(self._reader, mapper.task, [part])[inode]
+                shown = as_runs(present_pages(self._reader, mapper.task, [part])[inode])
         except (FileNotFoundError, ProcessLookupError):
             return None
+        present = [(first, last) for first, last in shown.tolist()]
         self._books.keep_mapped(inode, mapper.process, mapper.tenant, present, shrinks)
         return before
 

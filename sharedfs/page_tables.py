@@ -4,10 +4,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 
+import numpy as np
+
 from sharedfs.books import Books
 from sharedfs.kernel import proc
 from sharedfs.kernel.pagemap import PagemapReader
-from sharedfs.model.ranges import PageRange
+from sharedfs.model.ranges import Runs
 from sharedfs.model.tenant import NOBODY, TenantId
 
 
@@ -17,19 +19,18 @@ def tenant_of(books: Books, task: str) -> TenantId:
     return NOBODY if text is None else books.tenant_in(text)
 
 
-def present_pages(reader: PagemapReader, task: str, mappings: Iterable[proc.Mapping]) -> dict[int, list[PageRange]]:
+def present_pages(reader: PagemapReader, task: str, mappings: Iterable[proc.Mapping]) -> dict[int, Runs]:
     """The pages that page tables show in these mappings of a process, by inode; of a mapping without any, too.
 
-    Raises FileNotFoundError, ProcessLookupError when the task is gone.
+    In the order of the mappings: see `as_runs`. Raises FileNotFoundError, ProcessLookupError when the task is gone.
     """
-    found: defaultdict[int, list[PageRange]] = defaultdict(list)
+    found: defaultdict[int, list[Runs]] = defaultdict(list)
     fd = os.open(f"{task}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         for mapping in mappings:
-            found[mapping.inode] += [
-                (mapping.page_at(start), mapping.page_at(end) - 1)
-                for start, end in reader.present(fd, mapping.start, mapping.end, shared=mapping.shared)
-            ]
+            addresses = reader.present(fd, mapping.start, mapping.end, shared=mapping.shared)
+            pages = (addresses - mapping.start) // proc.PAGE_BYTES + mapping.page_at(mapping.start)
+            found[mapping.inode].append(pages - (0, 1))
     finally:
         os.close(fd)
-    return found
+    return {inode: np.concatenate(pages) for inode, pages in found.items()}

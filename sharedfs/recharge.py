@@ -237,6 +237,8 @@ class Recharge:
     def _rewrite(self, node: Node, deadline: float) -> None:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
         page_bytes = self._books.page_bytes
+        if node.inode in self._books.shrinking:
+            raise CannotRecharge("pages of the file are being freed")
         with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
             runs = self._books.runs_where(node.inode, _is_stray)

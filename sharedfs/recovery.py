@@ -16,8 +16,10 @@ answered here is sent again by the kernel, and is then a request like any other.
 | REMOVE_XATTR   | inode, name                                         | the attribute is not there         | answered |
 | EXTEND         | inode, directory: old size, other: new size,        | the size is the new one            | reserved |
 |                | new directory: the thread that asked                |                                    |          |
+| CUT            | inode, other: new size                              | the size is the new one            | booked   |
 
-Nobody saw what is undone. A FORGET is ended from the request as it was read.
+What is reserved or booked is asked once more, to no effect, unless its caller was killed. Nobody saw what is undone.
+A FORGET is ended from the request as it was read.
 """
 
 import logging
@@ -108,6 +110,10 @@ class _Recovery:
                 return intent.name not in map(os.fsencode, os.listxattr(self._path(intent.inode)))
             case Kind.EXTEND:
                 self._reserve(intent)
+            case Kind.CUT:
+                node = self._store.find(intent.inode)
+                if self._store.stat(node).st_size == intent.other:
+                    self._namespace.cut_before(node, intent.other)
         return False
 
     def _undo_name(self, intent: Intent) -> None:

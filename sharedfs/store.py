@@ -16,6 +16,7 @@ from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 
+_FEW_BLOCKS = 512  # of 512 bytes: what has more pages is not freed while others wait
 NAMELESS = b"(a file without a name)"
 
 
@@ -133,7 +134,9 @@ class Store(Inodes):
             del self.removed[node.inode]
 
     def unlink(self, parent: Node, name: bytes) -> int | None:
-        """Remove a name that is no directory; the inode's number when the inode is gone by that, else None.
+        """Remove a name that is no directory; the inode's number when nobody knows the inode after that, else None.
+
+        It is gone then, or in removed/ where it has many pages.
 
         A file without a name lives on in removed/ while the kernel has a reference: it may be open or mapped (a mapping
         holds the file's FUSE inode, so the kernel's FORGET comes after the last munmap).
@@ -144,12 +147,12 @@ class Store(Inodes):
         if found.st_nlink > 1:
             os.unlink(name, dir_fd=directory)
             return None
-        if node.lookups == 0:
+        if node.lookups == 0 and found.st_blocks <= _FEW_BLOCKS:
             os.unlink(name, dir_fd=directory)
             self.drop(node.inode)
             return node.inode
         self._move_to_removed(directory, name, node)
-        return None
+        return None if node.lookups else node.inode
 
     def remove_directory(self, parent: Node, name: bytes) -> None:
         """Remove an empty directory; it lives on in removed/ like a file while the kernel has a reference."""
@@ -184,7 +187,7 @@ class Store(Inodes):
             return next(entries, None) is None
 
     def rename(self, parent: Node, name: bytes, new_parent: Node, new_name: bytes, flags: int) -> int | None:
-        """renameat2(2); the number of the inode that is gone by that, else None."""
+        """renameat2(2); the number of the inode that nobody knows after that, as of `unlink`, else None."""
         old_directory, new_directory = self._directory(parent, name), self._directory(new_parent, new_name)
         keeps_target = flags & (syscalls.RENAME_NOREPLACE | syscalls.RENAME_EXCHANGE)
         source, source_found = self.lookup(parent, name)
@@ -199,9 +202,10 @@ class Store(Inodes):
         if node.lookups and source_is_directory and target_is_directory:
             self._rename_over_directory(old_directory, name, new_directory, new_name, flags, node)
             return None
-        if node.lookups and not source_is_directory and not target_is_directory and found.st_nlink == 1:
+        is_kept = node.lookups or found.st_blocks > _FEW_BLOCKS
+        if is_kept and not source_is_directory and not target_is_directory and found.st_nlink == 1:
             self._rename_over_file(old_directory, name, new_directory, new_name, flags, node)
-            return None
+            return None if node.lookups else node.inode
         syscalls.rename(old_directory, name, new_directory, new_name, flags)
         if target_is_directory or found.st_nlink == 1:
             self.drop(node.inode)

@@ -103,6 +103,23 @@ class PrivateTmpfs:
             names[int(number)] = name
         return names
 
+    def open_removed(self, inode: int, name: bytes) -> int:
+        """A descriptor of a regular file in removed/, to write to, the caller's to close."""
+        entry, flags = self.removed_entry(inode, name), os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(entry, os.O_RDWR | flags, dir_fd=self.removed_fd)
+        except PermissionError:
+            self._clear_inode_flags(entry)
+        return os.open(entry, os.O_RDWR | flags, dir_fd=self.removed_fd)
+
+    def _clear_inode_flags(self, entry: bytes) -> None:
+        """Of chattr's +i or +a, set by who had the file open: without a name they keep nothing."""
+        fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self.removed_fd)
+        try:
+            fcntl.ioctl(fd, syscalls.FS_IOC_SETFLAGS, bytes(4))
+        finally:
+            os.close(fd)
+
     def remove_for_good(self, inode: int, name: bytes) -> None:
         """Remove from removed/; what is not there is no error."""
         entry = self.removed_entry(inode, name)
@@ -113,12 +130,8 @@ class PrivateTmpfs:
         remove = os.rmdir if is_directory else os.unlink
         try:
             remove(entry, dir_fd=self.removed_fd)
-        except PermissionError:  # chattr's +i or +a, set by who had it open: without a name that keeps nothing
-            fd = os.open(entry, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=self.removed_fd)
-            try:
-                fcntl.ioctl(fd, syscalls.FS_IOC_SETFLAGS, bytes(4))
-            finally:
-                os.close(fd)
+        except PermissionError:
+            self._clear_inode_flags(entry)
             remove(entry, dir_fd=self.removed_fd)
 
     def used_bytes(self) -> int:

@@ -153,6 +153,7 @@ class UnclaimedFiles:
             stat.S_ISREG(found.st_mode)
             and node.inode not in self._store.removed
             and node.opens == 0
+            and node.inode not in self._books.shrinking
             and all(_has_no_payer(held) for held, _ in self._books.file_holdings(node.inode))
             and not self._store.is_open_elsewhere(node)
         )

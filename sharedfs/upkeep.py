@@ -89,7 +89,7 @@ class Upkeep:
 
         await _patiently(self.mappings.walk, scan)
         if seen is not None:
-            self.mappings.apply(seen)
+            await trio.to_thread.run_sync(self.mappings.apply, seen)
             mapped = [(inode, pages) for (inode, _), pages in seen.items()]
             await _patiently(self.allocation.moves.walk, lambda: self.allocation.keep_up(mapped))
 

@@ -23,8 +23,8 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from errno import EAGAIN, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC
-from typing import Protocol
+from errno import EAGAIN, EDQUOT, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC
+from typing import Protocol, TypeVar
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import fuse_wire as wire
@@ -38,7 +38,10 @@ _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait
 _NO_DESCRIPTORS = (EMFILE, ENFILE)
 # What the caller reads instead: it is not the caller who has no descriptor left, or whose limit of memory is reached.
 _THE_POOLS_OWN = {EMFILE: ENFILE, ENOMEM: ENOSPC}
+_MOST_PIECES_FOR_QUOTA = 4  # whose files are freed is not known
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
+
+Outcome = TypeVar("Outcome")
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
 """Answers one request on the wire: (unique, node, thread_id, request). Runs in the request pump's thread.
@@ -46,7 +49,8 @@ RequestHandler = Callable[[int, int, int, memoryview], None]
 `request` holds the whole message (header and body, the body from byte 40 on) and is reused for the next one.
 `thread_id` is the calling thread, 0 when the kernel itself asks. Raises OSError to answer with its errno;
 otherwise it has written its reply with `Channel.reply` or will do so later. One that finds no descriptor left raises
-EMFILE or ENFILE before it has changed anything, and is asked once more after `Channel.make_room`.
+EMFILE or ENFILE before it has changed anything, and is asked once more after `Channel.make_room`; so is one that finds
+the pool full, as long as `Channel.free_some` frees something.
 """
 
 
@@ -119,6 +123,8 @@ class Channel:
         """Closes descriptors that can be opened anew, when there is none left. To be set before `start` only."""
         self.give_way: Callable[[memoryview], bool] = _nothing_gives_way
         """Frees space for a request that found none (ENOSPC); whether it did. To be set before `start` only."""
+        self.free_some: Callable[[], bool] = _nothing_to_free
+        """Frees a piece of what waits to be freed; False when nothing does. To be set before `start` only."""
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
@@ -344,7 +350,7 @@ class Channel:
             self._refuse(opcode, unique, fault)
         elif handler is not None:
             try:
-                self._ask(handler, unique, node, thread_id, request)
+                self.again(lambda: handler(unique, node, thread_id, request), request)
             except OSError as error:
                 self._refuse(opcode, unique, error.errno or EIO)
             except OverflowError:  # a number on the wire that no system call takes
@@ -368,18 +374,26 @@ class Channel:
         self.forwarded += 1
         self._ours.sendall(request)
 
-    def _ask(self, handler: RequestHandler, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        """What finds no descriptor or no space has changed nothing, and is done again when there is some."""
-        has_room = False
+    def again(self, act: Callable[[], Outcome], request: memoryview | None = None) -> Outcome:
+        """Do `act`, and again when its error can be remedied: it has changed nothing then. For the request pump.
+
+        For want of space, what waits to be freed goes first; then files give way to `request`, if it is told.
+        """
+        has_room, pieces = False, 0
         while True:
             try:
-                return handler(unique, node, thread_id, request)
+                return act()
             except OSError as error:
                 if error.errno in _NO_DESCRIPTORS and not has_room:
                     self.make_room()
                     has_room = True
-                elif error.errno != ENOSPC or not self.give_way(request):
+                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self.free_some():
+                    pieces += 1
+                elif error.errno != ENOSPC or not self._find_space(request):
                     raise
+
+    def _find_space(self, request: memoryview | None) -> bool:
+        return self.free_some() or (request is not None and self.give_way(request))
 
     def _refuse(self, opcode: int, unique: int, error: int) -> None:
         """Answer with an errno, where somebody waits for one."""
@@ -447,3 +461,7 @@ def _nothing_gives_way(_request: memoryview) -> bool:
 
 def _no_room() -> None:
     """Nobody has a descriptor to spare."""
+
+
+def _nothing_to_free() -> bool:
+    return False

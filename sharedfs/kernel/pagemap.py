@@ -27,7 +27,11 @@ _REGIONS_PER_CALL = 4096
 _ENTRY_PRESENT, _ENTRY_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
 _ENTRIES_PER_READ = 1 << 18  # 2 MiB of pagemap are 1 GiB of memory
 
-AddressRange = tuple[int, int]
+AddressRanges = NDArray[np.int64]
+"""Ascending ranges, a row each: first address, and the one behind the last. There may be hundreds of thousands."""
+
+
+_NONE: AddressRanges = np.empty((0, 2), np.int64)
 
 
 class PagemapReader:
@@ -37,7 +41,7 @@ class PagemapReader:
         self._use_scan = use_scan
         self._regions: NDArray[np.uint64] = np.zeros((_REGIONS_PER_CALL, 3), dtype=np.uint64)
 
-    def present(self, pagemap_fd: int, start: int, end: int, *, shared: bool) -> list[AddressRange]:
+    def present(self, pagemap_fd: int, start: int, end: int, *, shared: bool) -> AddressRanges:
         """The file-backed present parts of `start`..`end` (addresses, end exclusive) of one mapping, in order."""
         if self._use_scan:
             try:
@@ -48,9 +52,9 @@ class PagemapReader:
                 self._use_scan = False  # a kernel before 6.7
         return self._read(pagemap_fd, start, end)
 
-    def _scan(self, pagemap_fd: int, start: int, end: int, wanted: int) -> list[AddressRange]:
+    def _scan(self, pagemap_fd: int, start: int, end: int, wanted: int) -> AddressRanges:
         vector = self._regions.ctypes.data_as(ctypes.c_void_p).value or 0
-        found: list[AddressRange] = []
+        found = [_NONE]
         while start < end:
             argument = bytearray(
                 _SCAN_ARG.pack(
@@ -58,13 +62,13 @@ class PagemapReader:
                 )
             )
             count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, argument)
-            found += ((int(first), int(last)) for first, last, _ in self._regions[:count].tolist())
+            found.append(self._regions[:count, :2].astype(np.int64))
             start = _SCAN_ARG.unpack(argument)[_WALK_END_FIELD]
-        return found
+        return np.concatenate(found)
 
     @staticmethod
-    def _read(pagemap_fd: int, start: int, end: int) -> list[AddressRange]:
-        found: list[AddressRange] = []
+    def _read(pagemap_fd: int, start: int, end: int) -> AddressRanges:
+        found = [_NONE]
         step = _ENTRIES_PER_READ * PAGE_BYTES
         for chunk_start in range(start, end, step):
             pages = (min(chunk_start + step, end) - chunk_start) // PAGE_BYTES
@@ -73,8 +77,5 @@ class PagemapReader:
             wanted = _ENTRY_PRESENT | _ENTRY_FILE
             present = (entries & wanted) == wanted
             edges = np.flatnonzero(np.diff(present.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
-            found += (
-                (chunk_start + int(first) * PAGE_BYTES, chunk_start + int(last) * PAGE_BYTES)
-                for first, last in edges.tolist()
-            )
-        return found
+            found.append(chunk_start + edges * PAGE_BYTES)
+        return np.concatenate(found)

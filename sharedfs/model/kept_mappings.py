@@ -21,6 +21,10 @@ class KeptMappings(Generic[Process]):
         self.sequence = 0
         """Rises with each `keep`."""
 
+    def __contains__(self, key: tuple[int, Process]) -> bool:
+        """Whether anything is kept of a file and a process."""
+        return key in self._pages
+
     def keep(self, file: int, process: Process, pages: Sequence[PageRange]) -> None:
         """`process` maps these pages, which are about to be moved. O(pages kept of it)."""
         self.sequence += 1

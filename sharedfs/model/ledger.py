@@ -17,8 +17,7 @@ counts are counted again from the page maps.
 Classes are bounded, for a tenant could make a million of them: see `class_bound`.
 """
 
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -29,12 +28,15 @@ from sharedfs.model.cells import PAGES_PER_CHUNK, Cells
 from sharedfs.model.class_bound import MOST_CLASSES, ClassBound, whole_units
 from sharedfs.model.page_maps import PageMaps
 from sharedfs.model.pages import Move, PageMap
-from sharedfs.model.ranges import LAST_PAGE, PageRange, check_range, flat, gaps, merged
+from sharedfs.model.ranges import LAST_PAGE, PageRange, Runs, as_runs, batched, check_range, chosen_in, gaps, merged
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.sharing_table import ABSENT, SharingTable
 from sharedfs.model.steps import StepMemo
 from sharedfs.model.storage import LedgerStorage, Record
 from sharedfs.model.tenant import NOBODY, TenantId
+
+PIECE_CHUNKS = 16
+"""A piece of long work: of so many chunks, which takes half a millisecond when each page of them differs."""
 
 _OPENED, _UNIT = "opened", "unit"
 _SEQUENCES_PER_OPENING = 1 << 40
@@ -92,7 +94,7 @@ class Ledger:
         self._files = PageMaps(self._cells)
         self._made = self._files.made
         self._bound = ClassBound(self._table, self._files, most_classes, self._book)
-        self._mappings: dict[TenantId, dict[int, tuple[array[int], int, int]]] = {}
+        self._mappings: dict[TenantId, dict[int, tuple[Runs, int, int]]] = {}
         """What `set_mapped` was told last: the ranges, and the file's births and resident pages afterwards."""
         self._compactions = 0
         self._openings = 0
@@ -135,14 +137,22 @@ class Ledger:
             if moves:
                 self._post(moves)
 
-    def uncharge(self, file: int, first_page: int, last_page: int | None = None) -> int:
-        """A range is resident no more (truncated, punched); None: to the end. Returns the pages freed. O(pages)."""
+    def uncharge(
+        self, file: int, first_page: int, last_page: int | None = None, chunks: Iterable[int] | None = None
+    ) -> int:
+        """A range is resident no more (truncated, punched); None: to the end. Returns the pages freed. O(pages).
+
+        `chunks`: only what is in these chunks, for callers who work in pieces.
+        """
         last_page = LAST_PAGE if last_page is None else last_page
         check_range(first_page, last_page)
         pages = self._files.get(file)
         if pages is None:
             return 0
-        moves = pages.apply(first_page, last_page, self._steps.uncharge)
+        if chunks is None:
+            moves = pages.apply(first_page, last_page, self._steps.uncharge)
+        else:
+            moves = pages.apply_to_chunks(chunks, first_page, last_page, self._steps.uncharge)
         if not pages.pages_by_class:
             self._forget(file)
         self._post(moves)
@@ -171,40 +181,62 @@ class Ledger:
         if pages is not None:
             self._post(pages.apply(0, LAST_PAGE, self._steps.of(tenant).hand_over))
 
-    def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> None:
+    def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange] | Runs) -> None:
         """The pages of `file` that `tenant` has mapped are exactly `ranges`, in any order; absent ones are ignored.
 
         O(ranges) when they are those of the last call and no page of the file is new since; otherwise
         O(ranges + pages with a cell), or O(ranges + classes) when a file is mapped entirely, or not at all, as before.
         """
-        if self.is_mapped(file, tenant, ranges):
-            return
-        runs = merged(ranges)
-        pages = self._files.get(file)
-        if pages is None or tenant == NOBODY:
-            return
-        if pages.unit_pages > 1:
-            runs = merged(whole_units(pages, *run) for run in runs)
-        steps = self._steps.of(tenant)
-        moves: list[Move] = []
-        if not pages.fixed_by(steps.map):
-            for first_page, last_page in runs:
-                moves += pages.apply(first_page, last_page, steps.map)
-        if not pages.fixed_by(steps.unmap):
-            for first_page, last_page in gaps(runs):
-                moves += pages.apply(first_page, last_page, steps.unmap)
-        self._post(moves)
-        if runs:
-            told = (flat(ranges), pages.births, pages.resident_pages)
-            self._mappings.setdefault(tenant, {})[file] = told
-        else:
-            self._mappings.get(tenant, {}).pop(file, None)
+        for _ in self.mapping(file, tenant, as_runs(ranges)):
+            pass
 
-    def is_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> bool:
+    def mapping(self, file: int, tenant: TenantId, runs: Runs) -> Iterator[None]:
+        """As `set_mapped`, in pieces of `PIECE_CHUNKS` chunks: between two of them other operations may be called.
+
+        Each page then is as the piece that came to it found it. To be dropped when `tenant` exits.
+        """
+        pages = self._files.get(file)
+        if pages is None or tenant == NOBODY or self.is_mapped(file, tenant, runs):
+            return
+        told = (runs, pages.births, pages.resident_pages)
+        steps = self._steps.of(tenant)
+        everything = len(runs) == 1 and runs[0, 0] == 0 and runs[0, 1] == LAST_PAGE
+        if not pages.fixed_by(steps.map if everything else steps.unmap) or (len(runs) and not everything):
+            for part in batched(pages.chunks(), PIECE_CHUNKS):
+                self._map_chunks(file, tenant, runs, part)
+                yield
+        if not len(runs):
+            self._mappings.get(tenant, {}).pop(file, None)
+        elif self._files.get(file) is not None:
+            self._mappings.setdefault(tenant, {})[file] = told
+
+    def _map_chunks(self, file: int, tenant: TenantId, runs: Runs, indices: Iterable[int]) -> None:
+        pages, steps = self._files.get(file), self._steps.of(tenant)
+        if pages is None:
+            return
+        moves: list[Move] = []
+        for index in indices:
+            first_page = index * PAGES_PER_CHUNK
+            chosen = chosen_in(runs, first_page, PAGES_PER_CHUNK)
+            if isinstance(chosen, bool):
+                step = steps.map if chosen else steps.unmap
+                moves += pages.apply_to_chunks((index,), first_page, first_page + PAGES_PER_CHUNK - 1, step)
+            else:
+                if pages.unit_pages > 1:
+                    chosen = chosen.reshape(-1, pages.unit_pages).any(axis=1).repeat(pages.unit_pages)
+                moves += pages.apply_where(index, chosen, steps.map, steps.unmap)
+        self._post(moves)
+
+    def is_mapped(self, file: int, tenant: TenantId, runs: Runs) -> bool:
         """Whether `set_mapped` was told the same before, and `file` has the same pages since. O(ranges + classes)."""
         pages = self._files.get(file)
         told = self._mappings.get(tenant, {}).get(file)
-        return pages is not None and told == (flat(ranges), pages.births, pages.resident_pages)
+        return (
+            pages is not None
+            and told is not None
+            and told[1:] == (pages.births, pages.resident_pages)
+            and np.array_equal(told[0], runs)
+        )
 
     # -- Operations on classes: no page is visited ---------------------------------------------------------------------
 
@@ -348,6 +380,16 @@ class Ledger:
             return runs
         return [gap for first, last in runs for gap in gaps(pages.resident_runs(first, last), first, last)]
 
+    def chunks_of(self, file: int, first_page: int = 0, last_page: int = LAST_PAGE) -> list[int]:
+        """The chunks of PAGES_PER_CHUNK pages that have pages in a range, by number, in no order. O(chunks)."""
+        pages = self._files.get(file)
+        return [] if pages is None else pages.chunks(first_page, last_page)
+
+    def resident_in(self, file: int, chunks: Iterable[int]) -> list[PageRange]:
+        """The resident pages in some chunks of a file, as ranges which may adjoin. O(pages in them)."""
+        pages = self._files.get(file)
+        return [] if pages is None else pages.resident_in(chunks)
+
     def make_some(self, files: int) -> bool:
         """After a start, read up to so many page maps that nobody asked for yet; whether others wait."""
         return self._files.make_some(files)
@@ -355,9 +397,7 @@ class Ledger:
     def statistics(self) -> LedgerStatistics:
         """How big the books are. O(files + chunks + classes)."""
         maps = self._made.values()
-        told = sum(
-            len(ranges) * ranges.itemsize for by_file in self._mappings.values() for ranges, _, _ in by_file.values()
-        )
+        told = sum(runs.nbytes for by_file in self._mappings.values() for runs, _, _ in by_file.values())
         return LedgerStatistics(
             sequence=self._sequence,
             resident_bytes=self.resident_bytes,

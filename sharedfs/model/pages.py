@@ -70,6 +70,57 @@ class PageMap:
         """Whether `step` is known to leave every page of the file alone. O(classes of this file)."""
         return self.pages_by_class.keys() <= step.fixed
 
+    def chunks(self, first_page: int = 0, last_page: int = LAST_PAGE) -> list[int]:
+        """The numbers of the chunks that have cells in a range, in no order. O(chunks), at the speed of memory."""
+        first, last = first_page >> _SHIFT, last_page >> _SHIFT
+        if last - first < len(self._chunks):
+            return [index for index in range(first, last + 1) if index in self._chunks]
+        if not first and last >= LAST_PAGE >> _SHIFT:
+            return list(self._chunks)
+        return [index for index in self._chunks if first <= index <= last]
+
+    def resident_in(self, indices: Iterable[int]) -> list[PageRange]:
+        """The resident pages of chunks, as ranges which may adjoin. O(indices and their cells)."""
+        found: list[PageRange] = []
+        for index in indices:
+            first_page = index << _SHIFT
+            found += self.resident_runs(first_page, first_page + _MASK)
+        return found
+
+    def apply_to_chunks(self, indices: Iterable[int], first_page: int, last_page: int, step: Step) -> Sequence[Move]:
+        """As `apply`, to what chunks with these numbers have of the range. O(indices and their cells)."""
+        moved: dict[int, int] = {}
+        for index in indices:
+            chunk, base = self._chunks.get(index), index << _SHIFT
+            if chunk is not None:
+                start, stop = max(first_page - base, 0), min(last_page - base + 1, chunk.pages)
+                if start < stop:
+                    self._apply_to_chunk(index, chunk, start, stop, step, moved)
+        return self._count([(raw, step.target(raw), pages) for raw, pages in moved.items()]) if moved else ()
+
+    def apply_where(self, index: int, chosen: NDArray[np.bool_], step: Step, other: Step) -> Sequence[Move]:
+        """Put the pages of one chunk that are `chosen` where `step` says, and those that are not where `other` does.
+
+        `chosen` has an item for each page that a chunk can have. O(cells of the chunk).
+        """
+        chunk = self._chunks.get(index)
+        if chunk is None:
+            return ()
+        ids = self._cells.ids(chunk)
+        part = chosen[: len(ids)]
+        moved: dict[tuple[int, int], int] = {}
+        result = ids.copy()
+        for pages, one in ((part, step), (~part, other)):
+            counts = np.bincount(ids[pages])
+            for raw in counts.nonzero()[0].tolist():
+                if raw not in one.fixed and (target := one.target(raw)) != raw:
+                    result[pages & (ids == raw)] = target
+                    moved[raw, target] = moved.get((raw, target), 0) + int(counts[raw])
+        if not moved:
+            return ()
+        self._cells.put(chunk, result)
+        return self._count([(raw, target, pages) for (raw, target), pages in moved.items()])
+
     def apply(self, first_page: int, last_page: int, step: Step) -> Sequence[Move]:
         """Put each page of an inclusive range where `step` says, and return what moved, by raw id.
 

@@ -31,6 +31,7 @@ from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.page_moves import PageMoves
+from sharedfs.reaper import Reaper
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.tenants import wait_until
@@ -97,7 +98,8 @@ def served(engine: str) -> Iterator[Wire]:
         os.close(fsmount_fd)
         store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
-        data_path = DataPath(store, books, Allocation(store, books, PageMoves(books, (255, 255)), NEVER), events)
+        allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+        data_path = DataPath(store, books, allocation, Reaper(store, books, allocation), events)
         resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)

@@ -19,6 +19,7 @@ from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
+from sharedfs.reaper import Reaper
 from sharedfs.recovery import _Recovery
 from sharedfs.spill import Spill
 from sharedfs.store import Store
@@ -91,7 +92,8 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     os.close(fsmount_fd)
     store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
-    data_path = DataPath(store, books, allocation, None)
+    reaper = Reaper(store, books, allocation)
+    data_path = DataPath(store, books, allocation, reaper, None)
     spill = Spill(None, store, books)
     namespace = Namespace(
         store,
@@ -103,6 +105,7 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
         0,
         Callers(books, None),
         spill,
+        reaper,
         fast_reads=False,
     )
     answered: list[int] = []

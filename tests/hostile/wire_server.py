@@ -44,6 +44,7 @@ def main(device_fd: int) -> None:
     from sharedfs.namespace import Namespace  # noqa: PLC0415
     from sharedfs.page_moves import PageMoves  # noqa: PLC0415
     from sharedfs.rare import RareRequests  # noqa: PLC0415
+    from sharedfs.reaper import Reaper  # noqa: PLC0415
     from sharedfs.spill import Spill  # noqa: PLC0415
     from sharedfs.state import StateFiles  # noqa: PLC0415
     from sharedfs.store import Store  # noqa: PLC0415
@@ -55,7 +56,8 @@ def main(device_fd: int) -> None:
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
     allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
-    data_path = DataPath(store, books, allocation, events)
+    reaper = Reaper(store, books, allocation)
+    data_path = DataPath(store, books, allocation, reaper, events)
     spill = Spill(None, store, books)
     namespace = Namespace(
         store,
@@ -67,6 +69,7 @@ def main(device_fd: int) -> None:
         1 << 30,
         Callers(books, events),
         spill,
+        reaper,
         fast_reads=False,
     )
     frequent = FrequentRequests(namespace, journal)

@@ -10,6 +10,8 @@ import os
 import shutil
 import signal
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,7 @@ from sharedfs import faults, places
 from sharedfs.faults import Point, armed_word
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.reaper import PIECE_PAGES
 from sharedfs.recovery import MOST_DEATHS
 from tests.support.holes import content_is_there, fault_holes
 from tests.support.kills import is_zombie
@@ -33,6 +36,9 @@ from tests.support.tenants import Tenants, wait_until
 
 PAGE = 4096
 NEW = os.O_RDWR | os.O_CREAT
+MIB = 1 << 20
+PIECE_BYTES = (PIECE_PAGES + 1024) * PAGE  # the last chunk of a piece may be whole
+LARGE = 24 * MIB  # what is freed in pieces
 HIDDEN_INODES = 3  # of the store: its root, tree/ and removed/
 
 
@@ -146,6 +152,10 @@ def truth(holds: object) -> None:
 
 def content(name: str) -> Callable[[Place], object]:
     return lambda place: (place.path / name).write_bytes(name.encode() * 100)
+
+
+def large(name: str) -> Callable[[Place], object]:
+    return lambda place: (place.path / name).write_bytes(b"x" * LARGE)
 
 
 def both(place: Place) -> None:
@@ -329,6 +339,20 @@ OPERATIONS = {
         content("a"),
         points=UNINTENDED,
     ),
+    "truncate-slowly": Operation(
+        Opcode.SETATTR,
+        lambda place: os.truncate(place.path / "a", 10),
+        lambda place, _: truth((place.path / "a").read_bytes() == b"x" * 10),
+        large("a"),
+        points=(*JOURNALLED[:2], Point.HALFWAY, *JOURNALLED[2:]),
+    ),
+    "forget-large": Operation(
+        Opcode.FORGET,
+        lambda place: (place.path / "a").unlink(),
+        lambda place, _: truth(place.names() == []),
+        large("a"),
+        points=(Point.TAKEN, Point.INTENDED, Point.HALFWAY, Point.DONE, Point.COMMITTED),
+    ),
     "extend": Operation(
         Opcode.SETATTR,
         lambda place: os.truncate(place.path / "a", 20 * PAGE),
@@ -457,3 +481,61 @@ def test_a_request_that_kills_every_daemon_fails_and_the_pool_lives(armed: Armed
     os.mkfifo(armed.pool.path / "d" / "p")
     armed.remove_all()
     armed.pool.check_conservation()
+
+
+def test_books_follow_a_cut_whose_caller_dies_with_the_daemon(armed: Armed) -> None:
+    """Whether the kernel asks for it again or not."""
+    (armed.pool.path / "d").mkdir()
+    place = armed.pool.path / "d" / "a"
+    place.write_bytes(b"x" * LARGE)
+    restarts = armed.pool.status().restarts
+    armed.arm(Opcode.SETATTR, Point.HALFWAY)
+    with armed.not_restarted() as is_dead:
+        caller = subprocess.Popen([sys.executable, "-c", f"import os; os.truncate({str(place)!r}, 10)"])
+        wait_until(is_dead, "the daemon is dead")
+        caller.kill()
+    caller.wait(20)
+    wait_until(lambda: armed.restarted_since(restarts), "another daemon answers", 20)
+    assert place.read_bytes() == b"x" * 10
+    armed.pool.check_conservation()
+    armed.remove_all()
+
+
+def test_a_large_file_is_freed_in_pieces_whoever_is_killed_in_between(armed: Armed) -> None:
+    """removed/ is the record: three daemons free it together, and nobody else's pages."""
+    (armed.pool.path / "d").mkdir()
+    (armed.pool.path / "d" / "b").write_bytes(b"b" * MIB)
+    large_file = armed.pool.path / "d" / "a"
+    large_file.write_bytes(b"x" * LARGE)
+    inode = large_file.stat().st_ino
+    left = []
+    restarts = armed.pool.status().restarts
+    armed.arm(faults.REAP, Point.HALFWAY)
+    with armed.not_restarted() as is_dead:
+        large_file.unlink()
+        wait_until(is_dead, "the daemon is dead")
+        left.append(sum(file.stat().st_blocks * 512 for file in (armed.store / "removed").iterdir()))
+        armed.arm(faults.REAP, Point.HALFWAY)
+    wait_until(lambda: armed.restarted_since(restarts + 1), "the third daemon answers", 20)
+    wait_until(lambda: os.listdir(armed.store / "removed") == [], "nothing is left in removed/", 20)
+    assert LARGE - PIECE_BYTES <= left[0] < LARGE, "it dies after one piece, and the rest is there"
+    assert (armed.pool.path / "d" / "b").read_bytes() == b"b" * MIB
+    assert str(inode) not in str(armed.pool.what_is_where())
+    assert armed.pool.check_conservation().resident_bytes == MIB
+    armed.remove_all()
+
+
+def test_a_full_pool_waits_for_what_is_being_freed(armed: Armed) -> None:
+    """A file that was removed is gone for its writer, who makes another one at once."""
+    (armed.pool.path / "d").mkdir()
+    for turn in range(6):
+        content_of_turn = bytes([turn]) * (40 * MIB)  # of 64
+        (armed.pool.path / "d" / f"a{turn}").write_bytes(content_of_turn)
+        assert (armed.pool.path / "d" / f"a{turn}").read_bytes() == content_of_turn
+        with opened(armed.pool.path / "d" / f"a{turn}", os.O_RDWR):
+            (armed.pool.path / "d" / f"a{turn}").unlink()
+    with opened(armed.pool.path / "d" / "r", NEW) as fd:
+        os.ftruncate(fd, 40 * MIB)
+        assert os.fstat(fd).st_blocks * 512 == 40 * MIB, "it is reserved as if the pool were empty"
+    armed.pool.check_conservation()
+    armed.remove_all()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from sharedfs.model.ranges import merged
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY, TenantId
 
@@ -112,7 +113,7 @@ class Oracle:
             self.pages[file, page].foreign = False
 
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
-        told = (list(ranges), self.births[file])
+        told = (merged(ranges), self.births[file])
         if tenant == NOBODY or file not in self.files() or (ranges and self.told.get((file, tenant)) == told):
             return
         self.told[file, tenant] = told

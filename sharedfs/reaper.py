@@ -1,0 +1,160 @@
+"""The reaper: frees large files that have no name and no user any more, in pieces, in a thread of its own.
+
+The kernel frees a file's pages in the system call that ends the file, 0.14 ms for each MiB, and everybody would wait
+for the thread that makes this call. So a large file that the kernel has forgotten stays in removed/, and the reaper
+punches out some MiB at a time. Each piece leaves the books when it has left the tmpfs: until then
+its payers pay for it.
+
+removed/ is the record: a daemon that is killed in between leaves the rest there, and its successor goes on.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
+from typing import TypeVar
+
+from sharedfs.allocation import Allocation
+from sharedfs.books import Books
+from sharedfs.descriptors import SCARCE
+from sharedfs.faults import REAP, Faults, Point
+from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.store import Store
+
+log = logging.getLogger("sharedfs")
+
+FEW_PAGES = 64
+"""A file with so many pages or fewer is freed at once: 40 us."""
+PIECE_PAGES = 2048
+"""Freed at once by the reaper: 1 ms."""
+_PIECE_CHUNKS = 32
+_PAUSE_SECONDS = 0.0002
+_RETRY_SECONDS = 0.1
+
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(slots=True)
+class _Dying:
+    inode: int
+    name: bytes
+    fd: int
+    chunks: list[int]
+
+
+class Reaper:
+    """For one pool. From any thread."""
+
+    def __init__(self, store: Store, books: Books, allocation: Allocation, faults: Faults | None = None) -> None:
+        self._store = store
+        self._books = books
+        self._allocation = allocation
+        self._faults = faults
+        self._waiting: dict[int, bytes] = {}
+        self._current: _Dying | None = None
+        self._turn = threading.Lock()  # over one piece
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+        self.on_error: Callable[[BaseException], None] = _raise
+        """Called in the reaper's thread with what broke it. To be set before `start` only."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """What is not freed yet stays in removed/."""
+        self._closed = True
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._current is not None:
+            os.close(self._current.fd)
+
+    def takes(self, inode: int) -> bool:
+        """Whether a file in removed/ is large. O(its classes)."""
+        return self._books.resident_bytes_of(inode) > FEW_PAGES * self._books.page_bytes
+
+    def add(self, inode: int, name: bytes) -> None:
+        """Nothing but removed/ knows this file any more. Call with the store's lock held."""
+        self._waiting[inode] = name
+        self._wake.set()
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What will be free soon. O(waiting files)."""
+        return sum(map(self._books.resident_bytes_of, list(self._waiting))) if self._waiting else 0
+
+    def free_some(self) -> bool:
+        """Free one piece; False when there is none, or no descriptor to open the next file with."""
+        with self._turn:
+            try:
+                dying = self._current or self._next()
+            except OSError as error:
+                if error.errno not in SCARCE:
+                    raise
+                return False
+            if dying is not None:
+                self._free_piece(dying)
+            return dying is not None
+
+    def with_space(self, act: Callable[[], Outcome]) -> Outcome:
+        """Do `act`, and again when it finds the pool full while files wait to be freed. Not for the request pump."""
+        while True:
+            try:
+                return act()
+            except OSError as error:
+                if error.errno not in (ENOSPC, EDQUOT) or not self.free_some():
+                    raise
+            while self.free_some():
+                pass
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._wake.wait(_RETRY_SECONDS if self._waiting else None)
+                self._wake.clear()
+                while not self._closed and self.free_some():
+                    time.sleep(_PAUSE_SECONDS)  # whoever waits for a lock gets it
+        except BaseException as error:
+            self.on_error(error)
+
+    def _next(self) -> _Dying | None:
+        for inode, name in list(self._waiting.items()):
+            try:
+                fd = self._store.tmpfs.open_removed(inode, name)
+            except FileNotFoundError:  # a daemon was killed when it had removed the file
+                self._end(inode, name)
+                continue
+            self._current = _Dying(inode, name, fd, self._books.chunks_of(inode, 0, LAST_PAGE))
+            return self._current
+        return None
+
+    def _free_piece(self, dying: _Dying) -> None:
+        freed = 0
+        for _ in range(_PIECE_CHUNKS):
+            if not dying.chunks or freed >= PIECE_PAGES:
+                break
+            freed += self._allocation.free_chunk(dying.inode, dying.fd, dying.chunks[-1])
+            dying.chunks.pop()
+        if self._faults is not None:
+            self._faults.reached(REAP, Point.HALFWAY)
+        if not dying.chunks:
+            self._current = None
+            try:
+                self._end(dying.inode, dying.name)
+            finally:
+                os.close(dying.fd)
+
+    def _end(self, inode: int, name: bytes) -> None:
+        """The books first: a daemon that is killed after that finds the file in removed/."""
+        self._books.drop(inode)
+        self._store.tmpfs.remove_for_good(inode, name)
+        self._waiting.pop(inode, None)
+
+
+def _raise(error: BaseException) -> None:
+    raise error

@@ -1,0 +1,217 @@
+"""Long work is cut into pieces: how many pages are touched while the books' lock is held, and what a kill leaves.
+
+Nothing here measures time. The lock counts what happens to page maps while it is held, so a piece that grows is seen
+on any machine. What a piece takes is in bench/neighbours.py.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+import pytest
+
+from sharedfs.allocation import Allocation
+from sharedfs.books import Books
+from sharedfs.callers import Callers
+from sharedfs.datapath import DataPath
+from sharedfs.inodes import Node
+from sharedfs.journal import Kind
+from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.huge_pages import NEVER
+from sharedfs.model.cells import PAGES_PER_CHUNK
+from sharedfs.model.pages import PageMap
+from sharedfs.model.ranges import LAST_PAGE, as_runs
+from sharedfs.model.tenant import NOBODY
+from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.namespace import Namespace
+from sharedfs.page_moves import PageMoves
+from sharedfs.reaper import PIECE_PAGES, Reaper
+from sharedfs.recovery import _Recovery
+from sharedfs.spill import Spill
+from sharedfs.store import Store
+from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+
+PAGE = 4096
+MIB = 1 << 20
+FILE = 7
+CHUNKS = 256  # 1 GiB
+MOST_CHUNKS = 64
+"""Chunks that one hold of the lock may visit: each takes 35 us at most."""
+
+
+class CountingLock:
+    """A lock that knows how many chunks were visited at most while it was held once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.visited = 0
+        self.most = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self.visited = 0
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.most = max(self.most, self.visited)
+        self._lock.release()
+
+
+@pytest.fixture
+def lock(monkeypatch: pytest.MonkeyPatch) -> CountingLock:
+    counting = CountingLock()
+    apply_to_chunk, apply_where, runs = PageMap._apply_to_chunk, PageMap.apply_where, PageMap.resident_runs
+
+    def counted(method):  # type: ignore[no-untyped-def]
+        def count(*arguments):  # type: ignore[no-untyped-def]
+            counting.visited += 1
+            return method(*arguments)
+
+        return count
+
+    monkeypatch.setattr(PageMap, "_apply_to_chunk", counted(apply_to_chunk))
+    monkeypatch.setattr(PageMap, "apply_where", counted(apply_where))
+    monkeypatch.setattr(PageMap, "resident_runs", counted(runs))
+    return counting
+
+
+@pytest.fixture
+def books(lock: CountingLock) -> Books:
+    kept = Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
+    kept.lock = lock  # type: ignore[assignment]
+    return kept
+
+
+def every_other_page() -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    pages = np.arange(0, CHUNKS * PAGES_PER_CHUNK, 2, dtype=np.int64)
+    return np.stack((pages, pages), axis=1)
+
+
+def test_a_mapping_of_every_other_page_is_booked_in_pieces(books: Books, lock: CountingLock) -> None:
+    owner, reader = (books.tenants.intern(f"/t{number}", number) for number in (1, 2))
+    books.charge_allocated(FILE, [(0, CHUNKS * PAGES_PER_CHUNK - 1)], owner)
+    runs = every_other_page()
+    assert len(books.unbooked(FILE, reader, runs)) == 0
+    books.set_mapped(FILE, reader, runs)
+    assert sum(bytes_ for held, bytes_ in books.file_holdings(FILE) if reader in held.mapped) == len(runs) * PAGE
+    books.set_mapped(FILE, reader, as_runs([]))
+    books.uncharge(FILE, 0, LAST_PAGE)
+    assert books.resident_bytes() == 0
+    assert 0 < lock.most <= MOST_CHUNKS
+    books.ledger.check()
+
+
+def test_pages_that_a_mapping_brought_are_booked_in_pieces(books: Books, lock: CountingLock) -> None:
+    tenant = books.tenants.intern("/t", 1)
+    runs = every_other_page()
+    brought = books.unbooked(FILE, tenant, runs)
+    assert brought.tolist() == runs.tolist()
+    books.set_mapped(FILE, tenant, runs, [(first, last) for first, last in brought.tolist()])
+    assert sum(bytes_ for held, bytes_ in books.file_holdings(FILE) if held.foreign) == len(runs) * PAGE
+    assert lock.most <= 3 * MOST_CHUNKS, "ranges, each of which is looked for and booked"
+    books.ledger.check()
+
+
+def test_in_one_piece_it_is_what_the_pieces_are_for(books: Books, lock: CountingLock) -> None:
+    """Control: the ledger's own method visits all chunks at once."""
+    tenant = books.tenants.intern("/t", 1)
+    books.charge_allocated(FILE, [(0, CHUNKS * PAGES_PER_CHUNK - 1)], tenant)
+    with books.lock:
+        books.ledger.set_mapped(FILE, tenant, every_other_page())
+    assert lock.most == CHUNKS
+
+
+def test_who_exits_between_two_pieces_maps_nothing(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, reader = (books.tenants.intern(f"/t{number}", number) for number in (1, 2))
+    books.charge_allocated(FILE, [(0, CHUNKS * PAGES_PER_CHUNK - 1)], owner)
+    pieces = []
+
+    def exit_in_between(_: float) -> None:
+        pieces.append(1)
+        if len(pieces) == 3:
+            books.exit([reader])
+
+    monkeypatch.setattr("sharedfs.books.time.sleep", exit_in_between)
+    books.set_mapped(FILE, reader, every_other_page())
+    assert len(pieces) == 3
+    assert not any(reader in held.users for held, _ in books.file_holdings(FILE))
+    assert not books.ledger.is_mapped(FILE, reader, every_other_page())
+    books.ledger.check()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    fsmount_fd, root_fd = make_tmpfs(256 * MIB)
+    os.close(fsmount_fd)
+    kept = Store(PrivateTmpfs(root_fd))
+    yield kept
+    kept.close()
+
+
+def large_file(store: Store, books: Books, size: int) -> Node:
+    node, _ = store.make(store.node(1), b"large", 0o100644, 0, 0, 0)
+    with store.opened(node, os.O_RDWR) as fd:
+        os.posix_fallocate(fd, 0, size)
+    books.charge(node.inode, 0, size, NOBODY)
+    return node
+
+
+def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Store, books: Books) -> None:
+    size = 96 * MIB
+    node = large_file(store, books, size)
+    reaper = Reaper(store, books, Allocation(store, books, PageMoves(books, (255, 255)), NEVER))
+    store.set_aside(store.node(1), b"large")
+    assert reaper.takes(node.inode)
+    store.drop(node.inode)
+    reaper.add(node.inode, store.removed.pop(node.inode))
+    before, pieces = store.tmpfs.used_bytes(), []
+    assert reaper.waiting_bytes == size
+    while reaper.free_some():
+        now = store.tmpfs.used_bytes()
+        assert books.resident_bytes() == now, "the books have what is not freed yet"
+        pieces.append(before - now)
+        before = now
+    assert sum(pieces) == size
+    assert max(pieces) <= (PIECE_PAGES + PAGES_PER_CHUNK) * PAGE
+    assert len(pieces) >= size // max(pieces)
+    assert store.tmpfs.removed_names() == {}
+    reaper.close()
+
+
+def test_a_cut_that_a_killed_daemon_did_not_book_is_booked(store: Store, books: Books) -> None:
+    """Nobody may ask for it again: its caller can be killed as well."""
+    node = large_file(store, books, 8 * MIB)
+    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+    reaper = Reaper(store, books, allocation)
+    data_path = DataPath(store, books, allocation, reaper, None)
+    callers, spill = Callers(books, None), Spill(None, store, books)
+    namespace = Namespace(
+        store,
+        books,
+        allocation,
+        data_path,
+        lambda: None,
+        lambda _: None,
+        0,
+        callers,
+        spill,
+        reaper,
+        fast_reads=False,
+    )
+    try:
+        store.slot.take(77, Opcode.SETATTR)
+        store.slot.intend(Kind.CUT, node.inode, other=10)
+        recovery = _Recovery(namespace, lambda *_: None)
+        recovery.end(store.slot)
+        assert books.resident_bytes() == 8 * MIB, "it had not begun"
+        store.slot.intend(Kind.CUT, node.inode, other=10)
+        os.truncate(store.descriptor_path(node), 10)
+        recovery.end(store.slot)
+        assert books.resident_bytes() == store.tmpfs.used_bytes() == PAGE
+        assert store.slot.intent() is None
+    finally:
+        namespace.close()
+        data_path.close()
+        reaper.close()
