@@ -33,9 +33,9 @@ cli.main()
 
 
 @contextmanager
-def tmpfs(place: Path) -> Iterator[Path]:
+def tmpfs(place: Path, size: str = "1G") -> Iterator[Path]:
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1G", "sharedfs-bench", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "sharedfs-bench", str(place)], check=True)
     try:
         yield place
     finally:
