@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from sharedfs.books import Books
+from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Inodes, Node
 from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import ALWAYS, WITHIN_SIZE
@@ -209,7 +210,9 @@ class Allocation:
         for inode in list(self._with_tail):
             try:
                 node = self._known(inode)
-            except OSError:  # it is gone
+            except OSError as error:  # it is gone
+                if error.errno in SCARCE:
+                    raise
                 self._with_tail.discard(inode)
                 continue
             with self._inodes.opened(node) as fd:

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from sharedfs.errors import HostFault
+from sharedfs.kernel import syscalls
 from sharedfs.kernel.syscalls import STAT_BLOCK_BYTES
 from sharedfs.model.storage import REGION_BYTES, LedgerStorage, Record
 
@@ -54,12 +55,16 @@ class FileRegion:
 
 
 class FileLog:
-    """Lines of JSON; the first one names the format."""
+    """Lines of JSON; the first one names the format.
+
+    The draft of a new one stays open: a rewrite that found no descriptor left would end the daemon in the middle of a
+    change.
+    """
 
     def __init__(self, directory_fd: int, name: str) -> None:
         self._directory_fd = directory_fd
         self._name = name
-        self._fd = self._open(name, os.O_CREAT)
+        self._fd, self._draft_fd = self._open(name, os.O_CREAT), self._open(self._draft, os.O_CREAT | os.O_TRUNC)
         found = self._read()
         kept = found[: found.rfind(b"\n") + 1]
         lines = [json.loads(line) for line in kept.splitlines()]
@@ -81,18 +86,22 @@ class FileLog:
         self.overgrown = self._bytes > _OVERGROWN_BYTES + _OVERGROWN_TIMES * self._rewritten_bytes
 
     def rewrite(self, records: Iterable[Record]) -> None:
-        draft = f"{self._name}.new"
-        fd = self._open(draft, os.O_CREAT | os.O_TRUNC)
         self._bytes = 0
-        self._write(fd, b"".join(map(_line, [_FORMAT, *records])))
-        os.rename(draft, self._name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
-        os.close(self._fd)
-        self._fd = fd
+        self._write(self._draft_fd, b"".join(map(_line, [_FORMAT, *records])))
+        directory, draft, name = self._directory_fd, os.fsencode(self._draft), os.fsencode(self._name)
+        syscalls.rename(directory, draft, directory, name, syscalls.RENAME_EXCHANGE)
+        self._fd, self._draft_fd = self._draft_fd, self._fd
+        os.ftruncate(self._draft_fd, 0)
         self._rewritten_bytes = self._bytes
         self.overgrown = False
 
     def close(self) -> None:
         os.close(self._fd)
+        os.close(self._draft_fd)
+
+    @property
+    def _draft(self) -> str:
+        return f"{self._name}.new"
 
     def _open(self, name: str, flags: int) -> int:
         return os.open(name, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o600, dir_fd=self._directory_fd)

@@ -138,6 +138,7 @@ class Pool:
         resources.callback(self.frequent.close)
         self.ended_by: BaseException | None = None
         self._clean_up = False
+        self._flags = ""
         self._end = trio.Event()
         self._trio_token: trio.lowlevel.TrioToken | None = None
         self.channel = Channel(
@@ -281,12 +282,14 @@ class Pool:
             swapped_bytes = sum(self.books.swapped().values())
         bound = self.store.tmpfs.room.look()
         passthrough = self.channel.passthrough
-        mount = self._mount()
+        with suppress(OSError):  # no descriptor is left: as they were
+            mount = self._mount()
+            self._flags = "" if mount is None else shown_flags(mount)
         spilled = self.spill.files()
         return PoolStatus(
             name=self.options.name,
             mountpoint=self.options.mountpoint,
-            flags="" if mount is None else shown_flags(mount),
+            flags=self._flags,
             settings=",".join(setting_words(settings_of(self.options))),
             keeper_pid=self._start.keeper_pid,
             daemon_pid=os.getpid(),

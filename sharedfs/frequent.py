@@ -154,7 +154,7 @@ class FrequentRequests:
             if rest is not None:
                 rest()
             with namespace.lock:
-                body = self._names.attributes(inode)
+                body = again(lambda: self._names.attributes(inode))
                 # Not with the answer: another request may have changed these words before this one is cleared.
                 namespace.store.save(namespace.store.take_changes())
                 slot.commit(0, body, ())

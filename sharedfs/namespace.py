@@ -455,8 +455,7 @@ class Namespace:
         if not node.opens:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if node.opens == 1:
-            # Which may find no descriptor, before anything has changed.
-            self._allocation.book_strays(node, self._data_path.descriptor_of(inode))
+            self._book_strays(node)
         if reader != NOBODY:
             self._aftermath = Aftermath(read_inode=inode, reader=reader, handles=-1)
         node.opens -= 1
@@ -465,6 +464,21 @@ class Namespace:
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
             node.backing_id, node.mappable = 0, False
         self.store.changed(node)
+
+    def _book_strays(self, node: Node) -> None:
+        """The kernel asks once for a handle to be closed: this must not fail for want of a descriptor.
+
+        A look for mappings finds strays as well, as long as the file is known.
+        """
+        for make_room in (self.make_room, lambda: None):
+            try:
+                self._allocation.book_strays(node, self._data_path.descriptor_of(node.inode))
+            except OSError as error:
+                if error.errno not in SCARCE:
+                    raise
+                make_room()
+            else:
+                return
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

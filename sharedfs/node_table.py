@@ -8,6 +8,7 @@ the state, mapped a window at a time; a page of them in which nothing is left is
 
 import mmap
 import os
+from contextlib import suppress
 from errno import ESTALE
 from struct import Struct
 from typing import Literal
@@ -49,6 +50,11 @@ class _Array:
         return found[1]
 
     def added(self, inode: int) -> None:
+        number = inode // _WINDOW_INODES
+        if inode % _WINDOW_INODES > _WINDOW_INODES // 2 and number + 1 not in self._windows:
+            # A mapping takes a descriptor. When the next inode needs it, it is too late to say that there is none.
+            with suppress(OSError):
+                self.window(number + 1)
         self._newest_page = max(self._newest_page, inode * self._inode_bytes // mmap.PAGESIZE)
 
     def cleared(self, inode: int) -> None:

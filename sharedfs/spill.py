@@ -27,6 +27,7 @@ from typing import BinaryIO
 
 from sharedfs import spill_directory
 from sharedfs.books import Books
+from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
 from sharedfs.model.ranges import LAST_PAGE, PageRange, byte_parts
@@ -100,7 +101,11 @@ class Spill:
         try:
             handle = bytes.fromhex(name)
             fd = syscalls.open_by_handle(self._store.mount_fd, handle, os.O_RDONLY)
-        except (ValueError, OSError):
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno in SCARCE:  # it may be marked: its content is not to be lost for that
+                raise
             return None
         try:
             os.getxattr(fd, _MARK)

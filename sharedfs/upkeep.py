@@ -17,6 +17,7 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.descriptors import SCARCE
+from sharedfs.errors import first_error
 from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan, Seen
@@ -171,8 +172,9 @@ async def _keep(what: str, work: Work, pause: Callable[[float], float]) -> None:
         started = time.monotonic()
         try:
             await work()
-        except OSError as error:
-            if error.errno not in SCARCE:
+        except* OSError as errors:  # a group, where a task runs beside the work; perhaps with what ends that task
+            cause = first_error(errors)
+            if not isinstance(cause, OSError) or cause.errno not in SCARCE:
                 raise
-            log.warning("%s is put off: %s", what, error.strerror)
+            log.warning("%s is put off: %s", what, cause.strerror)
         await trio.sleep(pause(time.monotonic() - started))

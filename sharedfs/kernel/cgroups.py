@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from errno import ENODEV, ENOENT
+from errno import EMFILE, ENFILE, ENODEV, ENOENT
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +103,9 @@ class MemoryHierarchy:
         while path.strip("/"):
             try:
                 text = (self.directory(path) / name).read_text().strip()
-            except OSError:  # gone, or without the controller
+            except OSError as error:  # gone, or without the controller
+                if error.errno in (EMFILE, ENFILE):
+                    raise
                 text = "max"
             if text != "max" and int(text) < _V1_UNLIMITED:
                 lowest = int(text) if lowest is None else min(lowest, int(text))

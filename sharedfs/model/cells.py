@@ -80,11 +80,15 @@ class _Slots:
         free = np.ones(self.count, dtype=bool)
         free[used] = False
         self._free = np.flatnonzero(free)[::-1].tolist()
-        shorter = pages < self.size
-        self.ids[used[shorter], pages[shorter]] = 0  # a cell that was being added
         rows = _CELLS_AT_ONCE // self.size
         for start in range(0, len(used), rows):
-            _add(totals, np.bincount(self.ids[used[start : start + rows]].ravel()))
+            chosen = used[start : start + rows]
+            ids = self.ids[chosen]
+            stale = (ids != 0) & (np.arange(self.size) >= pages[start : start + rows, np.newaxis])
+            if stale.any():  # a cell that was being added, perhaps far behind the last page
+                ids[stale] = 0
+                self.ids[chosen] = ids
+            _add(totals, np.bincount(ids.ravel()))
 
     @property
     def memory_bytes(self) -> int:

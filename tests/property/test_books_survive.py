@@ -184,3 +184,17 @@ def test_killed_at_any_moment(state: str, most_classes: int) -> None:
         kept.close()
     assert acknowledged[0] > 100
     assert compared > 10000
+
+
+def test_a_page_that_was_being_added_behind_a_gap_is_not_there(state: str) -> None:
+    """Killed between the store of its cell and the one that says how many cells there are."""
+    kept, ledger = opened(state)
+    ledger.charge(1, 0, 0, A)
+    ledger.charge(1, 1, 1, B)
+    cells = kept.ledger.short.view.cast("I")
+    cells[40] = cells[0]
+    _, again = opened(state)
+    again.check()
+    again.charge(1, 50, 50, B)
+    again.check()
+    assert again.resident_bytes == 3 * mmap.PAGESIZE
