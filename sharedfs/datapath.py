@@ -10,7 +10,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EINVAL, EIO, ENOSPC
 from functools import partial
@@ -26,6 +25,7 @@ from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.task_events import TaskEvents
+from sharedfs.lane import Lane
 from sharedfs.model.tenant import TenantId
 from sharedfs.reaper import Reaper
 from sharedfs.store import Store
@@ -42,6 +42,7 @@ _BODY = wire.IN_HEADER.size
 _REPLY_HEADER = wire.OUT_HEADER.size
 # A longer allocation is made beside the pump: other tenants' reads do not wait for it. 16 MiB take about 2 ms.
 _SLOW_ALLOCATION_BYTES = 16 << 20
+_SLOW_THREADS = 4
 # A copy is answered in parts of this size; copy_file_range(2) may copy less than asked.
 _COPY_BYTES = 2 << 20
 # So often the page cache of a file in use may stay: 10 seconds.
@@ -75,7 +76,7 @@ class DataPath:
         self._distrusted = False
         self._files = Descriptors(store.mount_fd, os.O_RDWR, _DATA_DESCRIPTORS)
         self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
-        self._slow_lane = ThreadPoolExecutor(max_workers=2, thread_name_prefix="allocate")
+        self._slow_lane = Lane(_SLOW_THREADS, "allocate")
         # Files that the kernel made pages of its own for: since the last `drop_page_cache`; and for how many of its
         # calls they are waiting.
         self._cached_lately: set[int] = set()
@@ -238,7 +239,7 @@ class DataPath:
         gap_bytes = self._growth.gap_bytes(known, old_size, offset, offset + size)
         if gap_bytes:
             work = partial(self._write_behind_gap, known, old_size, offset, bytes(content), tenant)
-            self._in_a_lane(gap_bytes, unique, request, work)
+            self._in_a_lane(gap_bytes, unique, tenant, request, work)
             return
         with self._books.admitted(node, offset, offset + size, tenant):
             while True:
@@ -280,7 +281,7 @@ class DataPath:
         tenant = self._callers.tenant_of(thread_id)
         new_bytes = length + self._gap_before(self._store.node(node), mode, offset, length)
         allocate = self._allocate if new_bytes <= _SLOW_ALLOCATION_BYTES else self._allocate_slowly
-        self._in_a_lane(new_bytes, unique, request, partial(allocate, node, mode, offset, length, tenant))
+        self._in_a_lane(new_bytes, unique, tenant, request, partial(allocate, node, mode, offset, length, tenant))
 
     def _gap_before(self, node: Node, mode: int, offset: int, length: int) -> int:
         if mode:  # which leaves the size, or adds nothing
@@ -289,12 +290,15 @@ class DataPath:
             size = self._store.stat(node).st_size
         return self._growth.gap_bytes(node, size, offset, offset + length)
 
-    def _in_a_lane(self, new_bytes: int, unique: int, request: memoryview, work: Callable[[], bytes]) -> None:
+    def _in_a_lane(
+        self, new_bytes: int, unique: int, tenant: TenantId, request: memoryview, work: Callable[[], bytes]
+    ) -> None:
         """Do `work`, which gives the answer: at once, or beside the pump where it makes so much that it takes long."""
         if new_bytes <= _SLOW_ALLOCATION_BYTES:
             self._channel.reply(unique, 0, work())
         else:
-            self._slow_lane.submit(self._answer, unique, memoryview(bytes(request[: wire.WRITE_DATA_OFFSET])), work)
+            kept = memoryview(bytes(request[: wire.WRITE_DATA_OFFSET]))
+            self._slow_lane.submit(tenant, partial(self._answer, unique, kept, work))
 
     def _answer(self, unique: int, request: memoryview, work: Callable[[], bytes]) -> None:
         """Do `work` in the slow lane, again as long as unclaimed files give way to it, and answer with its outcome."""
@@ -358,7 +362,7 @@ class DataPath:
             content = os.pread(source_fd, length, source_offset)
             self._books.touch(node, source_offset, source_offset + length, tenant)
             work = partial(self._write_behind_gap, known, old_size, target_offset, content, tenant)
-            self._in_a_lane(gap_bytes, unique, request, work)
+            self._in_a_lane(gap_bytes, unique, tenant, request, work)
             return
         with self._books.admitted(target, target_offset, end, tenant):
             self._room.permit(length)

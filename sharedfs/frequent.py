@@ -8,7 +8,6 @@ is written when the lock is free again. What takes long is answered beside the p
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from errno import EINVAL, EIO, ENOSPC
 from os import strerror
@@ -19,6 +18,7 @@ from sharedfs.descriptors import SCARCE
 from sharedfs.journal import PUMP, Journal, Slot
 from sharedfs.kernel.channel import Channel, RequestHandler
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.lane import Lane
 from sharedfs.name_requests import Act, NameRequests, changes_in, forgets
 from sharedfs.namespace import Changes, ContentOnDisk, Namespace
 
@@ -35,7 +35,7 @@ class FrequentRequests:
         self._lane_slots: SimpleQueue[Slot] = SimpleQueue()
         for slot in journal.slots[PUMP + 1 :]:
             self._lane_slots.put(slot)
-        self._slow_lane = ThreadPoolExecutor(self._lane_slots.qsize(), thread_name_prefix="reserve")
+        self._slow_lane = Lane(self._lane_slots.qsize(), "reserve")
         self._channel: Channel
         self._open_at_once = self._handler(Opcode.OPEN, self._names.open)
         self.answered = 0
@@ -114,16 +114,20 @@ class FrequentRequests:
 
     def _setattr(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
         changes = changes_in(request)
+
+        def slow_change() -> None:
+            self._change_slowly(unique, inode, changes, thread_id)
+
         with self._namespace.lock:
             self.answered += 1
             slowly = self._namespace.is_slow(inode, changes)
         if slowly:
-            self._slow_lane.submit(self._change_slowly, unique, inode, changes, thread_id)
+            self._slow_lane.submit(self._channel.party(thread_id), slow_change)
             return
         try:
             self._change(self._slot, unique, inode, changes, thread_id)
         except ContentOnDisk:
-            self._slow_lane.submit(self._change_slowly, unique, inode, changes, thread_id)
+            self._slow_lane.submit(self._channel.party(thread_id), slow_change)
 
     def _change_slowly(self, unique: int, inode: int, changes: Changes, thread_id: int) -> None:
         self._in_slow_lane(lambda slot: self._change(slot, unique, inode, changes, thread_id), unique, inode)
@@ -171,7 +175,10 @@ class FrequentRequests:
         except ContentOnDisk:
             kept = memoryview(bytes(request))
             self._slow_lane.submit(
-                self._in_slow_lane, lambda slot: self._open_slowly(slot, unique, inode, thread_id, kept), unique, inode
+                self._channel.party(thread_id),
+                lambda: self._in_slow_lane(
+                    lambda slot: self._open_slowly(slot, unique, inode, thread_id, kept), unique, inode
+                ),
             )
 
     def _open_slowly(self, slot: Slot, unique: int, inode: int, thread_id: int, request: memoryview) -> None:

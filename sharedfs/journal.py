@@ -26,7 +26,7 @@ from sharedfs.faults import Faults, Point
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.state import StateFiles
 
-SLOTS = 3  # the request pump's, and one for each thread of the slow lane
+SLOTS = 5  # the request pump's, and one for each thread of the slow lane
 PUMP = 0
 _FILE, _REQUEST_FILE, _DEATHS_FILE = "journal", "request", "deaths"
 _DEATHS_BYTES = 4096

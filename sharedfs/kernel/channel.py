@@ -312,7 +312,7 @@ class Channel:
                 else:
                     if self._in_hand is not None:
                         self._in_hand.keep(view[:length])
-                    waiting.push(self._party(thread_id), bytes(view[:length]))
+                    waiting.push(self.party(thread_id), bytes(view[:length]))
                     waiting_bytes += length
                 length = self._take(buffer) if waiting_bytes < _WAITING_BYTES else 0
             if not len(waiting):
@@ -324,8 +324,8 @@ class Channel:
             self._on_turn(0)
             length = self._take(buffer) if len(waiting) else 0
 
-    def _party(self, thread_id: int) -> Hashable:
-        """Who asks. Those who cannot be looked up, for want of a descriptor, have one turn together."""
+    def party(self, thread_id: int) -> Hashable:
+        """Who asks. Those for whom no descriptor is left have one turn together. For the request pump's thread."""
         try:
             return self.again(lambda: self._party_of(thread_id))
         except OSError:

@@ -205,7 +205,7 @@ def test_requests_of_somebody_who_cannot_be_looked_up_wait_their_turn() -> None:
     rooms: list[int] = []
     channel.make_room = lambda: rooms.append(1)
     try:
-        assert channel._party(7) is None
+        assert channel.party(7) is None
         assert (len(asked), len(rooms)) == (2, 1), "asked once more after room was made"
     finally:
         channel._ours.close()

@@ -1,0 +1,45 @@
+"""Long work beside the request pump: whoever asks for much leaves threads to the others."""
+
+import threading
+
+from sharedfs.lane import Lane
+
+
+def test_one_party_has_half_of_the_threads_and_another_one_begins_at_once() -> None:
+    lane, release, begun = Lane(4, "lane"), threading.Event(), threading.Semaphore(0)
+    running: list[str] = []
+
+    def work(party: str) -> None:
+        running.append(party)
+        begun.release()
+        assert release.wait(30)
+
+    for _ in range(10):
+        lane.submit("many", lambda: work("many"))
+    for _ in range(2):
+        assert begun.acquire(timeout=30)
+    lane.submit("few", lambda: work("few"))
+    assert begun.acquire(timeout=30)
+    assert running == ["many", "many", "few"], "ten wait, and two threads are all that one party has"
+    release.set()
+    lane.shutdown()
+    assert sorted(running) == ["few"] + ["many"] * 10
+
+
+def test_turns_are_taken_where_no_thread_is_left() -> None:
+    lane, release, begun = Lane(1, "lane"), threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def first() -> None:
+        begun.set()
+        assert release.wait(30)
+
+    lane.submit("a", first)
+    assert begun.wait(30)
+    for _ in range(3):
+        lane.submit("a", lambda: done.append("a"))
+    lane.submit("b", lambda: done.append("b"))
+    release.set()
+    lane.shutdown()
+    assert sorted(done) == ["a", "a", "a", "b"]
+    assert done.index("b") < 2
