@@ -1,9 +1,9 @@
-"""The reaper: frees large files that have no name and no user any more, in pieces, in a thread of its own.
+"""The reaper: frees files that have no name and no user any more, in pieces, in a thread of its own.
 
 The kernel frees a file's pages in the system call that ends the file, 0.14 ms for each MiB, and everybody would wait
 for the thread that makes this call. So a large file that the kernel has forgotten stays in removed/, and the reaper
 punches out some MiB at a time. Each piece leaves the books when it has left the tmpfs: until then
-its payers pay for it.
+its payers pay for it. Small files come here when the kernel forgets many at once.
 
 removed/ is the record: a daemon that is killed in between leaves the rest there, and its successor goes on.
 """
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
+from itertools import islice
 from typing import TypeVar
 
 from sharedfs.allocation import Allocation
@@ -30,6 +31,8 @@ FEW_PAGES = 64
 """A file with so many pages or fewer is freed at once: 40 us."""
 PIECE_PAGES = 2048
 """Freed at once by the reaper: 1 ms."""
+PIECE_FILES = 64
+"""So many small files are one piece: 1 ms."""
 _PIECE_CHUNKS = 32
 _PAUSE_SECONDS = 0.0002
 _RETRY_SECONDS = 0.1
@@ -85,12 +88,14 @@ class Reaper:
 
     @property
     def waiting_bytes(self) -> int:
-        """What will be free soon. O(waiting files)."""
-        return sum(map(self._books.resident_bytes_of, list(self._waiting))) if self._waiting else 0
+        """What will be free soon, of the files whose turn is next."""
+        return sum(map(self._books.resident_bytes_of, list(islice(self._waiting, PIECE_FILES))))
 
     def free_some(self) -> bool:
         """Free one piece; False when there is none, or no descriptor to open the next file with."""
         with self._turn:
+            if self._current is None and self._end_small():
+                return True
             try:
                 dying = self._current or self._next()
             except OSError as error:
@@ -121,6 +126,13 @@ class Reaper:
                     time.sleep(_PAUSE_SECONDS)  # whoever waits for a lock gets it
         except BaseException as error:
             self.on_error(error)
+
+    def _end_small(self) -> int:
+        """Free small files among those whose turn is next; how many."""
+        small = [entry for entry in list(islice(self._waiting.items(), PIECE_FILES)) if not self.takes(entry[0])]
+        for inode, name in small:
+            self._end(inode, name)
+        return len(small)
 
     def _next(self) -> _Dying | None:
         for inode, name in list(self._waiting.items()):

@@ -4,6 +4,7 @@ Nothing here measures time. The lock counts what happens to page maps while it i
 on any machine. What a piece takes is in bench/neighbours.py.
 """
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from sharedfs.model.tenant import NOBODY
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
-from sharedfs.reaper import PIECE_PAGES, Reaper
+from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper
 from sharedfs.recovery import _Recovery
 from sharedfs.spill import Spill
 from sharedfs.store import Store
@@ -158,6 +159,34 @@ def large_file(store: Store, books: Books, size: int) -> Node:
     return node
 
 
+Serving = tuple[Store, Books, Namespace, Reaper]
+
+
+@pytest.fixture
+def serving(store: Store, books: Books) -> Iterator[Serving]:
+    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+    reaper = Reaper(store, books, allocation)
+    data_path = DataPath(store, books, allocation, reaper, None)
+    callers, spill = Callers(books, None), Spill(None, store, books)
+    namespace = Namespace(
+        store,
+        books,
+        allocation,
+        data_path,
+        lambda: None,
+        lambda _: None,
+        0,
+        callers,
+        spill,
+        reaper,
+        fast_reads=False,
+    )
+    yield store, books, namespace, reaper
+    namespace.close()
+    data_path.close()
+    reaper.close()
+
+
 def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Store, books: Books) -> None:
     size = 96 * MIB
     node = large_file(store, books, size)
@@ -180,38 +209,48 @@ def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Sto
     reaper.close()
 
 
-def test_a_cut_that_a_killed_daemon_did_not_book_is_booked(store: Store, books: Books) -> None:
+def test_many_small_files_that_are_forgotten_at_once_are_freed_in_pieces(serving: Serving) -> None:
+    """The kernel drops tens of thousands in one request when memory is short."""
+    store, books, namespace, reaper = serving
+    inodes = []
+    for number in range(300):
+        node, _ = namespace.make(1, b"f%d" % number, 0o100644, 0, 0, 0, 0)
+        with store.opened(node, os.O_RDWR) as fd:
+            os.pwrite(fd, b"x", 0)
+        books.charge(node.inode, 0, 1, NOBODY)
+        inodes.append(node.inode)
+    for number in range(300):
+        namespace.unlink(1, b"f%d" % number)
+    namespace.forget_all(2, [(inode, 1) for inode in inodes])
+    left = [len(store.tmpfs.removed_names())]
+    assert left == [300], "the request is done, and has freed none"
+    while reaper.free_some():
+        left.append(len(store.tmpfs.removed_names()))
+        assert books.resident_bytes() == left[-1] * PAGE
+    assert left[-1] == 0
+    assert all(0 < before - after <= PIECE_FILES for before, after in itertools.pairwise(left))
+    assert store.removed == {}
+
+
+def test_few_files_are_gone_when_they_are_forgotten(serving: Serving) -> None:
+    store, _, namespace, _ = serving
+    node, _ = namespace.make(1, b"f", 0o100644, 0, 0, 0, 0)
+    namespace.unlink(1, b"f")
+    namespace.forget_all(2, [(node.inode, 1)])
+    assert store.tmpfs.removed_names() == {}
+
+
+def test_a_cut_that_a_killed_daemon_did_not_book_is_booked(serving: Serving) -> None:
     """Nobody may ask for it again: its caller can be killed as well."""
+    store, books, namespace, _ = serving
     node = large_file(store, books, 8 * MIB)
-    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
-    reaper = Reaper(store, books, allocation)
-    data_path = DataPath(store, books, allocation, reaper, None)
-    callers, spill = Callers(books, None), Spill(None, store, books)
-    namespace = Namespace(
-        store,
-        books,
-        allocation,
-        data_path,
-        lambda: None,
-        lambda _: None,
-        0,
-        callers,
-        spill,
-        reaper,
-        fast_reads=False,
-    )
-    try:
-        store.slot.take(77, Opcode.SETATTR)
-        store.slot.intend(Kind.CUT, node.inode, other=10)
-        recovery = _Recovery(namespace, lambda *_: None)
-        recovery.end(store.slot)
-        assert books.resident_bytes() == 8 * MIB, "it had not begun"
-        store.slot.intend(Kind.CUT, node.inode, other=10)
-        os.truncate(store.descriptor_path(node), 10)
-        recovery.end(store.slot)
-        assert books.resident_bytes() == store.tmpfs.used_bytes() == PAGE
-        assert store.slot.intent() is None
-    finally:
-        namespace.close()
-        data_path.close()
-        reaper.close()
+    store.slot.take(77, Opcode.SETATTR)
+    store.slot.intend(Kind.CUT, node.inode, other=10)
+    recovery = _Recovery(namespace, lambda *_: None)
+    recovery.end(store.slot)
+    assert books.resident_bytes() == 8 * MIB, "it had not begun"
+    store.slot.intend(Kind.CUT, node.inode, other=10)
+    os.truncate(store.descriptor_path(node), 10)
+    recovery.end(store.slot)
+    assert books.resident_bytes() == store.tmpfs.used_bytes() == PAGE
+    assert store.slot.intent() is None
