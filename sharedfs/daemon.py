@@ -153,11 +153,7 @@ class Pool:
             in_hand=self.in_hand,
             hidden_features=hidden_features(),
         )
-        self.data_path.connect(self.channel, kept["device"])
-        self.frequent.connect(self.channel)
-        self.channel.make_room = self._make_room
-        self.channel.free_some = self.reaper.free_some
-        self.reaper.on_error = self.channel.fail
+        self._connect()
         self.mappings = MappingScan(self.books, self.allocation, self._device)
         self.unclaimed = self._unclaimed_files(growth)
         self.recharge = Recharge(
@@ -214,6 +210,13 @@ class Pool:
         if self._start.resumes:
             giving_way.resume()
         return unclaimed
+
+    def _connect(self) -> None:
+        self.data_path.connect(self.channel, self._kept["device"])
+        self.frequent.connect(self.channel)
+        self.channel.make_room = self._make_room
+        self.channel.free_some = self.reaper.free_some
+        self.reaper.on_error = self.channel.fail
 
     def _resume(self, journal: Journal) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""

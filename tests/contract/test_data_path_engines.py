@@ -20,6 +20,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
 from sharedfs.errors import HostFault
+from sharedfs.growth import Growth
 from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
@@ -99,7 +100,9 @@ def served(engine: str) -> Iterator[Wire]:
         store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
         allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
-        data_path = DataPath(store, books, allocation, Reaper(store, books, allocation), events)
+        reaper = Reaper(store, books, allocation)
+        growth = Growth(store, books, allocation, 0, reaper)
+        data_path = DataPath(store, books, allocation, growth, reaper, events)
         resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)

@@ -11,6 +11,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
+from sharedfs.growth import Growth
 from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
@@ -93,7 +94,8 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
     reaper = Reaper(store, books, allocation)
-    data_path = DataPath(store, books, allocation, reaper, None)
+    growth = Growth(store, books, allocation, 0, reaper)
+    data_path = DataPath(store, books, allocation, growth, reaper, None)
     spill = Spill(None, store, books)
     namespace = Namespace(
         store,
@@ -102,7 +104,7 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
         data_path,
         lambda: None,
         lambda _: None,
-        0,
+        growth,
         Callers(books, None),
         spill,
         reaper,

@@ -17,6 +17,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
+from sharedfs.growth import Growth
 from sharedfs.inodes import Node
 from sharedfs.journal import Kind
 from sharedfs.kernel.cgroups import find_memory_hierarchy
@@ -166,7 +167,8 @@ Serving = tuple[Store, Books, Namespace, Reaper]
 def serving(store: Store, books: Books) -> Iterator[Serving]:
     allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
     reaper = Reaper(store, books, allocation)
-    data_path = DataPath(store, books, allocation, reaper, None)
+    growth = Growth(store, books, allocation, 0, reaper)
+    data_path = DataPath(store, books, allocation, growth, reaper, None)
     callers, spill = Callers(books, None), Spill(None, store, books)
     namespace = Namespace(
         store,
@@ -175,7 +177,7 @@ def serving(store: Store, books: Books) -> Iterator[Serving]:
         data_path,
         lambda: None,
         lambda _: None,
-        0,
+        growth,
         callers,
         spill,
         reaper,

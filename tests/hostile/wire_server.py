@@ -35,6 +35,7 @@ def main(device_fd: int) -> None:
     from sharedfs.callers import Callers  # noqa: PLC0415
     from sharedfs.datapath import DataPath  # noqa: PLC0415
     from sharedfs.frequent import FrequentRequests  # noqa: PLC0415
+    from sharedfs.growth import Growth  # noqa: PLC0415
     from sharedfs.journal import Journal  # noqa: PLC0415
     from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
     from sharedfs.kernel.channel import Channel  # noqa: PLC0415
@@ -57,7 +58,8 @@ def main(device_fd: int) -> None:
     events = TaskEvents()
     allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
     reaper = Reaper(store, books, allocation)
-    data_path = DataPath(store, books, allocation, reaper, events)
+    growth = Growth(store, books, allocation, 1 << 30, reaper)
+    data_path = DataPath(store, books, allocation, growth, reaper, events)
     spill = Spill(None, store, books)
     namespace = Namespace(
         store,
@@ -66,7 +68,7 @@ def main(device_fd: int) -> None:
         data_path,
         lambda: None,
         lambda _: None,
-        1 << 30,
+        growth,
         Callers(books, events),
         spill,
         reaper,
