@@ -101,8 +101,6 @@ class Pool:
         tmpfs = PrivateTmpfs(kept["store"])
         self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
         tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
-        if start.restarts == 0:
-            _say_what_is_missing(self.limits)
         self.store = Store(tmpfs, self.state, journal)
         resources.callback(self.store.close)
         events = _task_events()
@@ -212,6 +210,8 @@ class Pool:
         return unclaimed
 
     def _connect(self) -> None:
+        if self._start.restarts == 0:
+            _say_what_is_missing(self.limits)
         self.data_path.connect(self.channel, self._kept["device"])
         self.frequent.connect(self.channel)
         self.channel.make_room = self._make_room

@@ -201,6 +201,7 @@ class Recharge:
                     huge_pages.collapse(fd, start, end, split=True)
                     self._allocation.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
+                self._check_not_shrinking(node)
                 there = self._allocation.book_filled(node, fd, *window)
             charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
             moved_bytes = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there)) * page_bytes
@@ -210,6 +211,11 @@ class Recharge:
                 )
             self._books.recharge(node.inode, start, end)
             self.recharged_bytes += moved_bytes
+
+    def _check_not_shrinking(self, node: Node) -> None:
+        """With the store's lock held: a long truncation or punch begins with it, and goes on without."""
+        if node.inode in self._books.shrinking:
+            raise CannotRecharge("pages of the file are being freed")
 
     def _check_worth(self, node: Node, fd: int, window: PageRange) -> None:
         """Raises CannotRecharge unless the window can be collapsed for no more than as many new pages as are moved."""
@@ -237,8 +243,7 @@ class Recharge:
     def _rewrite(self, node: Node, deadline: float) -> None:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
         page_bytes = self._books.page_bytes
-        if node.inode in self._books.shrinking:
-            raise CannotRecharge("pages of the file are being freed")
+        self._check_not_shrinking(node)
         with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
             runs = self._books.runs_where(node.inode, _is_stray)
