@@ -213,7 +213,7 @@ def test_holes_that_are_filled_are_the_pools(pool: MountedPool, tenants: Tenants
     wait_until(lambda: is_moved(pool), "the pool has taken them over", PATIENCE)
     holdings = pool.check_conservation()
     assert pool.resident_by_statfs() == before + PER_WINDOW * PAGE
-    assert sum(held.bytes for held in holdings.classes if not held.users) == PER_WINDOW * PAGE
+    assert sum(held.bytes for held in holdings.classes if not held.payers) == PER_WINDOW * PAGE
     assert pool.status().recharged_bytes == len(pages) * PAGE
     assert charged_to_others(pool, tenants, pool.path / "f") == 0
 
@@ -277,4 +277,4 @@ def test_who_has_read_what_is_moved_stays_its_user(pool: MountedPool, tenants: T
     pool.wait_for_scan()
     assert [pool.used(reader) for reader in readers] == [size, size]
     holdings = pool.check_conservation()
-    assert sum(held.bytes for held in holdings.classes if not held.users) == 0
+    assert sum(held.bytes for held in holdings.classes if not held.payers) == 0
