@@ -201,6 +201,7 @@ class Pool:
             unclaimed,
             lambda: self.options.unclaimed == YIELD,
             unclaimed.tell,
+            self.reaper.free_some,
         )
         self.channel.give_way = giving_way.for_request
         growth.give_way = giving_way.for_bytes

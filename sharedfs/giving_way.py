@@ -55,7 +55,10 @@ def need_of(request: memoryview) -> Need | None:
 
 
 class GivingWay:
-    """For one pool. `is_wanted` says whether the rule is in force; the others are as for `UnclaimedFiles`."""
+    """For one pool. `is_wanted` says whether the rule is in force; the others are as for `UnclaimedFiles`.
+
+    `free_some` frees a piece of what is gone already; False when nothing is left of it (`Reaper`).
+    """
 
     def __init__(
         self,
@@ -65,6 +68,7 @@ class GivingWay:
         unclaimed: UnclaimedFiles,
         is_wanted: Callable[[], bool],
         tell: Callable[[TakenOut], None],
+        free_some: Callable[[], bool],
     ) -> None:
         self._store = store
         self._books = books
@@ -72,6 +76,7 @@ class GivingWay:
         self._unclaimed = unclaimed
         self._is_wanted = is_wanted
         self._tell = tell
+        self._free_some = free_some
         self._lock = threading.Lock()
         self._candidates: deque[tuple[int, int]] = deque()
         self._candidate_bytes = 0
@@ -108,6 +113,8 @@ class GivingWay:
                 inode, held_bytes = self._candidates.popleft()
                 self._candidate_bytes -= held_bytes
                 gave_way |= inode != spared and self._give(inode)
+                while self._free_bytes() < needed_bytes and self._free_some():
+                    pass  # what is gone already is freed before another file goes
             return gave_way
 
     def available_bytes(self) -> int:
