@@ -16,6 +16,7 @@ from sharedfs.inodes import Inodes, Node
 from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import ALWAYS, WITHIN_SIZE
 from sharedfs.kernel.pagemap import PAGE_BYTES
+from sharedfs.lost_pages import LostPages
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE, PageRange, Runs, as_runs, common
 from sharedfs.model.tenant import NOBODY, TenantId
@@ -46,6 +47,7 @@ class Allocation:
         self._beyond_size = huge == ALWAYS
         # Files with pages beyond their size, which the kernel may take from a huge page when memory is short.
         self._with_tail: set[int] = set()
+        self._lost = LostPages(inodes, books)
         # Pages that a look found unbooked, by inode.
         self._suspects: dict[int, list[PageRange]] = {}
         # Windows in which a huge page was made of small ones, by number; of files that are mapped.
@@ -153,7 +155,7 @@ class Allocation:
         """Find pages that a mapping brought into a hole and that no scan saw, for it was gone by then.
 
         When no write or allocation of the file is between its system call and its line in the books. `fd` saves to
-        open the file.
+        open the file. Pages that it has lost are left to the next look.
         """
         if self._has_strays(node, fd):
             with self._inodes.opened(node) as opened_fd:
@@ -162,11 +164,16 @@ class Allocation:
     def _has_strays(self, node: Node, fd: int | None = None) -> bool:
         with self._inodes.lock:
             blocks = (self._inodes.stat(node) if fd is None else os.fstat(fd)).st_blocks
-        return blocks * syscalls.STAT_BLOCK_BYTES > self._books.resident_bytes_of(node.inode)
+        surplus = blocks * syscalls.STAT_BLOCK_BYTES - self._books.resident_bytes_of(node.inode)
+        if surplus < 0:
+            self._lost.suspect(node.inode)
+        return surplus > 0
 
     def keep_up(self, mapped: Sequence[tuple[int, Runs]]) -> None:
         """After each mapping scan, with what it saw mapped of which inode. For one thread."""
         self._find_lost()
+        if self._can_ask:
+            self._lost.look(inode for inode, _ in mapped)
         self._find_strays()
         if self._makes_huge:
             self._collapse(mapped)
@@ -217,10 +224,9 @@ class Allocation:
                 continue
             with self._inodes.opened(node) as fd:
                 first = -(-os.fstat(fd).st_size // PAGE_BYTES)
-                kept = self._resident(fd, first, LAST_PAGE)
-                if not kept:
+                if not self._resident(fd, first, LAST_PAGE):
                     self._with_tail.discard(inode)
-                self._books.lost(inode, first, kept)
+            self._lost.compare(node, first)
 
     def _collapse(self, mapped: Sequence[tuple[int, Runs]]) -> None:
         """Make some huge pages of small ones where files are mapped: all in one huge page's place must be resident.

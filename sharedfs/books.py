@@ -8,7 +8,7 @@ concerns many pages is done in pieces of a millisecond at most; other threads ge
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from sharedfs.allowances import Allowances
@@ -272,7 +272,8 @@ class Books:
 
         One at a time for a file, as the kernel lets them in.
         """
-        self.in_change.add(inode)
+        with self.lock:
+            self.in_change.add(inode)
         try:
             yield
         finally:
@@ -329,25 +330,39 @@ class Books:
             self._shrunk.add(inode)
         self._uncharge(inode, first, last, kept)
 
-    def lost(self, inode: int, first: int, kept: Iterable[PageRange]) -> None:
-        """Of the pages from `first` on the kernel left `kept` only, without being asked to."""
-        self._uncharge(inode, first, LAST_PAGE, kept)
+    def lose_absent(self, inode: int, first: int, last: int, there: Callable[[int, int], Iterable[PageRange]]) -> None:
+        """Of the pages `first`..`last` (few of them) a file has lost, without being asked to, what is not `there`.
+
+        That is asked with the lock held, and who brings a page writes it down afterwards: one that comes meanwhile is
+        booked anew. The shortcut in C must not think that this line can be left out.
+        """
+        with self.lock:
+            if inode not in self.in_change:
+                self.settled.forget()
+                self._doubtful.add(inode)  # what is mapped there by now is another page
+                for gap in gaps(there(first, last), first, last):
+                    if self.ledger.uncharge(inode, *gap, self._begin_uncharge(inode, gap)):
+                        self._shrunk.add(inode)
 
     def _uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange]) -> None:
         """In pieces. Nobody may make pages there meanwhile."""
         for gap in gaps(kept, first, last):
             with self.lock:
-                self.shrinks += 1
-                self.kept.uncharge(inode, *gap)
-                chunks = self.ledger.chunks_of(inode, *gap)
-                if self._tape is not None:
-                    self._tape.free(inode, *gap)
+                chunks = self._begin_uncharge(inode, gap)
             for number, part in enumerate(batched(chunks, _CHUNKS_TO_UNCHARGE)):
                 if number:
                     time.sleep(_PAUSE_SECONDS)
                 with self.lock:
                     if self.ledger.uncharge(inode, *gap, part):
                         self._shrunk.add(inode)
+
+    def _begin_uncharge(self, inode: int, gap: PageRange) -> Sequence[int]:
+        """With the lock held: all of it but the ledger's part; the chunks that this has to look at."""
+        self.shrinks += 1
+        self.kept.uncharge(inode, *gap)
+        if self._tape is not None:
+            self._tape.free(inode, *gap)
+        return self.ledger.chunks_of(inode, *gap)
 
     def chunks_of(self, inode: int, first: int, last: int) -> list[int]:
         """The chunks of PAGES_PER_CHUNK pages that have pages in a range, by number, in order. O(chunks log chunks)."""

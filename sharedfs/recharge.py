@@ -244,7 +244,7 @@ class Recharge:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
         page_bytes = self._books.page_bytes
         self._check_not_shrinking(node)
-        with self._store.opened(node, os.O_RDWR) as fd:
+        with self._store.opened(node, os.O_RDWR) as fd, self._books.changing(node.inode):
             found = os.fstat(fd)
             runs = self._books.runs_where(node.inode, _is_stray)
             for start, end in byte_parts(runs, page_bytes, found.st_size, PUNCHED_BYTES):
