@@ -1,7 +1,9 @@
 """The chaos job: tenants that come, work, check what they see and go, while daemon and controller are killed.
 
-A seed gives the operations of each tenant and the moments of the kills. At the end all is compared: contents with the
-models, the books with the tmpfs to the byte (I1), limits with what they were, and the host with what it was.
+Beside the honest ones, whose work is checked, hostile tenants come and go (`hostile.py`); none of the honest ones may
+see an error or be killed. A seed gives the operations of each tenant and the moments of the kills. At the end all is
+compared: contents with the models, the books with the tmpfs to the byte (I1), limits with what they were, and the host
+with what it was.
 """
 
 import hashlib
@@ -19,8 +21,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sharedfs import pools
-from sharedfs.kernel.page_charges import PageCharges
+from sharedfs import places, pools
+from tests.chaos.hostile_slot import HOSTILE_LIMIT_BYTES, Hostile, kinds
+from tests.chaos.traces import PATIENCE_SECONDS, charges_nothing, complaints, oom_kills
 from tests.chaos.worker import SLICE_BYTES, XATTR
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until
@@ -29,7 +32,17 @@ _WORKER = Path(__file__).with_name("worker.py")
 _LIMIT_BYTES = 128 << 20
 # A daemon that dies younger than a second is a failure to the keeper, which starts the next one later and later.
 _PAUSE_SECONDS = (1.0, 2.5)
-_PATIENCE_SECONDS = 60.0
+_HOSTILE_SECONDS = (2.0, 5.0)
+
+
+def pool_bytes(workers: int, hostile: int) -> int:
+    """A size that they cannot fill: no worker may ever see ENOSPC.
+
+    A worker has at most some 40 files of 256 KiB, with those without a name: 10 MiB. A hostile tenant has 32 MiB in
+    files at a time, whatever its limit allows, and one bait of 32 MiB stays when its maker has gone. Files that go
+    while a reader has them open, and holes that are filled to move pages, are the rest.
+    """
+    return (64 + 16 * workers + 64 * hostile) << 20
 
 
 @dataclass
@@ -45,6 +58,8 @@ class Figures:
     operations: int = 0
     longest_stall_seconds: float = 0.0
     longest_stall_in: str = ""
+    hostile: dict[str, int] = field(default_factory=dict)
+    hostile_killed: int = 0
     errors: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -61,14 +76,18 @@ class _Running:
 class Chaos:
     """`run` returns the figures; errors are among them."""
 
-    def __init__(self, pool: MountedPool, tenants: Tenants, seed: int, workers: int) -> None:
+    def __init__(self, pool: MountedPool, tenants: Tenants, seed: int, workers: int, hostile: int) -> None:
+        """`workers` honest tenants at a time, and as many `hostile` ones."""
         self._pool = pool
         self._tenants = tenants
         self._random = random.Random(seed)
         self._workers = workers
         self._running: list[_Running | None] = [None] * workers
+        self._hostile: list[Hostile | None] = [None] * hostile
+        self._kinds = kinds(random.Random(self._random.random()))
         self._over = threading.Event()
         self._controller: subprocess.Popen[bytes] | None = None
+        self._controller_log = Path(os.environ["SHAREDFS_RUN_DIR"]).parent / "controller.log"
         self.figures = Figures(seed)
 
     def run(self, seconds: float, progress: Callable[[Figures], None] = lambda figures: None) -> Figures:
@@ -83,16 +102,22 @@ class Chaos:
             while time.monotonic() - started < seconds and not self.figures.errors:
                 for place in range(self._workers):
                     self._look_after(place)
+                for place in range(len(self._hostile)):
+                    self._look_after_hostile(place)
                 progress(self.figures)
                 time.sleep(0.05)
         finally:
             self._over.set()
             killer.join()
+            self._stop_controller()
+            self._check_limits()
             for place in range(self._workers):
                 self._end(place)
-            self._stop_controller()
+            for place in range(len(self._hostile)):
+                self._end_hostile(place)
         if not self.figures.errors:
-            shared.unlink()
+            for file in (shared, self._pool.path / "bait"):
+                file.unlink(missing_ok=True)
             self._compare(keeper_descriptors)
         self.figures.seconds = round(time.monotonic() - started, 1)
         return self.figures
@@ -130,9 +155,10 @@ class Chaos:
         running, self._running[place] = self._running[place], None
         if running is None:
             return
-        said, complaint = running.process.communicate(timeout=_PATIENCE_SECONDS)
+        said, complaint = running.process.communicate(timeout=PATIENCE_SECONDS)
         if running.process.returncode != 0:
-            self.figures.errors.append(complaint[-2000:])
+            killed = f"; {oom_kills(running.tenant)} killed for want of memory"
+            self.figures.errors.append(f"a worker ended with {running.process.returncode}{killed}: {complaint[-2000:]}")
             return
         report = json.loads(said)
         self.figures.operations += report["operations"]
@@ -144,23 +170,31 @@ class Chaos:
             self.figures.errors.append(f"{running.directory} holds {found} and should hold {report['files']}")
         shutil.rmtree(running.directory)
         try:  # page faults in holes were charged to it: with the files that goes, and nothing pins its cgroup
-            wait_until(lambda: self._charges_nothing_to(running.tenant), "no charge is left", _PATIENCE_SECONDS)
+            wait_until(lambda: charges_nothing(running.tenant, self._pool.path), "no charge is left", PATIENCE_SECONDS)
         except AssertionError as failure:
             self.figures.errors.append(f"{running.tenant.path}: {failure}")
+        if oom_kills(running.tenant):
+            self.figures.errors.append(f"{running.tenant.path}: a process was killed for want of memory")
         running.tenant.exit()
 
-    def _charges_nothing_to(self, tenant: Tenant) -> bool:
-        """Whether the kernel charges no page of the pool to it. After a collapse memory.stat alone does not tell."""
-        if tenant.statistic("shmem") == 0:
-            return True
-        inode = tenant.directory.stat().st_ino
-        with PageCharges() as charges:
-            for place, _, names in os.walk(self._pool.path):
-                for name in names:
-                    with suppress(OSError), open(os.path.join(place, name), "rb") as file:
-                        if inode in charges.of(file.fileno()):
-                            return False
-        return True
+    # -- hostile tenants ---------------------------------------------------------------------------------------------
+
+    def _look_after_hostile(self, place: int) -> None:
+        running = self._hostile[place]
+        if running is None:
+            kind = next(self._kinds)
+            self.figures.tenants += 1
+            self.figures.hostile[kind] = self.figures.hostile.get(kind, 0) + 1
+            tenant = self._tenants.make(f"t{self.figures.tenants}", HOSTILE_LIMIT_BYTES)
+            self._hostile[place] = Hostile.start(kind, tenant, self._pool.path, _HOSTILE_SECONDS, self._random)
+        elif running.is_due():
+            self._end_hostile(place)
+
+    def _end_hostile(self, place: int) -> None:
+        running, self._hostile[place] = self._hostile[place], None
+        if running is not None:
+            self.figures.hostile_killed += running.is_killed
+            self.figures.errors += running.end(self._pool)
 
     # -- the killer --------------------------------------------------------------------------------------------------
 
@@ -185,14 +219,20 @@ class Chaos:
                 self._start_controller()
 
     def _start_controller(self) -> None:
-        self._controller = subprocess.Popen(
-            [sys.executable, "-m", "controller.cli", "run"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with open(self._controller_log, "ab") as log:
+            self._controller = subprocess.Popen(
+                [sys.executable, "-m", "controller.cli", "run"], stdout=subprocess.DEVNULL, stderr=log
+            )
 
     def _stop_controller(self) -> None:
         if self._controller is not None:
             self._controller.terminate()
-            self._controller.wait(_PATIENCE_SECONDS)
+            code = self._controller.wait(PATIENCE_SECONDS)
+            if code == -signal.SIGTERM:  # it was starting still: what the unit's ExecStopPost is for
+                restore = [sys.executable, "-m", "controller.cli", "restore"]
+                code = subprocess.run(restore, stdout=subprocess.DEVNULL, check=False).returncode
+            if code != 0:
+                self.figures.errors.append(f"the controller ended with {code}")
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -201,22 +241,28 @@ class Chaos:
         errors = self.figures.errors
         try:
             self._pool.check_conservation()
-            wait_until(lambda: self._pool.resident_by_statfs() == 0, "all memory is back", _PATIENCE_SECONDS)
+            wait_until(lambda: self._pool.resident_by_statfs() == 0, "all memory is back", PATIENCE_SECONDS)
             wait_until(
-                lambda: os.listdir(self._pool.kept("removed") / "removed") == [], "removed/ is empty", _PATIENCE_SECONDS
+                lambda: os.listdir(self._pool.kept("removed") / "removed") == [], "removed/ is empty", PATIENCE_SECONDS
             )
             wait_until(
                 lambda: self._keeper_descriptors() == keeper_descriptors,
                 "the keeper holds what it did",
-                _PATIENCE_SECONDS,
+                PATIENCE_SECONDS,
             )
         except AssertionError as failure:
             errors.append(str(failure))
-        log = (Path(os.environ["SHAREDFS_RUN_DIR"]) / "pools" / self._pool.name / "daemon.log").read_text()
-        errors += [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line]
-        left = [tenant.path for tenant in self._tenants.left() if tenant.limit() != _LIMIT_BYTES]
-        if left:
-            errors.append(f"limits that were not put back: {left}")
+        daemon_log = places.daemon_log(self._pool.name)
+        for log in (daemon_log, self._controller_log):
+            errors += [f"{log.name}: {line}" for line in complaints(log)]
+
+    def _check_limits(self) -> None:
+        """The controller has ended: who is still there has the limit that it was given."""
+        given = [(running.tenant, _LIMIT_BYTES) for running in self._running if running is not None]
+        given += [(running.tenant, HOSTILE_LIMIT_BYTES) for running in self._hostile if running is not None]
+        for tenant, limit_bytes in given:
+            if tenant.limit() != limit_bytes:
+                self.figures.errors.append(f"{tenant.path}: its limit is {tenant.limit()} and should be {limit_bytes}")
 
     def _keeper_descriptors(self) -> int:
         return len(os.listdir(self._keeper() / "fd"))

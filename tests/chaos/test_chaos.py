@@ -2,7 +2,7 @@
 
 import random
 
-from tests.chaos.job import Chaos
+from tests.chaos.job import Chaos, pool_bytes
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenants
 
@@ -10,8 +10,10 @@ SECONDS = 20.0
 
 
 def test_nothing_is_lost_while_daemon_and_controller_are_killed(pool: MountedPool, tenants: Tenants) -> None:
-    figures = Chaos(pool, tenants, random.SystemRandom().getrandbits(32), workers=2).run(SECONDS)
+    assert pool.status().size_bytes >= pool_bytes(workers=2, hostile=2)
+    figures = Chaos(pool, tenants, random.SystemRandom().getrandbits(32), workers=2, hostile=2).run(SECONDS)
     print(figures)  # pytest shows it when it fails: the seed repeats it
     assert figures.errors == []
     assert figures.kills > 0
     assert figures.operations > 0
+    assert len(figures.hostile) > 2
