@@ -6,6 +6,7 @@ that are mapped, or were at the look before, are compared with their books by th
 say that pages are missing. That costs a system call a file that is mapped, and nothing else as long as nothing is lost.
 """
 
+import time
 from collections.abc import Iterable
 from functools import partial
 
@@ -17,7 +18,8 @@ from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE, PageRange, page_parts
 
 _FILES_AT_ONCE = 1000  # some 10 us each
-_PAGES_AT_ONCE = 256  # looked at with the books' lock held: some 10 us, a millisecond where every other page is gone
+_PAGES_AT_ONCE = 64  # looked at with the books' lock held: some 10 us, a millisecond where every other page is gone
+_PAUSE_SECONDS = 0.0001  # between two pieces: who waits for the lock gets it
 
 
 class LostPages:
@@ -69,6 +71,7 @@ class LostPages:
                 for piece in page_parts((max(first, start), end), _PAGES_AT_ONCE):
                     if page_cache.resident_pages(fd, *piece) < self._booked(node.inode, piece):
                         self._books.lose_absent(node.inode, *piece, there)
+                        time.sleep(_PAUSE_SECONDS)
 
     def _booked(self, inode: int, piece: PageRange) -> int:
         absent = self._books.absent(inode, [piece])
