@@ -6,6 +6,7 @@ hand, keep one for each container that tells its cgroup. LXC and systemd-nspawn 
 """
 
 import json
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,9 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+from sharedfs.kernel.proc import process_ids
 
 _AGAIN_SECONDS = 5.0
 """A cgroup may be there before the file that names it."""
@@ -126,8 +126,10 @@ def _text(value: Any, key: str) -> str:
 
 def _conmon(container_id: str) -> str | None:
     """podman's monitor of a container has its name on the command line, also of those without an image."""
-    for process in psutil.process_iter(["name", "cmdline"]):
-        arguments = process.info["cmdline"] or []
-        if process.info["name"] == "conmon" and container_id in arguments and "-n" in arguments[:-1]:
-            return str(arguments[arguments.index("-n") + 1])
+    for process_id in process_ids():
+        with suppress(OSError):  # it ended
+            if Path(f"/proc/{process_id}/comm").read_bytes() == b"conmon\n":
+                arguments = os.fsdecode(Path(f"/proc/{process_id}/cmdline").read_bytes()).split("\0")
+                if container_id in arguments and "-n" in arguments[:-1]:
+                    return arguments[arguments.index("-n") + 1]
     return None

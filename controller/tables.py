@@ -223,6 +223,8 @@ def zombies(answer: Answer) -> None:
     ]
     say("")
     print_table(("HELD BY", "FILE", "BELOW", "USED BY", "SIZE", "HOLDS"), holders, texts=4)
+    if answer["unseen_processes"]:
+        say(f"not looked at: {answer['unseen_processes']} processes, which hang: what they use is not known")
 
 
 def policies(answer: Answer) -> None:

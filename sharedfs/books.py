@@ -454,8 +454,12 @@ class Books:
             time.sleep(_PAUSE_SECONDS)
         return without(pages, as_runs(resident))
 
-    def set_mapped(self, inode: int, tenant: TenantId, pages: Runs, brought: Sequence[PageRange] = ()) -> None:
+    def set_mapped(
+        self, inode: int, tenant: TenantId, pages: Runs, brought: Sequence[PageRange] = (), *, adds: bool = False
+    ) -> None:
         """`tenant` maps just these pages of a file, as the running scan saw it. Not for the request pump: in pieces.
+
+        `adds`: and those that it mapped before, for the scan did not see all.
 
         Pages in `brought` that are not resident in the books were allocated by a page fault in a hole, which the kernel
         charged to the tenant: they become `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
@@ -471,8 +475,11 @@ class Books:
             (self._doubtful.add if inode in self._shrunk else self._doubtful.discard)(inode)
             if (inode, tenant) in self._readers:
                 return
-            self._record_mapped(inode, tenant, pages)
-            pieces = self.ledger.mapping(inode, tenant, pages)
+            if adds:
+                pieces = self._adding(inode, tenant, pages)
+            else:
+                self._record_mapped(inode, tenant, pages)
+                pieces = self.ledger.mapping(inode, tenant, pages)
         while True:
             with self.lock:  # who exits, or reads past us, meanwhile has its pages as that says
                 if self.tenants.get(tenant) is None or (inode, tenant) in self._readers:
@@ -480,6 +487,14 @@ class Books:
                 if next(pieces, _END) is _END:
                     return
             time.sleep(_PAUSE_SECONDS)
+
+    def _adding(self, inode: int, tenant: TenantId, pages: Runs) -> Iterator[None]:
+        for part in batched([(first, last) for first, last in pages.tolist()], _RANGES_AT_ONCE):
+            self.ledger.add_mapped(inode, tenant, part)
+            yield
+        if self._tape is not None:  # which is told all that is mapped
+            runs = self.ledger.class_runs(inode)
+            self._tape.mapped(inode, tenant, [(first, last) for first, last, held in runs if tenant in held.mapped])
 
     def keep_mapped(self, inode: int, process: Process, tenant: TenantId, pages: list[PageRange], shrinks: int) -> None:
         """`process` of `tenant` maps these pages, which the kernel is about to take out of its page tables.

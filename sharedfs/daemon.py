@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from errno import EINVAL
 from typing import NoReturn
@@ -60,6 +60,7 @@ from sharedfs.namespace import Namespace
 from sharedfs.ownership import Ownership
 from sharedfs.page_moves import PageMoves
 from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
+from sharedfs.process_looks import ProcessLooks
 from sharedfs.rare import RareRequests
 from sharedfs.reaper import Reaper
 from sharedfs.recharge import Recharge
@@ -107,7 +108,8 @@ class Pool:
         if events is not None:
             resources.callback(events.close)
         self._device = self._find_device()
-        self.allocation = Allocation(self.store, self.books, PageMoves(self.books, self._device), self.options.huge)
+        self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._device)))
+        self.allocation = Allocation(self.store, self.books, PageMoves(self.books, self.looks), self.options.huge)
         self.reaper = Reaper(self.store, self.books, self.allocation, faults)
         resources.callback(self.reaper.close)
         growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes, self.reaper)
@@ -152,14 +154,14 @@ class Pool:
             hidden_features=hidden_features(),
         )
         self._connect()
-        self.mappings = MappingScan(self.books, self.allocation, self._device)
+        self.mappings = MappingScan(self.books, self.allocation, self.looks)
         self.unclaimed = self._unclaimed_files(growth)
         self.recharge = Recharge(
             self.store,
             self.books,
             self.data_path,
             self.allocation,
-            PageMoves(self.books, self._device),
+            self.allocation.moves,
             self.cgroup.inode,
             self.state,
             faults,
@@ -290,6 +292,7 @@ class Pool:
             mount = self._mount()
             self._flags = "" if mount is None else shown_flags(mount)
         spilled = self.spill.files()
+        unseen_processes, unseen = self.looks.shown()
         return PoolStatus(
             name=self.options.name,
             mountpoint=self.options.mountpoint,
@@ -325,6 +328,8 @@ class Pool:
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
             mapping_scans=self.mappings.scans,
+            unseen_processes=unseen_processes,
+            unseen=unseen,
             refused=self.books.allowances.refused,
             requests={**self.data_path.requests, "namespace": self.frequent.answered + self.channel.forwarded},
         )
@@ -486,6 +491,8 @@ def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
     try:
         with ExitStack() as resources:
             pool = Pool(start, kept, resources)
+            if start.restarts == 0:
+                _say_what_is_missing(pool.limits)
             resources.callback(pool.clean_up_for_keeper)
             trio.run(pool.serve, keeper)
     except BaseException as error:

@@ -6,7 +6,7 @@ of the holdings, so an unchanged number means an unchanged answer.
 
 from enum import IntEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 NOBODY = 0
 NOBODY_PATH = "/(nobody)"
@@ -165,7 +165,9 @@ class PoolStatus(_Frozen):
     daemons there were before it, `reloads` how often this keeper had the installed version take over (an earlier one
     does not tell); `survives` says whether there can be another daemon. `bound_bytes` is what the files may hold now,
     less than the size where `bounded_by` names a limit of memory; `hides_limits` says that there may be limits above
-    that cannot be seen. `oom_score_adj` is the daemon's: -1000 keeps the kernel from killing it when memory is short.
+    that cannot be seen. `unseen_processes` could not be looked at, so that what they map stays as it was; `unseen` has
+    the first of them, by id with their cgroups. `oom_score_adj` is the daemon's: -1000 keeps the kernel from killing it
+    when memory is short.
     """
 
     name: str
@@ -202,6 +204,8 @@ class PoolStatus(_Frozen):
     sharing_classes: int
     ledger_bytes: int
     mapping_scans: int
+    unseen_processes: int = 0
+    unseen: dict[int, str] = Field(default_factory=dict)
     refused: int
     requests: dict[str, int]
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from sharedfs import claims, faults, places, spill_directory
 from sharedfs.errors import CallerMistake, HostFault
@@ -52,6 +53,7 @@ _LONGEST_DELAY_SECONDS = 1.0
 _FIRST_DELAY_SECONDS = 0.1  # of the third restart in a row: the first two are at once
 _HEALTHY_SECONDS = 1.0  # who served this long was no failure
 _END_SECONDS = 15.0
+_LEFTOVER_SECONDS, _POLL_SECONDS = 1.0, 0.002
 _MESSAGE_BYTES = 64 << 10
 
 
@@ -229,6 +231,7 @@ class Keeper:
         child.link.close()
         self._daemon = self._kill_at = None
         status = self._status_of(child)
+        self._end_leftovers()
         if status == 0 or self._ending or self._is_over():
             self._code = 0
         elif child.serves_since is None and not self.was_served:
@@ -264,6 +267,20 @@ class Keeper:
             return os.waitstatus_to_exitcode(os.waitpid(child.process_id, 0)[1])
         except ChildProcessError:
             return None
+
+    def _end_leftovers(self) -> None:
+        """A daemon that was killed leaves the process that looks at others for it (`looker.py`), perhaps for ever."""
+        left = {
+            process_id
+            for process_id in self.cgroup.hierarchy.processes(self.cgroup.path)
+            if _is_looker_of_ours(process_id)
+        }
+        for process_id in left:
+            os.kill(process_id, signal.SIGKILL)  # our child, so the id is no other's
+        deadline = time.monotonic() + _LEFTOVER_SECONDS
+        while left and time.monotonic() < deadline:
+            left -= {process_id for process_id in left if os.waitpid(process_id, os.WNOHANG)[0]}
+            time.sleep(_POLL_SECONDS)
 
     def _is_over(self) -> bool:
         """Whether the connection is: the mount was taken away while no daemon lived."""
@@ -335,9 +352,20 @@ class Keeper:
         if self._daemon is not None:
             self._daemon.link.close()  # which tells it that the keeper is gone
             self._status_of(self._daemon)
+        self._end_leftovers()
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+
+def _is_looker_of_ours(process_id: int) -> bool:
+    """Whether a process in the pool's cgroup looks at others, and its parent, now this process, does not live."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text(errors="replace")
+        command = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"\nPPid:\t{os.getpid()}\n" in status and b"sharedfs.looker" in command
 
 
 # -- what a keeper holds -----------------------------------------------------------------------------------------------

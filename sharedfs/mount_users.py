@@ -1,19 +1,22 @@
 """Who keeps a mount: processes with files of it, and mounts of it elsewhere, in containers above all.
 
-Reads links and mountinfo below /proc only, which never wait for a process or for the filesystem.
+Reads links and mountinfo below /proc only, which never wait for the filesystem. Links wait for a process that executes
+a program: a child reads them (`looker.py`), and of whoever is stuck mountinfo alone is read.
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sharedfs.kernel import proc
 from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.mounts import Mount, mounts
+from sharedfs.looker import PASSED_OVER, STUCK, Looker, one_round
 
 _MOST_NAMES = 5
+_ELSEWHERE = "a mount of it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,37 +29,73 @@ class MountUser:
     how: str
 
 
-def users_here(mountpoint: str, hierarchy: MemoryHierarchy | None) -> list[MountUser]:
-    """The processes that have a file, their directory or their root at the mount, by paths of this mount namespace."""
-    found = []
-    for process_id in proc.process_ids():
-        how = next(_uses(process_id, mountpoint), None)
-        if how is not None and process_id != os.getpid():
-            found.append(_user(process_id, how, hierarchy))
-    return found
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """`groups` are the peer groups of what the mount stands on: a mount that goes with it stays for nobody."""
+
+    mountpoint: str
+    device: tuple[int, int] | None
+    mount_id: int | None
+    groups: frozenset[int]
+    namespaces: dict[str, bool] = field(default_factory=dict)
+    """Whether the filesystem stays in a mount namespace, as far as this copy of the question knows."""
 
 
-def users_elsewhere(
-    device: tuple[int, int], mounted: Mount | None, hierarchy: MemoryHierarchy | None
+def users_of(
+    mountpoint: str, device: tuple[int, int] | None, mounted: Mount | None, hierarchy: MemoryHierarchy | None
 ) -> list[MountUser]:
-    """The processes of other mount namespaces in which the filesystem on `device` stays when `mounted` goes.
+    """The processes that keep the filesystem on `device` (None: not known) when `mounted` goes.
 
-    A mount that goes with it, by propagation (mount_namespaces(7)), counts for nobody.
+    Those that have a file, their directory or their root at the mount, by paths of this mount namespace, and those of
+    other mount namespaces in which it stays. A mount that goes with it, by propagation (mount_namespaces(7)), counts
+    for nobody.
     """
     above = None if mounted is None else next((mount for mount in mounts() if mount.id == mounted.parent), None)
     groups = frozenset[int]() if above is None else above.groups
-    stays: dict[str, bool] = {_namespace("self"): False}
+    question = _Question(
+        mountpoint, device, None if mounted is None else mounted.id, groups, {_namespace("self"): False}
+    )
+    looker = Looker(look)
     found = []
-    for process_id in proc.process_ids():
-        try:
-            namespace = _namespace(process_id)
-            if namespace not in stays:
-                stays[namespace] = _stays_in(process_id, device, groups)
-        except OSError:
-            continue  # gone, or a kernel thread
-        if stays[namespace]:
-            found.append(_user(process_id, "a mount of it", hierarchy))
+    try:
+        others = (process_id for process_id in proc.process_ids() if process_id != os.getpid())
+        for process_id, seen in one_round(looker, others, question):
+            if seen is STUCK or seen is PASSED_OVER:
+                if _stuck_elsewhere(process_id, question):
+                    found.append(_user(process_id, _ELSEWHERE, proc.cgroup_of(f"/proc/{process_id}"), hierarchy))
+            elif seen is not None:
+                how, text = seen
+                found.append(_user(process_id, how, text, hierarchy))
+    finally:
+        looker.close()
     return found
+
+
+def look(process_id: int, question: _Question) -> tuple[str, bytes | None] | None:
+    """For the child of a `Looker`: how a process keeps the mount, and its cgroup's text; None when it does not."""
+    how = next(_uses(process_id, question.mountpoint), None) or _elsewhere(process_id, question)
+    return None if how is None else (how, proc.process_cgroup(process_id))
+
+
+def _elsewhere(process_id: int, question: _Question) -> str | None:
+    if question.device is None:
+        return None
+    try:
+        namespace = _namespace(process_id)
+        if namespace not in question.namespaces:
+            question.namespaces[namespace] = _stays_in(process_id, question.device, question.groups)
+    except OSError:
+        return None  # gone, or a kernel thread
+    return _ELSEWHERE if question.namespaces[namespace] else None
+
+
+def _stuck_elsewhere(process_id: int, question: _Question) -> bool:
+    """Of a process whose mount namespace cannot be told by name: it is another one when `mounted` is not in it."""
+    try:
+        here = question.mount_id in {mount.id for mount in mounts(process_id)}
+        return not here and question.device is not None and _stays_in(process_id, question.device, question.groups)
+    except OSError:
+        return False
 
 
 def other_mountpoints(mounted: Mount) -> list[str]:
@@ -105,9 +144,8 @@ def _uses(process_id: int, mountpoint: str) -> Iterator[str]:
             yield how
 
 
-def _user(process_id: int, how: str, hierarchy: MemoryHierarchy | None) -> MountUser:
-    text = proc.process_cgroup(process_id) or b""
-    cgroup = None if hierarchy is None else hierarchy.path_in(text)
+def _user(process_id: int, how: str, text: bytes | None, hierarchy: MemoryHierarchy | None) -> MountUser:
+    cgroup = None if hierarchy is None else hierarchy.path_in(text or b"")
     try:
         name = Path(f"/proc/{process_id}/comm").read_text(errors="replace").strip()
     except OSError:

@@ -295,5 +295,5 @@ def ask_status(name: str) -> PoolStatus | None:
 
 def _named_users(mountpoint: str) -> str:
     """Processes that visibly use the mount, for a message."""
-    users = mount_users.users_here(mountpoint, None)
+    users = mount_users.users_of(mountpoint, None, None, None)
     return f" by {mount_users.named(users)}" if users else ""

@@ -9,21 +9,22 @@ the count has not changed, there were none. Where it has, the tenant has touched
 maps: it may pay for 2 MiB that it has not read, until that touch is old, and none that it has read is lost. The same
 holds for a mapping that is new after a round of moves. A fault that a third process causes in another's memory
 (process_vm_readv(2)) is counted as the third one's, and not seen in that tenth of a millisecond.
+
+A file that a process mapped when it was last seen, and that cannot be looked at now, is not moved.
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sharedfs.books import Books
 from sharedfs.kernel import proc
-from sharedfs.kernel.pagemap import PagemapReader
-from sharedfs.model.ranges import PageRange, as_runs, common, merged
+from sharedfs.model.ranges import PageRange, common, merged
 from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.page_tables import present_pages, tenant_of
-from sharedfs.process_walk import GivenUp, ProcessWalk
+from sharedfs.page_tables import Parts
+from sharedfs.process_looks import NotLookedAt, ProcessLooks, Unseen, by_process
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,110 +39,103 @@ Mappers = dict[int, list[_Mapper]]
 
 
 class PageMoves:
-    """Of one pool, whose mount is known by its `device`. For one thread.
+    """Of one pool. It looks at processes, which may wait for the daemon: not with a lock, not while requests wait."""
 
-    It looks at processes, which may wait for the daemon: not with a lock, and not while requests wait. Raises GivenUp.
-    """
-
-    def __init__(self, books: Books, device: tuple[int, int]) -> None:
+    def __init__(self, books: Books, looks: ProcessLooks) -> None:
         self._books = books
-        self._device = device
-        self.walk = ProcessWalk()
+        self._looks = looks
 
     @contextmanager
     def round(self) -> Iterator["Round"]:
         """Some moves, soon one after the other."""
-        moves = Round(self._books, self.walk, self._mappers)
+        moves = Round(self._books, self._looks, self._mappers)
         try:
             yield moves
-        except GivenUp:  # another thread goes on
-            raise
-        except BaseException:
+        finally:
             moves.end()
-            raise
-        moves.end()
 
-    def _mappers(self) -> Mappers:
-        """Who maps what of the mount, by inode."""
+    def _mappers(self) -> tuple[Mappers, tuple[Unseen, ...]]:
+        """Who maps what of the mount, by inode, and the processes of which that is not known."""
         found: Mappers = defaultdict(list)
-        for process_id in self.walk.processes():
-            task, mappings = proc.mappings_of_device(process_id, self._device)
-            process = proc.process_with(process_id)
-            if mappings and process is not None:
-                tenant = tenant_of(self._books, task)
-                for mapping in mappings if tenant != NOBODY else ():
-                    found[mapping.inode].append(_Mapper(process, tenant, task, mapping))
-        return found
+        sights, unseen = self._looks.all(pages=False)
+        for sight, tenant in sights:
+            for mapping in sight.mappings if tenant != NOBODY else ():
+                found[mapping.inode].append(_Mapper(sight.process, tenant, sight.task, mapping))
+        return found, unseen
 
 
 class Round:
     """Knows who maps the files from the first move on."""
 
-    def __init__(self, books: Books, walk: ProcessWalk, find_mappers: Callable[[], Mappers]) -> None:
+    def __init__(
+        self, books: Books, looks: ProcessLooks, find_mappers: Callable[[], tuple[Mappers, tuple[Unseen, ...]]]
+    ) -> None:
         self._books = books
-        self._walk = walk
+        self._looks = looks
         self._find_mappers = find_mappers
         self._mappers: Mappers | None = None
+        self._unseen: tuple[Unseen, ...] = ()
         self.took_seconds = 0.0
         """To find out who maps what: O(processes), and some 10 ms."""
         self._moved: dict[int, list[PageRange]] = defaultdict(list)
-        self._reader = PagemapReader()
 
     @contextmanager
     def moving(self, inode: int, first_page: int, last_page: int) -> Iterator[None]:
-        """While the kernel may move pages of a file, whatever comes of it."""
+        """While the kernel may move pages of a file, whatever comes of it. Raises NotLookedAt, with nothing moved."""
         if self._mappers is None:
             started = time.monotonic()
-            self._mappers = self._find_mappers()
+            self._mappers, self._unseen = self._find_mappers()
             self.took_seconds = time.monotonic() - started
+        self._looks.check(inode, self._unseen)
         moved = [(first_page, last_page)]
-        looks = []
-        for mapper in self._mappers.get(inode, ()):
-            part = common([mapper.mapping.pages], moved)
-            if part:
-                looks.append((mapper, part, self._look(mapper, inode, *part[0])))
+        parts = [
+            (mapper, part) for mapper in self._mappers.get(inode, ()) for part in common([mapper.mapping.pages], moved)
+        ]
+        before = self._look(inode, parts)
         self._moved[inode] += moved
         try:
             yield
         finally:
-            for mapper, part, before in looks:
-                if _faults(mapper.process) != before:
-                    self._books.touch_pages(inode, part, mapper.tenant)
+            after = self._faults([mapper for mapper, _ in parts])
+            for mapper, part in parts:
+                if after.get(mapper.process) != before.get(mapper.process):
+                    self._books.touch_pages(inode, [part], mapper.tenant)
 
     def end(self) -> None:
         """Who maps the files and was not known to has touched what was moved meanwhile."""
         if not self._moved:
             return
         known = {(mapper.process, mapper.mapping) for found in (self._mappers or {}).values() for mapper in found}
-        for inode, mappers in self._find_mappers().items():
+        for inode, mappers in self._find_mappers()[0].items():
             moved = merged(self._moved.get(inode, ()))
             for mapper in mappers:
                 if (mapper.process, mapper.mapping) not in known:
                     self._books.touch_pages(inode, common([mapper.mapping.pages], moved), mapper.tenant)
 
-    def _look(self, mapper: _Mapper, inode: int, first_page: int, last_page: int) -> int | None:
-        """Keep what a process has of these pages in its page tables; its page faults before that. None: not known."""
-        before = _faults(mapper.process)
+    def _look(self, inode: int, parts: list[tuple[_Mapper, PageRange]]) -> dict[proc.Process, int]:
+        """Keep what processes have of these pages in their page tables; their page faults before that."""
+        if not parts:
+            return {}
         shrinks = self._books.shrinks
-        whole = mapper.mapping
-        part = proc.Mapping(
-            whole.address_of(first_page),
-            whole.address_of(last_page + 1),
-            whole.shared,
-            first_page * proc.PAGE_BYTES,
-            inode,
-        )
-        try:
-            with self._walk.looking_at(mapper.process.id):
-                shown = as_runs(present_pages(self._reader, mapper.task, [part])[inode])
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        present = [(first, last) for first, last in shown.tolist()]
-        self._books.keep_mapped(inode, mapper.process, mapper.tenant, present, shrinks)
-        return before
+        asked = ((mapper.process.id, mapper.task, _part(mapper.mapping, pages)) for mapper, pages in parts)
+        sights = self._looks.parts(Parts(by_process(asked)))
+        tenants = {mapper.process: mapper.tenant for mapper, _ in parts}
+        for sight in sights.values():
+            if sight.process in tenants:  # else the id is another process's by now
+                present = [(first, last) for first, last in sight.present[inode].tolist()]
+                self._books.keep_mapped(inode, sight.process, tenants[sight.process], present, shrinks)
+        return {sight.process: sight.faults for sight in sights.values()}
+
+    def _faults(self, mappers: list[_Mapper]) -> dict[proc.Process, int]:
+        """The page faults of processes so far; nothing of those that are gone. None at all when one hangs."""
+        if not mappers:
+            return {}
+        sights = {}
+        with suppress(NotLookedAt):
+            sights = self._looks.parts(Parts({mapper.process.id: (mapper.task, ()) for mapper in mappers}))
+        return {sight.process: sight.faults for sight in sights.values()}
 
 
-def _faults(process: proc.Process) -> int | None:
-    """The page faults of a process so far; None when it is gone."""
-    found = proc.process_faults(process.id)
-    return found[1] if found is not None and found[0] == process else None
+def _part(whole: proc.Mapping, pages: PageRange) -> proc.Mapping:
+    start, end = whole.address_of(pages[0]), whole.address_of(pages[1] + 1)
+    return proc.Mapping(start, end, whole.shared, pages[0] * proc.PAGE_BYTES, whole.inode)

@@ -84,7 +84,7 @@ class Recharge:
         self._books = books
         self._data_path = data_path
         self._allocation = allocation
-        self.moves = moves
+        self._moves = moves
         self._pool_inode = pool_inode
         self._punched = Punched(state)
         self._faults = faults
@@ -116,11 +116,11 @@ class Recharge:
         self._punched.release()
 
     def round(self) -> None:
-        """Recharge what can be in about _ROUND_SECONDS; the caller pauses for some times as long. Raises GivenUp."""
+        """Recharge what can be in about _ROUND_SECONDS; the caller pauses for some times as long."""
         inodes = self._books.files_where(_is_stray)
         self._refused = {inode: self._refused[inode] for inode in inodes if inode in self._refused}
         self._reached = {inode: self._reached[inode] for inode in inodes if inode in self._reached}
-        with self.moves.round() as moves:
+        with self._moves.round() as moves:
             started = time.monotonic()
 
             def is_over() -> bool:

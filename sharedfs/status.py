@@ -69,6 +69,13 @@ def show(found: list[PoolStatus]) -> None:
         if pool.spilled_files or pool.brought_back_files:
             on_disk = _files(pool.spilled_files, pool.spilled_bytes)
             say(f"{pool.name}: spilled to disk {on_disk} that nobody uses; {pool.brought_back_files} came back")
+        if pool.unseen_processes:
+            named = ", ".join(f"{process} in {cgroup}" for process, cgroup in pool.unseen.items())
+            more = ", ..." if pool.unseen_processes > len(pool.unseen) else ""
+            say(
+                f"{pool.name}: {pool.unseen_processes} processes cannot be looked at, what they map stays as it was: "
+                f"{named}{more}"
+            )
         if pool.recharge_refusal:
             stranded = format_size(pool.stranded_bytes)
             say(f"{pool.name}: {stranded} stay charged to removed cgroups for now: {pool.recharge_refusal}")

@@ -107,8 +107,7 @@ def _users(mountpoint: str, mounted: Mount | None, record: PoolRecord | None) ->
     with suppress(HostFault):
         hierarchy = find_memory_hierarchy()
     device = mounted.device if mounted is not None else None if record is None else record.device
-    elsewhere = [] if device is None else mount_users.users_elsewhere(device, mounted, hierarchy)
-    return mount_users.users_here(mountpoint, hierarchy) + elsewhere
+    return mount_users.users_of(mountpoint, device, mounted, hierarchy)
 
 
 def _put_limits_back() -> None:

@@ -1,13 +1,13 @@
 """Upkeep: what comes again and again while a pool is served, each a task of its own.
 
-Nothing here may end the service for want of a descriptor: what needs one is put off until the next time.
+Nothing here may end the service for want of a descriptor, or of a process that looks at others: what needs one is put
+off until the next time.
 """
 
 import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import trio
@@ -20,9 +20,9 @@ from sharedfs.descriptors import SCARCE
 from sharedfs.errors import first_error
 from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.mappings import MappingScan, Seen
+from sharedfs.looker import NoLooks
+from sharedfs.mappings import MappingScan
 from sharedfs.mount_options import PoolOptions
-from sharedfs.process_walk import GivenUp, ProcessWalk
 from sharedfs.recharge import Recharge
 from sharedfs.room import Room
 from sharedfs.swap import SwapScan
@@ -35,8 +35,6 @@ _SCAN_SHARE = 0.05
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
 _LONGEST_SWEEP_PAUSE_SECONDS = 5.0
 _YIELD_SWEEP_PAUSE_SECONDS = 1.0  # who was unclaimed first goes first: so exactly
-# So long a look at one process may take, which takes a millisecond as a rule.
-_PATIENCE_SECONDS = 5.0
 
 _EVENTS_BYTES = 64 << 10
 
@@ -82,17 +80,10 @@ class Upkeep:
         return max(self._often(), min(took / _SCAN_SHARE, _LONGEST_SCAN_PAUSE_SECONDS))
 
     async def _scan_mappings(self) -> None:
-        seen: Seen | None = None
-
-        def scan() -> None:
-            nonlocal seen
-            seen = self.mappings.scan()
-
-        await _patiently(self.mappings.walk, scan)
-        if seen is not None:
-            await trio.to_thread.run_sync(self.mappings.apply, seen)
-            mapped = [(inode, pages) for (inode, _), pages in seen.items()]
-            await _patiently(self.allocation.moves.walk, lambda: self.allocation.keep_up(mapped))
+        seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self.mappings.apply, seen)
+        mapped = [(inode, pages) for (inode, _), pages in seen.items()]
+        await trio.to_thread.run_sync(self.allocation.keep_up, mapped, abandon_on_cancel=True)
 
     async def _look_after_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other payers' from then on (I4)."""
@@ -127,7 +118,7 @@ class Upkeep:
     async def _look_after_pages(self) -> None:
         """Pages that a removed cgroup was charged for become the pool's own (I3); unclaimed files go by the rule."""
         if self.recharge.stranded_bytes:
-            await _patiently(self.recharge.moves.walk, self.recharge.round)
+            await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
         options = self.options()
         pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed == YIELD else options.grace_seconds / 4
         if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, pause):
@@ -138,32 +129,6 @@ class Upkeep:
     async def _empty_page_cache(self) -> None:
         """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""
         await trio.to_thread.run_sync(self.data_path.drop_page_cache, abandon_on_cancel=True)
-
-
-async def _patiently(walk: ProcessWalk, work: Callable[[], None]) -> None:
-    """Do in a thread what looks at processes, one of which may keep it waiting for ever: then it is given up."""
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-
-            async def watch() -> None:
-                before = walk.at
-                while True:
-                    await trio.sleep(_PATIENCE_SECONDS)
-                    if walk.at == before and walk.at[1]:
-                        process_id = walk.give_up()
-                        log.warning("process %d cannot be looked at: what it maps is not known", process_id)
-                        scope.cancel()
-                    before = walk.at
-
-            def unless_given_up() -> None:
-                with suppress(GivenUp):
-                    work()
-
-            nursery.start_soon(watch, name="patience")
-            # Not waited for at the end: it waits for a process that executes a program, which closes a file of ours
-            # first, which waits for us.
-            await trio.to_thread.run_sync(unless_given_up, abandon_on_cancel=True)
-            nursery.cancel_scope.cancel()
 
 
 async def _keep(what: str, work: Work, pause: Callable[[float], float]) -> None:
@@ -177,4 +142,6 @@ async def _keep(what: str, work: Work, pause: Callable[[float], float]) -> None:
             if not isinstance(cause, OSError) or cause.errno not in SCARCE:
                 raise
             log.warning("%s is put off: %s", what, cause.strerror)
+        except* NoLooks as faults:
+            log.warning("%s is put off: %s", what, first_error(faults))
         await trio.sleep(pause(time.monotonic() - started))

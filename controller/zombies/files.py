@@ -1,25 +1,31 @@
 """The shared memory of a host as files: tmpfs (each mount namespace's), memfd, SysV and shared anonymous memory.
 
 Found through /proc, where a living thread of each process is looked at, without touching any other filesystem, for one
-that hangs would hang us: a descriptor is looked at only when its name says that it is memory, a mountpoint is entered
-only when nothing remote lies on the way.
+that hangs would hang the child: a descriptor is looked at only when its name says that it is memory, a mountpoint is
+entered only when nothing remote lies on the way.
 
 A file is known by its device and inode number, whatever names and users it has. Those who use it are processes: they
 map it, or hold it open. Not found: files of a tmpfs that is mounted nowhere and that nobody maps.
+
+Each process is looked at, and each file opened, in a child process (`sharedfs/looker.py`), for to look at a process may
+be to wait for it for ever.
 """
 
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from sharedfs.kernel.mounts import Mount, parse_mountinfo
-from sharedfs.kernel.proc import living_task
+from sharedfs.kernel.page_charges import PageCharges
+from sharedfs.kernel.proc import cgroup_of, identity, living_task
+from sharedfs.looker import PASSED_OVER, STUCK, Looker, one_round
 
 Kind = Literal["tmpfs", "memfd", "sysv", "anonymous"]
 Device = tuple[int, int]
@@ -27,6 +33,8 @@ Device = tuple[int, int]
 _MAPS_LINE = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) \S+ [0-9a-f]+ ([0-9a-f]+):([0-9a-f]+) (\d+) +(.*)$", re.MULTILINE)
 _DELETED = " (deleted)"
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME | os.O_NONBLOCK
+_MOST_STUCK_SECONDS = 10.0
+_LONGEST_SECONDS = 300.0  # to walk through a tmpfs of millions of files, or a file of a terabyte
 # Of these a look at a name may wait for a server: nothing below them is entered.
 _REMOTE = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs", "lustre", "gpfs", "virtiofs")
 
@@ -41,53 +49,140 @@ class SharedFile:
     opened_by: list[str] = field(default_factory=list)
     users: dict[int, set[Literal["maps", "holds"]]] = field(default_factory=dict)
 
-    def open(self) -> int | None:
-        """A descriptor for reading, the caller's to close; None when the file is gone."""
-        for path in self.opened_by:
-            with suppress(OSError):
-                return os.open(path, _OPEN)
-        return None
-
 
 Files = dict[tuple[Device, int], SharedFile]
 
 
-def find_shared_files(progress: Callable[[str], None] = lambda _: None) -> tuple[Files, int]:
-    """All of the host, and how many processes /proc would not show us. `progress` is told what is looked at."""
+@dataclass(slots=True)
+class _Known:
+    """What a look needs of those before it. The child has a copy, to which it adds."""
+
+    unnamed: Device
+    walked: set[Device] = field(default_factory=set)
+    namespaces: dict[str, list[Mount]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class SharedFiles:
+    """All of the host, with the cgroups of those who use them, as /proc/PID/cgroup has it.
+
+    /proc did not show so many processes (`hidden`), and so many hang and could not be looked at (`unseen`).
+    """
+
+    files: Files = field(default_factory=dict)
+    cgroups: dict[int, bytes] = field(default_factory=dict)
+    hidden: int = 0
+    unseen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a process uses, and what is in the tmpfs mounts that it sees, but for those `walked` before."""
+
+    cgroup: bytes
+    files: Files
+    walked: set[Device]
+    hidden: bool
+
+
+def find_shared_files(progress: Callable[[str], None] = lambda _: None) -> SharedFiles:
+    """`progress` is told what is looked at."""
+    all_files = SharedFiles()
+    known = _Known(_device_of_unnamed_memory())
+    looker = Looker(look, longest_seconds=_LONGEST_SECONDS)
+    try:
+        processes = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
+        for process, found in one_round(looker, processes, known, _MOST_STUCK_SECONDS):
+            progress(f"process {process}")
+            if found is STUCK or found is PASSED_OVER:
+                all_files.unseen += identity(process) is not None
+            elif found is not None:
+                all_files.cgroups[process] = found.cgroup
+                all_files.hidden += found.hidden
+                known.walked |= found.walked  # for a child that follows
+                _merge(all_files.files, found.files)
+    finally:
+        looker.close()
+    _add_unattached(all_files.files, known.unnamed)
+    return all_files
+
+
+def look(process: int, known: _Known) -> _Found | None:
+    """For the child of a `Looker`: None of a process that ended."""
     files: Files = {}
-    hidden = 0
-    unnamed = _device_of_unnamed_memory()
     walked: set[Device] = set()
-    namespaces: dict[str, list[Mount]] = {}
-    for process in _processes():
+    cgroup = b""
+    try:
         task = living_task(process)
         if task is None:
-            continue  # it ended
+            return None
+        cgroup = cgroup_of(task) or b""
+        namespace = os.readlink(f"{task}/ns/mnt")
+        if namespace not in known.namespaces:
+            known.namespaces[namespace] = parse_mountinfo(Path(f"{task}/mountinfo").read_bytes())
+            mountpoints = {mount.mountpoint for mount in known.namespaces[namespace]}
+            for mount in _memory_mounts(known.namespaces[namespace]):
+                if mount.device not in known.walked:
+                    _walk(files, task, mount, mountpoints)
+                    if mount.root == "/":
+                        walked.add(mount.device)
+                        known.walked.add(mount.device)
+        mounts = known.namespaces[namespace]
+        memory = {mount.device for mount in mounts if mount.kind == "tmpfs"} | {known.unnamed}
+        _add_mapped(files, process, task, memory, known.unnamed)
+        _add_held(files, process, task, mounts)
+    except (FileNotFoundError, ProcessLookupError):
+        pass  # it ended
+    except PermissionError:  # another user namespace's, seen from inside a container
+        return _Found(cgroup, files, walked, hidden=True)
+    return _Found(cgroup, files, walked, hidden=False)
+
+
+def _merge(files: Files, found: Files) -> None:
+    for key, file in found.items():
+        known = files.setdefault(key, file)
+        if known is not file:
+            known.size_bytes = file.size_bytes if known.size_bytes is None else known.size_bytes
+            known.opened_by += file.opened_by
+            for process, how in file.users.items():
+                known.users.setdefault(process, set()).update(how)
+
+
+class ChargedFiles:
+    """Asks the kernel, through a child, whom it charges for files."""
+
+    def __init__(self, files: Mapping[int, SharedFile]) -> None:
+        """`files` by numbers of the caller's."""
+        self._paths = {number: file.opened_by for number, file in files.items()}
+
+    def all(self) -> Iterator[tuple[int, tuple[int, dict[int, int]] | None]]:
+        """Each file's size and charged bytes by cgroup inode; None of one that is gone or that cannot be opened now."""
+        looker = Looker(look_inside, longest_seconds=_LONGEST_SECONDS)
         try:
-            namespace = os.readlink(f"{task}/ns/mnt")
-            if namespace not in namespaces:
-                namespaces[namespace] = parse_mountinfo(Path(f"{task}/mountinfo").read_bytes())
-                progress(f"tmpfs mounts that process {process} sees")
-                mountpoints = {mount.mountpoint for mount in namespaces[namespace]}
-                for mount in _memory_mounts(namespaces[namespace]):
-                    if mount.device not in walked:
-                        _walk(files, task, mount, mountpoints)
-                        if mount.root == "/":
-                            walked.add(mount.device)
-            progress(f"process {process}")
-            memory = {mount.device for mount in namespaces[namespace] if mount.kind == "tmpfs"} | {unnamed}
-            _add_mapped(files, process, task, memory, unnamed)
-            _add_held(files, process, task, namespaces[namespace])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended
-        except PermissionError:  # another user namespace's, seen from inside a container
-            hidden += 1
-    _add_unattached(files, unnamed)
-    return files, hidden
+            for number, found in looker.looks(self._paths, self._paths):
+                yield number, None if found is STUCK else found
+        finally:
+            looker.close()
 
 
-def _processes() -> Iterator[int]:
-    return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+def look_inside(number: int, paths: Mapping[int, list[str]]) -> tuple[int, dict[int, int]] | None:
+    """For the child of a `Looker`."""
+    for path in paths[number]:
+        with suppress(OSError):
+            fd = os.open(path, _OPEN)
+            break
+    else:
+        return None
+    try:
+        return os.fstat(fd).st_size, _page_charges().of(fd)
+    finally:
+        os.close(fd)
+
+
+@cache
+def _page_charges() -> PageCharges:
+    """The child's, until it ends."""
+    return PageCharges().__enter__()
 
 
 def _device_of_unnamed_memory() -> Device:

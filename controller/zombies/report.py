@@ -1,7 +1,6 @@
 """Joins the census with the shared files: which file holds which dying cgroups' memory, and who still uses it."""
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -9,10 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from controller.zombies.census import Census, Held, take_census
-from controller.zombies.files import SharedFile, find_shared_files
+from controller.zombies.files import ChargedFiles, SharedFile, SharedFiles, find_shared_files
 from sharedfs.kernel.cgroups import MemoryHierarchy
-from sharedfs.kernel.page_charges import PageCharges
-from sharedfs.kernel.proc import process_cgroup
 
 
 class _Frozen(BaseModel):
@@ -56,7 +53,7 @@ class Holder(_Frozen):
 class Zombies(_Frozen):
     """`kernel_bytes` is the least that `dying` cgroups cost beside what is charged to them.
 
-    `hidden_processes`: /proc would not show us what they use.
+    `hidden_processes`: /proc would not show what they use. `unseen_processes` could not be looked at: they hang.
     """
 
     cgroup_version: int
@@ -65,6 +62,7 @@ class Zombies(_Frozen):
     groups: tuple[DyingBelow, ...]
     holders: tuple[Holder, ...]
     hidden_processes: int
+    unseen_processes: int
 
 
 def find_zombies(hierarchy: MemoryHierarchy, progress: Callable[[str], None] = lambda _: None) -> Zombies:
@@ -73,22 +71,23 @@ def find_zombies(hierarchy: MemoryHierarchy, progress: Callable[[str], None] = l
     census = take_census(hierarchy)
     suspects = {held.inode: held for held in census.held if held.shmem_bytes}
     holders: list[Holder] = []
-    hidden = 0
+    shared = SharedFiles()
     if suspects:
-        with PageCharges() as charges:
-            files, hidden = find_shared_files(progress)
-            for file in files.values():
-                progress(file.path)
-                holder = _holder(file, charges, suspects, hierarchy)
-                if holder is not None:
-                    holders.append(holder)
+        shared = find_shared_files(progress)
+        numbered = dict(enumerate(shared.files.values()))
+        for number, charged in ChargedFiles(numbered).all():
+            progress(numbered[number].path)
+            holder = _holder(numbered[number], charged, suspects, shared.cgroups, hierarchy)
+            if holder is not None:
+                holders.append(holder)
     return Zombies(
         cgroup_version=int(hierarchy.version),
         dying=census.dying,
         kernel_bytes=census.least_kernel_bytes,
         groups=tuple(_told(held) for held in _largest_first(census)),
         holders=tuple(sorted(holders, key=lambda holder: (holder.exact, holder.held_bytes or 0), reverse=True)),
-        hidden_processes=hidden,
+        hidden_processes=shared.hidden,
+        unseen_processes=shared.unseen,
     )
 
 
@@ -108,29 +107,33 @@ def _told(held: Held) -> DyingBelow:
 
 
 def _holder(
-    file: SharedFile, charges: PageCharges, suspects: dict[int, Held], hierarchy: MemoryHierarchy
+    file: SharedFile,
+    charged: tuple[int, dict[int, int]] | None,
+    suspects: dict[int, Held],
+    cgroups: Mapping[int, bytes],
+    hierarchy: MemoryHierarchy,
 ) -> Holder | None:
     """None for a file that holds nothing of a dying cgroup, or that is gone."""
     if not file.opened_by:
-        return _told_holder(file, None, [], file.size_bytes or 0, hierarchy) if file.kind == "sysv" else None
-    fd = file.open()
-    if fd is None:
+        return _told_holder(file, None, [], file.size_bytes or 0, cgroups, hierarchy) if file.kind == "sysv" else None
+    if charged is None:
         return None
-    try:
-        size_bytes = os.fstat(fd).st_size
-        charged = charges.of(fd)
-    finally:
-        os.close(fd)
-    held = {inode: min(size, suspects[inode].shmem_bytes) for inode, size in charged.items() if inode in suspects}
+    size_bytes, by_cgroup = charged
+    held = {inode: min(size, suspects[inode].shmem_bytes) for inode, size in by_cgroup.items() if inode in suspects}
     if not held:
         return None
-    return _told_holder(file, sum(held.values()), [suspects[inode] for inode in held], size_bytes, hierarchy)
+    return _told_holder(file, sum(held.values()), [suspects[inode] for inode in held], size_bytes, cgroups, hierarchy)
 
 
 def _told_holder(
-    file: SharedFile, held_bytes: int | None, below: list[Held], size_bytes: int, hierarchy: MemoryHierarchy
+    file: SharedFile,
+    held_bytes: int | None,
+    below: list[Held],
+    size_bytes: int,
+    cgroups: Mapping[int, bytes],
+    hierarchy: MemoryHierarchy,
 ) -> Holder:
-    users = (_user(process, how, hierarchy) for process, how in sorted(file.users.items()))
+    users = (_user(process, how, cgroups.get(process, b""), hierarchy) for process, how in sorted(file.users.items()))
     return Holder(
         kind=file.kind,
         path=file.path,
@@ -142,11 +145,13 @@ def _told_holder(
     )
 
 
-def _user(process: int, how: set[Literal["maps", "holds"]], hierarchy: MemoryHierarchy) -> User | None:
+def _user(
+    process: int, how: set[Literal["maps", "holds"]], cgroup_text: bytes, hierarchy: MemoryHierarchy
+) -> User | None:
     with suppress(FileNotFoundError, ProcessLookupError):
-        cgroup = hierarchy.path_in(process_cgroup(process) or b"")
+        cgroup = hierarchy.path_in(cgroup_text)
         if cgroup is None:
             return None
-        name = Path(f"/proc/{process}/comm").read_text().strip()
+        name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
         return User(pid=process, name=name, cgroup=cgroup, how=tuple(sorted(how)))
     return None

@@ -2,6 +2,9 @@
 
 Every reader takes a task that may die at any moment; a task that is gone is an empty answer, never an error.
 
+Whoever reads maps, pagemap, stat, cwd, root, exe, the links in fd and ns, and others waits while the process executes a
+program, which can be for ever: see `looker.py`. Nobody waits for cgroup, mountinfo, comm, status and cmdline.
+
 A process whose main thread has ended (pthread_exit) goes on, but /proc/PID shows no memory, no files and, on cgroup v1,
 no cgroup of it: /proc/PID/task/TID of a thread that lives does. `living_task` finds one.
 """
@@ -10,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from errno import EACCES, ENAMETOOLONG, EPERM, ESRCH
+from errno import EACCES, EINVAL, ENAMETOOLONG, EPERM, ESRCH
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _GONE = (FileNotFoundError, ProcessLookupError)
@@ -100,6 +103,23 @@ def process_faults(process_id: int) -> tuple[Process, int] | None:
 def process_with(process_id: int) -> Process | None:
     found = process_faults(process_id)
     return None if found is None else found[0]
+
+
+def identity(process_id: int) -> int | None:
+    """A number that no other process with this id has or had; None when there is no such process. Never waits.
+
+    A later process has a larger one. Before Linux 6.9 the kernel does not tell: it is the same for all.
+    """
+    try:
+        fd = os.pidfd_open(process_id)
+    except OSError as error:
+        if error.errno not in (ESRCH, EINVAL):
+            raise
+        return None
+    try:
+        return os.fstat(fd).st_ino
+    finally:
+        os.close(fd)
 
 
 def cgroup_of(task: str) -> bytes | None:

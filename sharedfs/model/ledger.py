@@ -181,6 +181,18 @@ class Ledger:
         if pages is not None:
             self._post(pages.apply(0, LAST_PAGE, self._steps.of(tenant).hand_over))
 
+    def add_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange]) -> None:
+        """`tenant` maps these pages of `file`, too. O(pages with a cell in `ranges`), or O(classes) when it did."""
+        pages = self._files.get(file)
+        if pages is None or tenant == NOBODY or pages.fixed_by(self._steps.of(tenant).map):
+            return
+        self._mappings.get(tenant, {}).pop(file, None)
+        moves: list[Move] = []
+        for run in ranges:
+            first_page, last_page = whole_units(pages, *run) if pages.unit_pages > 1 else run
+            moves += pages.apply(first_page, last_page, self._steps.of(tenant).map)
+        self._post(moves)
+
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[PageRange] | Runs) -> None:
         """The pages of `file` that `tenant` has mapped are exactly `ranges`, in any order; absent ones are ignored.
 

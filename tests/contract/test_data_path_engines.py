@@ -32,6 +32,7 @@ from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.page_moves import PageMoves
+from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import Reaper
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
@@ -99,7 +100,7 @@ def served(engine: str) -> Iterator[Wire]:
         os.close(fsmount_fd)
         store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
-        allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+        allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
         reaper = Reaper(store, books, allocation)
         growth = Growth(store, books, allocation, 0, reaper)
         data_path = DataPath(store, books, allocation, growth, reaper, events)

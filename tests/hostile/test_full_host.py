@@ -20,6 +20,7 @@ from sharedfs.kernel.huge_pages import NEVER
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
+from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import Reaper
 from sharedfs.recovery import _Recovery
 from sharedfs.spill import Spill
@@ -92,7 +93,7 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     fsmount_fd, root_fd = make_tmpfs(1 << 20)
     os.close(fsmount_fd)
     store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
     data_path = DataPath(store, books, allocation, growth, reaper, None)

@@ -4,7 +4,6 @@ import os
 import resource
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,6 @@ from pathlib import Path
 import pytest
 
 from sharedfs import inodes
-from sharedfs.allocation import Allocation
-from sharedfs.books import Books
-from sharedfs.kernel import proc
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.mappings import MappingScan
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_walk import GivenUp
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.controller import bill_of, bills, running_controller
@@ -152,47 +142,3 @@ def test_limits_that_cannot_be_written_are_told_once_and_bills_go_on(pool: Mount
 
     assert in_child(bill_without_rights) == (MIB, 64 * MIB)
     assert tenant.limit() == 64 * MIB
-
-
-def test_a_process_that_cannot_be_looked_at_does_not_keep_the_scan_from_the_others(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Its maps are read behind a lock that it may hold for ever. It is left out until the kernel lets go.
-
-    A process that is stuck in this way cannot be made at will, so the reading of its maps is made to wait here.
-    """
-    stuck, release, looked = os.getpid(), threading.Event(), threading.Event()
-    real = proc.mappings_of_device
-
-    def read_maps(process_id: int, device: tuple[int, int]) -> tuple[str, list[proc.Mapping]]:
-        if process_id == stuck:
-            looked.set()
-            release.wait(30)
-        return real(process_id, device)
-
-    monkeypatch.setattr(proc, "mappings_of_device", read_maps)
-    monkeypatch.setattr(proc, "process_ids", lambda: iter([os.getppid(), stuck]))
-    store, books = (
-        Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])),
-        Books(find_memory_hierarchy(), PAGE, TenantRules("leaf")),
-    )
-    device = (255, 255)
-    scan = MappingScan(books, Allocation(store, books, PageMoves(books, device), NEVER), device)
-    first: list[object] = []
-
-    def scan_until_given_up() -> None:
-        with pytest.raises(GivenUp):
-            first.append(scan.scan())
-        first.append("given up")
-
-    thread = threading.Thread(target=scan_until_given_up)
-    thread.start()
-    assert looked.wait(30)
-    assert scan.walk.give_up() == stuck
-    assert scan.scan() == {}, "the others are looked at"
-    release.set()
-    thread.join()
-    assert first == ["given up"]
-    looked.clear()
-    scan.scan()
-    assert looked.is_set(), "it can be looked at again"

@@ -44,6 +44,7 @@ def main(device_fd: int) -> None:
     from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
     from sharedfs.namespace import Namespace  # noqa: PLC0415
     from sharedfs.page_moves import PageMoves  # noqa: PLC0415
+    from sharedfs.process_looks import ProcessLooks  # noqa: PLC0415
     from sharedfs.rare import RareRequests  # noqa: PLC0415
     from sharedfs.reaper import Reaper  # noqa: PLC0415
     from sharedfs.spill import Spill  # noqa: PLC0415
@@ -56,7 +57,7 @@ def main(device_fd: int) -> None:
     store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
-    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 1 << 30, reaper)
     data_path = DataPath(store, books, allocation, growth, reaper, events)

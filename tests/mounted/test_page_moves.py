@@ -21,6 +21,7 @@ from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant import NOBODY
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.page_moves import PageMoves
+from sharedfs.process_looks import ProcessLooks
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.tenants import Agent, Tenant, Tenants
@@ -70,11 +71,13 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         device = os.major(found.st_dev), os.minor(found.st_dev)
         books = Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         books.charge_allocated(found.st_ino, [(0, 2 * WINDOW - 1)], NOBODY)
-        moves = PageMoves(books, device)
+        looks = ProcessLooks(books, device)
+        moves = PageMoves(books, looks)
         allocation = Allocation(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
-        scan = MappingScan(books, allocation, device)
+        scan = MappingScan(books, allocation, looks)
         yield Scene(tmp_path / "f", fd, found.st_ino, books, moves, scan)
         os.close(fd)
+        looks.close()
     finally:
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 

@@ -112,6 +112,17 @@ class Oracle:
         for page in self._resident(file, first_page, last_page):
             self.pages[file, page].foreign = False
 
+    def add_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
+        self.told.pop((file, tenant), None)
+        for (known, number), page in self.pages.items():
+            unit = self._unit_of(file, number)
+            if (
+                known == file
+                and tenant != NOBODY
+                and any(first <= unit[-1] and unit[0] <= last for first, last in ranges)
+            ):
+                page.mapped.add(tenant)
+
     def set_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
         told = (merged(ranges), self.births[file])
         if tenant == NOBODY or file not in self.files() or (ranges and self.told.get((file, tenant)) == told):

@@ -149,6 +149,10 @@ class LedgerMachine(RuleBasedStateMachine):
             self.both("set_mapped", file, tenant, ranges)
         self.told[file, tenant] = ranges
 
+    @rule(file=files, tenant=anybody, ranges=range_lists)
+    def add_mapped(self, file: int, tenant: TenantId, ranges: list[tuple[int, int]]) -> None:
+        self.both("add_mapped", file, tenant, ranges)
+
     @rule(file=files, tenant=anybody)
     def hand_over(self, file: int, tenant: TenantId) -> None:
         self.both("hand_over", file, tenant)

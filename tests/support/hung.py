@@ -1,4 +1,4 @@
-"""Processes that hang in execve(2), so that whoever looks at their maps waits: `python hung.py DIRECTORY COUNT`.
+"""Processes that hang in execve(2), so that whoever looks at them waits: `python hung.py DIRECTORY COUNT [FILE]`.
 
 A filesystem of this script's own never answers FLUSH. A process that has a close-on-exec file of it open and executes a
 program waits for that answer, and holds a lock of its own for which /proc/PID/maps and others wait. Any user can do
@@ -6,9 +6,12 @@ this in a user namespace. This script is root's and does without: a mount namesp
 mounts of the host, and no pool that is mounted just then could end before this script does.
 
 Prints the process ids in a line, and ends, as they do, when its standard input ends.
+
+With FILE each maps it and reads all of it before it hangs, and does not hang before a line is read.
 """
 
 import ctypes
+import mmap
 import os
 import signal
 import stat
@@ -53,9 +56,16 @@ def _serve(device: int, flushed: int) -> None:
         os.write(device, _OUT_HEADER.pack(_OUT_HEADER.size + len(body), error, unique) + body)
 
 
-def _hang(root: int, device: int) -> None:
+def _hang(root: int, device: int, file: str | None, started: int, go: int) -> None:
     fd = os.open("f", os.O_RDWR, dir_fd=root)
     os.close(device)
+    if file is not None:
+        mapped = os.open(file, os.O_RDWR)
+        mapping = mmap.mmap(mapped, 0)
+        os.close(mapped)
+        sum(mapping[:: mmap.PAGESIZE])
+        os.write(started, b"x")
+        os.read(go, 1)
     os.set_inheritable(fd, False)
     os.execv("/bin/sleep", ["sleep", "1000"])
 
@@ -72,7 +82,7 @@ def _child(run: object, *arguments: object) -> int:
     return process
 
 
-def main(directory: str, count: int) -> None:
+def main(directory: str, count: int, path: str | None = None) -> None:
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0".encode()
     if _libc.mount(b"hung", directory.encode(), b"fuse", _MS_NOSUID_NODEV, options):
@@ -82,7 +92,15 @@ def main(directory: str, count: int) -> None:
         raise OSError(ctypes.get_errno(), "umount2")
     told, flushed = os.pipe()
     server = _child(_serve, device, flushed)
-    hung = [_child(_hang, root, device) for _ in range(count)]
+    has_started, started = os.pipe()
+    goes, go = os.pipe()
+    hung = [_child(_hang, root, device, path, started, goes) for _ in range(count)]
+    if path is not None:
+        for _ in hung:
+            os.read(has_started, 1)
+        print("mapped", flush=True)
+        sys.stdin.readline()
+        os.write(go, bytes(count))
     for _ in hung:
         os.read(told, 1)  # one more waits for its answer
     print(*hung, flush=True)
@@ -97,4 +115,4 @@ def main(directory: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from sharedfs.looker import STUCK, Looker
+from sharedfs.kernel import proc
+from sharedfs.looker import PASSED_OVER, STUCK, Looker, NoLooks, one_round
 
-HANGS, BURNS, RAISES, ENDS = 1001, 1002, 1003, 1004
+HANGS, BURNS, RAISES, ENDS, HANGS_TOO = 1001, 1002, 1003, 1004, 1005
 
 
 def look(process_id: int, argument: Any) -> Any:
     """For the child. The process ids are none."""
     match process_id:
-        case 1001:
+        case 1001 | 1005:
             time.sleep(3600)
         case 1002:  # runs for longer than a sleeping look may take
             until = time.monotonic() + argument["burns"]
@@ -63,11 +64,66 @@ def test_an_error_comes_through_and_the_child_goes_on() -> None:
     assert found(looker, [5]) == [(5, (5, None))]
 
 
-def test_a_child_that_ends_is_an_error_and_the_next_one_goes_on() -> None:
+def test_who_looks_when_the_child_is_killed_is_not_looked_at_and_the_next_one_goes_on() -> None:
+    assert found(Looker(look), [ENDS, 1]) == [(ENDS, STUCK), (1, (1, None))]
+
+
+def test_a_child_that_was_killed_between_two_questions_is_followed_by_another() -> None:
     looker = Looker(look)
-    with pytest.raises(OSError, match="ended"):
-        list(looker.looks([ENDS, 1], {}))
-    assert found(looker, [5]) == [(5, (5, None))]
+    list(looker.looks([1], {}))
+    assert looker._child is not None
+    looker._child.kill()
+    looker._child.wait()
+    assert found(looker, [2]) == [(2, (2, None))]
+
+
+def test_a_question_that_is_given_up_leaves_no_answers_for_the_next_one() -> None:
+    looker = Looker(look)
+    given_up = looker.looks([1, 2, 3], {})
+    next(given_up)
+    given_up.close()
+    assert found(looker, [4]) == [(4, (4, None))]
+
+
+def test_a_looker_that_has_ended_makes_no_child() -> None:
+    looker = Looker(look)
+    list(looker.looks([1], {}))
+    looker.end()
+    assert looker._child is not None
+    looker._child.wait()
+    with pytest.raises(NoLooks):
+        list(looker.looks([1], {}))
+    looker.close()
+
+
+def in_one_round(
+    ids: list[int], cgroups: dict[int, bytes], most_seconds: float, patch: pytest.MonkeyPatch
+) -> list[Any]:
+    """The process ids are none, so their cgroups are made up."""
+    patch.setattr(proc, "cgroup_of", lambda task: cgroups.get(int(task.removeprefix("/proc/")), b"other"))
+    looker = Looker(look, 0.1)
+    try:
+        return list(one_round(looker, ids, {}, most_seconds))
+    finally:
+        looker.close()
+
+
+def test_a_second_one_of_a_cgroup_that_hangs_has_the_rest_of_it_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [HANGS, 5, HANGS_TOO, 6, 7]
+    cgroups = {HANGS: b"hostile", HANGS_TOO: b"hostile", 5: b"hostile", 7: b"hostile"}
+    assert in_one_round(ids, cgroups, 60, monkeypatch) == [
+        (HANGS, STUCK),
+        (5, (5, None)),
+        (HANGS_TOO, STUCK),
+        (6, (6, None)),
+        (7, PASSED_OVER),
+    ]
+
+
+def test_a_round_waits_for_stuck_ones_for_so_long_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control is above: with more patience the others are looked at."""
+    found_ones = in_one_round([5, HANGS, 6], {HANGS: b"hostile"}, 0.05, monkeypatch)
+    assert found_ones == [(5, (5, None)), (HANGS, STUCK), (6, PASSED_OVER)]
 
 
 def test_no_child_is_left() -> None:
