@@ -173,12 +173,13 @@ def restart(pool: MountedPool) -> None:
 
 
 def looker_that_hangs(daemon: int) -> int | None:
-    """The child of a daemon that looks at others, when it waits for something else than a question."""
+    """The child of a daemon that looks at others, while it waits for a lock (D) and not for a question (S)."""
     for name in os.listdir("/proc"):
         with suppress(OSError):
-            if name.isdecimal() and f"\nPPid:\t{daemon}\n" in Path(f"/proc/{name}/status").read_text():
-                waits_in = Path(f"/proc/{name}/wchan").read_text()
-                if b"sharedfs.looker" in Path(f"/proc/{name}/cmdline").read_bytes() and "mm_access" in waits_in:
+            if name.isdecimal():
+                status = Path(f"/proc/{name}/status").read_text(errors="replace")
+                waits = f"\nPPid:\t{daemon}\n" in status and "\nState:\tD" in status
+                if waits and b"sharedfs.looker" in Path(f"/proc/{name}/cmdline").read_bytes():
                     return int(name)
     return None
 
