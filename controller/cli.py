@@ -180,6 +180,8 @@ def claim(path: str, tenant: str, recursive: bool, as_json: bool) -> None:
     """
     from controller.client import CLAIM_SECONDS, ask  # noqa: PLC0415
 
+    if not path:
+        raise CallerMistake("the path is empty: name a file on a pool's mount")
     query = {"path": os.path.abspath(path), "recursive": str(recursive).lower()}
     if tenant != "nobody":
         query["tenant"] = tenant

@@ -44,7 +44,10 @@ class Ownership:
                 node = self._store.walk(path)
             except (OSError, UnicodeError):
                 raise NoSuchName("there is no such file") from None
-            is_directory = stat.S_ISDIR(self._store.stat(node).st_mode)
+            mode = self._store.stat(node).st_mode
+        is_directory = stat.S_ISDIR(mode)
+        if not is_directory and not stat.S_ISREG(mode):
+            raise CallerMistake("it is no regular file and has no pages: name the file itself")
         if is_directory and not recursive:
             raise CallerMistake("it is a directory: add --recursive to hand over the files in it")
         tenant, owner = (NOBODY, None) if cgroup is None else self._tenant(cgroup)
@@ -59,6 +62,8 @@ class Ownership:
 
     def _tenant(self, cgroup: str) -> tuple[TenantId, str]:
         """The tenant that a process in `cgroup` would be, and its path."""
+        if not cgroup.strip("/"):
+            raise CallerMistake("the root cgroup has no budget and never exits: name a tenant, or nobody")
         tenant = self._books.tenant_at(cgroup)
         found = self._books.cgroup_of(tenant)
         if found is None:

@@ -132,10 +132,18 @@ def test_a_claim_outlives_the_daemon(forgetful: MountedPool, tenants: Tenants) -
 def test_what_cannot_be_claimed_is_said_in_one_line(
     forgetful: MountedPool, tenants: Tenants, recursive: tuple[str, ...]
 ) -> None:
+    (forgetful.path / "file").write_bytes(b"x")
+    (forgetful.path / "link").symlink_to("file")
+    os.mkfifo(forgetful.path / "fifo")
     for path, tenant, why in (
         (forgetful.path / "none", "nobody", "there is no such file"),
         (forgetful.path, "/no/such", "no memory cgroup"),
         (Path("/etc/passwd"), "nobody", "is on no pool"),
+        ("", "nobody", "the path is empty"),
+        (forgetful.path / "link", "nobody", "no regular file"),
+        (forgetful.path / "fifo", "nobody", "no regular file"),
+        (forgetful.path / "file", "/", "the root cgroup"),
+        (forgetful.path / "file", "/x/../", "the root cgroup"),
     ):
         refused = run_sharedctl("claim", str(path), tenant, *recursive)
         assert refused.returncode == 2
