@@ -64,7 +64,7 @@ def run(config: Config, *, dry_run: bool = False) -> None:
 def check(config: Config) -> str:
     """What a controller with this configuration would go by, in a line. Raises what would keep it from starting.
 
-    Changes nothing, and takes no notice of a controller that runs.
+    Changes nothing, whether a controller runs or not.
     """
     hierarchy = find_memory_hierarchy()
     policy_to_settle(config.policy, None)
