@@ -436,6 +436,7 @@ class Pool:
     def clean_up_for_keeper(self) -> None:
         """The keeper has died, so we leave the host as it would have."""
         if self._clean_up:
+            self.looks.close()  # its child is in the pool's cgroup
             self.cgroup.leave()
             claims.forget(self.options.name)
 

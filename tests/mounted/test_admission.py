@@ -52,7 +52,7 @@ def test_kep_6030_who_writes_past_its_budget_gets_an_error_and_no_kill(
     """The pool has 256 MiB, the container 64 MiB and some in use already: it gets EDQUOT and lives."""
     tenant = tenants.make("tenant", BUDGET)
     tenant.do(f"private = bytearray(16 * {MIB})")
-    tenant.do(f"os.close(os.open('{pool.path}/seen', os.O_RDWR | os.O_CREAT))")
+    tenant.do(f"seen = open('{pool.path}/seen', 'wb', 0); seen.write(b'x')")
     size = fill(tenant, pool)
     assert os.stat(pool.path / "f").st_size == size
     pages_bytes = -(-size // PAGE) * PAGE  # the kernel may have cut the last write in two, and only one went in
@@ -78,10 +78,12 @@ def test_what_nobody_asked_for_stays_a_hole_beyond_the_budget(
 ) -> None:
     """A longer file, as ftruncate(2) or a write beyond the end makes one, is no promise of memory. fallocate(2) is."""
     tenant = tenants.make("tenant", BUDGET)
+    tenant.do(f"seen = open('{pool.path}/seen', 'wb', 0); seen.write(b'x')")
+    wait_until(lambda: any(line["tenant"] == tenant.path for line in bills()["tenants"]), "the controller knows it", 20)
     fill(tenant, pool)
     before = pool.check_conservation().resident_bytes
     for number, grow in enumerate((f"os.ftruncate(fd, {BUDGET * 2})", f"os.pwrite(fd, b'x', {BUDGET * 2 - 1})")):
-        tenant.do(f"os.ftruncate(fd, {before - MIB}); fd = os.open('{pool.path}/{number}', os.O_RDWR | os.O_CREAT)")
+        tenant.do(f"os.ftruncate(fd, {before - 4 * MIB}); fd = os.open('{pool.path}/{number}', os.O_RDWR | os.O_CREAT)")
         tenant.do(grow)
         assert os.stat(pool.path / str(number)).st_size == 2 * BUDGET
         assert os.stat(pool.path / str(number)).st_blocks * 512 <= PAGE

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -60,6 +61,16 @@ class MountedPool:
         ids = {ref.id for ref in holdings.tenants if ref.path == tenant.path}
         return sum(held.bytes for held in holdings.classes if ids & set(held.payers))
 
+    def files_of(self, path: str) -> list[dict[str, Any]]:
+        """All files of which the tenant with this cgroup path uses pages, as the feed tells them page by page."""
+        files: list[dict[str, Any]] = []
+        after: int | None = 0
+        while after is not None:
+            page = self.get("/v1/tenants/files", path=path, after=str(after)).raise_for_status().json()
+            files += page["files"]
+            after = page["next_after"]
+        return files
+
     def mapped(self, tenant: Tenant) -> int:
         holdings = self.holdings()
         ids = {ref.id for ref in holdings.tenants if ref.path == tenant.path}
@@ -111,7 +122,7 @@ class MountedPool:
         in_books = {
             file["inode"]: f"{file['path']}: {file['resident_bytes']} bytes"
             for tenant in self.holdings().tenants
-            for file in self.get("/v1/tenants/files", path=tenant.path).json()["files"]
+            for file in self.files_of(tenant.path)
         }
         sums = f"{self.resident_by_statfs()} bytes in the tmpfs, {self.holdings().resident_bytes} in the books"
         return f"{sums}; in the tmpfs {in_tmpfs}, in the books {in_books}"
