@@ -29,12 +29,12 @@ KEPT = Path("/mnt/sharedfs")
 MIB = 1 << 20
 
 
-def processes_of(places: dict[str, str], *, but_for: str = "") -> set[int]:
-    """Processes started with our run directory, but for those whose command line has `but_for`."""
+def processes_of(places: dict[str, str], *, but_for: tuple[str, ...] = ()) -> set[int]:
+    """Processes started with our run directory, but for those whose command line has one of `but_for`."""
     found = set()
     for process in psutil.process_iter():
         try:
-            if but_for and but_for in process.cmdline():
+            if set(but_for).intersection(process.cmdline()):
                 continue
             if process.environ().get("SHAREDFS_RUN_DIR") == places["SHAREDFS_RUN_DIR"]:
                 found.add(process.pid)
@@ -141,9 +141,9 @@ def test_keep_twice_then_without_then_uninstall(script: Script, places: dict[str
             assert done.returncode == 0, done.stdout + done.stderr
             assert_story_is_true(json.loads((tmp_path / "facts").read_text()))
             assert mount_at(str(KEPT)) is not None
-            kept.add(frozenset(processes_of(places, but_for="sharedfs.spare")))
+            kept.add(frozenset(processes_of(places, but_for=("sharedfs.spare", "sharedfs.looker"))))
         (processes,) = kept
-        assert len(processes) == 2, "a pool's keeper and a controller, the same for all runs"
+        assert len(processes) == 3, "a pool's keeper, a controller and its guard, the same for all runs"
     finally:
         done = script("uninstall")
     assert done.returncode == 0, done.stderr
