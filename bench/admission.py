@@ -52,6 +52,7 @@ class Shortcut:
             verified=self.callers.verified,
             heads=events.heads,
             books=self.books,
+            credit=store.tmpfs.room.credit,
         )
 
     def allow(self, mark: int | None) -> None:
