@@ -30,6 +30,7 @@ from sharedfs.model.tenant import NOBODY
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
+from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper
 from sharedfs.recovery import _Recovery
 from sharedfs.spill import Spill
@@ -165,7 +166,7 @@ Serving = tuple[Store, Books, Namespace, Reaper]
 
 @pytest.fixture
 def serving(store: Store, books: Books) -> Iterator[Serving]:
-    allocation = Allocation(store, books, PageMoves(books, (255, 255)), NEVER)
+    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
     data_path = DataPath(store, books, allocation, growth, reaper, None)
@@ -192,7 +193,7 @@ def serving(store: Store, books: Books) -> Iterator[Serving]:
 def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Store, books: Books) -> None:
     size = 96 * MIB
     node = large_file(store, books, size)
-    reaper = Reaper(store, books, Allocation(store, books, PageMoves(books, (255, 255)), NEVER))
+    reaper = Reaper(store, books, Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER))
     store.set_aside(store.node(1), b"large")
     assert reaper.takes(node.inode)
     store.drop(node.inode)
