@@ -356,11 +356,6 @@ class Ledger:
         """Files that have resident pages, ascending. O(files log files)."""
         return sorted(self._files)
 
-    def files_of(self, tenant: TenantId) -> list[int]:
-        """Files of which `tenant` pays for pages, ascending. O(files x their classes)."""
-        ids = self._table.ids_paid_by(tenant)
-        return sorted(file for file, pages in self._files.all() if self._has_class(pages, ids))
-
     def _has_class(self, pages: PageMap, ids: AbstractSet[int]) -> bool:
         alias = self._table.alias
         return any(alias[raw] in ids for raw in pages.pages_by_class)

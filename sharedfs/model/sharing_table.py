@@ -15,7 +15,7 @@ Pages are counted by double entry: what enters a class leaves another or `ABSENT
 resident pages, and the sum over all ids is always 0 (I1).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from sys import getsizeof
 from typing import Any
 
@@ -30,7 +30,6 @@ State = SharingClass | None
 """What a page is in: a class, or None while it is absent."""
 
 
-_NO_IDS: frozenset[int] = frozenset()
 _TABLE, _CLASS, _EXIT, _AGE, _REDUCE = "table", "class", "exit", "age", "reduce"
 
 
@@ -114,10 +113,6 @@ class SharingTable:
     def by_id(self) -> Iterator[tuple[int, SharingClass]]:
         """Classes by canonical id, those without pages too. O(ids)."""
         return ((raw, held) for raw, held in enumerate(self._classes) if held is not None)
-
-    def ids_paid_by(self, tenant: TenantId) -> Set[int]:
-        """Canonical ids of the classes whose payers include `tenant`; not to be kept. O(1)."""
-        return self._ids_of.get(tenant, _NO_IDS)
 
     # -- New keys: no page is visited ----------------------------------------------------------------------------------
 
