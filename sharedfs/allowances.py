@@ -81,10 +81,13 @@ class Allowances:
     def take(self, tenant: TenantId, needed_bytes: int) -> None:
         """Take bytes out of the allowance, for pages about to be made. Raises OSError (EDQUOT), and takes nothing."""
         left = self.left.get(tenant)
-        if left is None:
+        if left is None or not needed_bytes:
+            return
+        if left < needed_bytes and not self.in_force:
+            self.expire()
             return
         if left < needed_bytes:
-            left = self._look_again(tenant, left)
+            left = self.left[tenant] = self._look_again(tenant, left)
             if left < needed_bytes:
                 self.refused += 1
                 raise OSError(EDQUOT, strerror(EDQUOT))
@@ -118,9 +121,6 @@ class Allowances:
 
     def _look_again(self, tenant: TenantId, left: int) -> int:
         """What is left by the books as they are: more than was counted when the tenant freed something."""
-        if not self.in_force:
-            self.expire()
-            return 1 << 62
         if tenant == NOBODY or self._looked_at.get(tenant) == self._ledger.sequence:
             return left
         self._looked_at[tenant] = self._ledger.sequence

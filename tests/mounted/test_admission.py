@@ -59,7 +59,7 @@ def test_kep_6030_who_writes_past_its_budget_gets_an_error_and_no_kill(
     assert os.stat(pool.path / "f").st_blocks * 512 == pages_bytes
     assert 16 * MIB < size <= BUDGET
     assert tenant.do("result = 'alive'") == "alive"
-    wait_until(lambda: bill_of(tenant.path, bills())["share_bytes"] == pages_bytes, "it is billed")
+    wait_until(lambda: bill_of(tenant.path, bills())["share_bytes"] == pages_bytes + PAGE, "it is billed")
     pool.check_conservation()
     assert pool.status().refused >= 1
 
@@ -73,9 +73,6 @@ def test_kep_6030_who_writes_past_its_budget_gets_an_error_and_no_kill(
         assert pool.check_conservation().resident_bytes - before < 16 * MIB  # a copy does what it may
 
 
-@pytest.mark.xfail(
-    strict=False, reason="after a gap that did not fit, the tenant's next page is refused although its budget has room"
-)
 def test_what_nobody_asked_for_stays_a_hole_beyond_the_budget(
     pool: MountedPool, controller: None, tenants: Tenants
 ) -> None:
