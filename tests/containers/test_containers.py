@@ -12,7 +12,7 @@ import pytest
 from deploy.demo.containers import RUNTIMES
 from tests.containers.containers import LIMIT, AgentError, Host, Running, host_below
 from tests.support.controller import bill_of, bills, running_controller
-from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.mount import MountedPool, mounted_pool, unmount
 from tests.support.posix import tmpfs
 from tests.support.tenants import Tenants, wait_until
 
@@ -203,7 +203,7 @@ def test_a_pool_mounted_after_the_container_started(host: Host, run_dir: Path, u
                 write(container, pool.path / "f", MIB)
                 assert pool.check_conservation().resident_bytes == MIB
                 assert container.path in {tenant.path for tenant in pool.holdings().tenants}
-                sharedfs("umount", str(pool.path))
+                unmount(str(pool.path))
             assert container.do(f"result = os.listdir('{shared}/late')") == []
             container.end()
         finally:

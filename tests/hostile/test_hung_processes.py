@@ -14,7 +14,7 @@ import pytest
 from sharedfs.kernel.mounts import mount_at
 from tests.support.hanging import hanging
 from tests.support.holes import fault_holes
-from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
 from tests.support.tenants import Tenants, wait_until
 
 pytestmark = [
@@ -93,7 +93,7 @@ def test_all_goes_on_for_the_others(count: int, pool: MountedPool, tenants: Tena
         assert other.path in refused.stderr
         assert hostile.path not in refused.stderr
         other.exit()
-        sharedfs("umount", str(pool.path))
+        unmount(str(pool.path))
         assert mount_at(str(pool.path)) is None
         assert not tenants.hierarchy.directory(status.pool_cgroup).exists()
 
@@ -210,7 +210,7 @@ def test_a_daemon_that_is_killed_while_its_child_hangs_leaves_nothing(pool: Moun
         assert is_left, "the control: it hung on when the daemon was stopped"
         wait_until(lambda: not Path(f"/proc/{child}").exists(), "the child is gone", PATIENCE)
         cgroup = pool.status().pool_cgroup
-        sharedfs("umount", str(pool.path))
+        unmount(str(pool.path))
         assert not tenants.hierarchy.directory(cgroup).exists()
 
 

@@ -20,7 +20,7 @@ from sharedfs.errors import CallerMistake
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at, mounts
 from sharedfs.mount_options import PoolOptions
-from tests.support.mount import MountedPool, sharedfs
+from tests.support.mount import MountedPool, sharedfs, unmount
 from tests.support.posix import as_user, opened
 from tests.support.tenants import wait_until
 
@@ -166,7 +166,7 @@ def test_of_several_mounts_of_one_name_at_once_one_wins(
     for message, code in answers:
         assert message == "" if code == 0 else message.count("\n") == 1
     (record,) = pools.records()
-    sharedfs("umount", record.mountpoint)
+    unmount(record.mountpoint)
     nothing_left()
 
 
@@ -196,7 +196,7 @@ def test_default_name_relative_path_and_spaces(
     assert record.mountpoint == str(run_dir / "with space")
     assert record.name == pools.name_for(record.mountpoint)
     assert json.loads(sharedfs("status", "--json").stdout)["pools"][0]["mountpoint"] == record.mountpoint
-    sharedfs("umount", "with space")
+    unmount("with space")
     nothing_left()
 
 
@@ -212,7 +212,7 @@ def test_a_low_limit_of_open_files_is_raised(run_dir: Path, unique_name: str) ->
             (place / f"{number}").write_bytes(b"x")
         assert all((place / f"{number}").read_bytes() == b"x" for number in range(1500))
     finally:
-        sharedfs("umount", str(place))
+        unmount(str(place))
 
 
 def test_a_hard_limit_of_open_files_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_dir: Path) -> None:

@@ -22,7 +22,7 @@ from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at
 from tests.support.kills import is_zombie
-from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount_whatever_happened
+from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount, unmount_whatever_happened
 from tests.support.posix import Child, fails, opened, refused
 from tests.support.tenants import wait_until
 
@@ -255,7 +255,7 @@ def test_the_keeper_gives_up_when_daemons_die_young(pool: MountedPool, unique_na
     assert mount_at(str(pool.path)) is None
     assert "giving up" in places.daemon_log(unique_name).read_text()
     assert f"sharedfs umount {pool.path}" in sharedfs("status").stderr
-    sharedfs("umount", str(pool.path))
+    unmount(str(pool.path))
     assert_nothing_left(pool.path, unique_name)
 
 
@@ -281,13 +281,13 @@ def test_a_mount_of_which_all_processes_were_killed_can_be_unmounted_and_mounted
     assert json.loads(status.stdout) == {"pools": []}
     assert f"sharedfs umount {pool.path}" in status.stderr
 
-    sharedfs("umount", str(pool.path))
+    unmount(str(pool.path))
     assert_nothing_left(pool.path, unique_name)
 
     sharedfs("mount", str(pool.path), *options)
     assert os.listdir(pool.path) == []
     (pool.path / "f").write_bytes(b"again")
-    sharedfs("umount", str(pool.path))
+    unmount(str(pool.path))
     assert_nothing_left(pool.path, unique_name)
 
 
@@ -327,7 +327,7 @@ def test_unmounting_a_dead_pool_ends_who_waits_for_an_answer(pool: MountedPool) 
         assert os.read(is_open, 1) == b"y"  # from here on it sleeps in pread(2) only
         asleep = (psutil.STATUS_SLEEPING, psutil.STATUS_DISK_SLEEP)
         wait_until(lambda: psutil.Process(reader.pid).status() in asleep, "it waits for an answer", 20)
-        sharedfs("umount", str(pool.path))
+        unmount(str(pool.path))
         with pytest.raises(OSError, match=rf"^\[Errno ({ENOTCONN}|{ECONNABORTED})\]"):
             reader.result()
     finally:
@@ -345,10 +345,10 @@ def test_a_dead_pools_name_can_be_used_elsewhere(
     sharedfs("mount", str(elsewhere), *options)
     try:
         (elsewhere / "f").write_bytes(b"works")
-        sharedfs("umount", str(pool.path))
+        unmount(str(pool.path))
         assert mount_at(str(pool.path)) is None
         assert (elsewhere / "f").read_bytes() == b"works"
-        sharedfs("umount", str(elsewhere))
+        unmount(str(elsewhere))
     finally:
         unmount_whatever_happened(elsewhere)
     assert_nothing_left(elsewhere, unique_name)
@@ -454,7 +454,7 @@ def test_of_pools_in_one_parent_the_last_one_removes_it(run_dir: Path, unique_na
         with mounted_pool(run_dir / "first", f"{unique_name}-1", *options):
             later.enter_context(mounted_pool(run_dir / "second", f"{unique_name}-2", *options))
         assert hierarchy.directory(f"{unique_name}/made/{unique_name}-2").exists()
-        sharedfs("umount", str(run_dir / "second"))
+        unmount(str(run_dir / "second"))
         assert not hierarchy.directory(unique_name).exists()
 
 

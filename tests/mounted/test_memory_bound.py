@@ -19,7 +19,7 @@ import pytest
 
 from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
 from sharedfs.room import PROCESS_BYTES, RESERVE_BYTES
-from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
 from tests.support.posix import fails, opened, tmpfs
 from tests.support.tenants import Tenant, wait_until
 
@@ -148,7 +148,7 @@ def test_a_limit_that_leaves_nothing_is_refused_and_one_that_leaves_little_is_wa
     done = sharedfs("mount", str(limited.place), *options)
     assert "warning" in done.stderr
     assert done.stderr.count("\n") == 1
-    sharedfs("umount", str(limited.place))
+    unmount(str(limited.place))
 
 
 def test_the_bound_follows_limits_and_siblings(limited: Limited) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from sharedfs import pools
 from sharedfs.kernel.mounts import mount_at
-from tests.support.mount import MountedPool, sharedfs, unmount_whatever_happened
+from tests.support.mount import MountedPool, sharedfs, unmount, unmount_whatever_happened
 from tests.support.service_manager import Manager
 from tests.support.tenants import Tenants, wait_until
 
@@ -58,7 +58,7 @@ def test_a_keeper_is_followed_by_another_and_nobody_notices(
     assert after.keeper_pid != before.keeper_pid
     assert after.resident_bytes == before.resident_bytes == PAGE
     user.do("os.close(fd); mapping.close()")
-    sharedfs("umount", str(pool.path))
+    unmount(str(pool.path))
     assert manager.wait() == 0
     assert mount_at(str(pool.path)) is None
 

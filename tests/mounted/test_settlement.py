@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.controller import bill_of, bills, run_sharedctl, running_controller, sharedctl
-from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.mount import MountedPool, mounted_pool, unmount
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 PAGE = 4096
@@ -156,7 +156,7 @@ def test_the_umount_of_the_last_pool_puts_back_what_a_dead_controller_left(
             wait_until(lambda: a.limit() == BUDGET - 2 * MIB, "the writer is settled", SETTLED_SECONDS)
             controller.kill()
             controller.wait()
-        sharedfs("umount", str(first.path))
+        unmount(str(first.path))
         assert a.limit() == BUDGET - 2 * MIB
-        sharedfs("umount", str(second.path))
+        unmount(str(second.path))
         assert a.limit() == BUDGET

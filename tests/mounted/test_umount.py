@@ -13,7 +13,7 @@ import pytest
 from sharedfs import places, pools
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at, mounts
-from tests.support.mount import MountedPool, sharedfs
+from tests.support.mount import MountedPool, sharedfs, unmount
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
 PATIENCE = 30.0
@@ -62,7 +62,7 @@ def test_a_pool_that_a_container_has_stays_and_its_users_are_named(
     assert pool.path.joinpath("f").read_bytes() == b"kept"
     assert content(pool, user) == "kept"
     user.end_processes()
-    sharedfs("umount", str(pool.path))
+    unmount(str(pool.path))
     nothing_left()
 
 
@@ -144,7 +144,7 @@ def test_a_mount_that_goes_along_keeps_nobody_waiting(
         service.stdin.flush()
         assert service.stdout.read(1) == b"x"  # it has its namespace
         assert any(mount.mountpoint == str(place) for mount in mounts(service.pid))
-        sharedfs("umount", str(place))
+        unmount(str(place))
         assert not any(mount.mountpoint == str(place) for mount in mounts(service.pid))
         service.stdin.close()
         service.wait(10)

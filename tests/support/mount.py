@@ -26,6 +26,20 @@ def sharedfs(*arguments: str, check: bool = True) -> subprocess.CompletedProcess
     return done
 
 
+def unmount(place: str) -> None:
+    """Plainly, as a user would whose pool nobody uses.
+
+    A mount namespace that was made meanwhile, by another test, has a copy of the mount until it ends.
+    """
+    wait_until(lambda: _is_unmounted(place), f"{place} is unmounted", 30)
+
+
+def _is_unmounted(place: str) -> bool:
+    done = sharedfs("umount", place, check=False)
+    assert done.returncode == 0 or "is in use by" in done.stderr, done.stderr
+    return done.returncode == 0
+
+
 @dataclass(frozen=True)
 class MountedPool:
     """A mounted pool as the tests see it."""
