@@ -51,7 +51,8 @@ def only_controller() -> Iterator[None]:
 def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
     with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
-        state, history = State(places.state_directory()), History(places.state_directory())
+        state = State(places.state_directory(), hierarchy=limits.hierarchy)
+        history = History(places.state_directory())
         try:
             trio.run(partial(_serve, config, limits, state, history, dry_run=dry_run))
         except BaseExceptionGroup as group:
@@ -75,7 +76,7 @@ def check(config: Config) -> str:
 def restore_limits() -> int:
     """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
     with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
-        state = State(places.state_directory())
+        state = State(places.state_directory(), hierarchy=limits.hierarchy)
         try:
             entries = state.journal().values()
             _raise_faults(restore(limits, state, entries))

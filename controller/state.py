@@ -6,6 +6,8 @@ value that may be ours, also those that the guard may write by itself. A line is
 found, or the manager's new word.
 
 An inode number means the same cgroup only within one boot, so lines of an earlier boot are forgotten.
+
+The journal's lines are also on the cgroups (`limits/marks.py`): one that is lost with the database is found there.
 """
 
 import json
@@ -17,8 +19,9 @@ from typing import Any
 
 from controller.database import check_database, damaged
 from controller.limits.base import Limits, Order
+from controller.limits.marks import Marks
 from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupRef
+from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.places import CONTROLLER_DATABASE
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -89,10 +92,14 @@ class Entry:
 class State:
     """Calls block on the disk; one thread at a time. Those that change something raise HostFault when they cannot."""
 
-    def __init__(self, directory: Path, boot_id: str | None = None) -> None:
-        """Opens or makes the database in `directory`. Raises HostFault when it cannot be used."""
+    def __init__(self, directory: Path, boot_id: str | None = None, hierarchy: MemoryHierarchy | None = None) -> None:
+        """Opens or makes the database in `directory`. Raises HostFault when it cannot be used.
+
+        `hierarchy` is where the cgroups are that the journal's lines are kept on, too; None: on none.
+        """
         self._boot_id = _BOOT_ID.read_text().strip() if boot_id is None else boot_id
         path = self._path = directory / CONTROLLER_DATABASE
+        self._marks = None if hierarchy is None else Marks(hierarchy, path)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Autocommit: a transaction is where the code says `with self._database`, after an explicit BEGIN.
         self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -141,6 +148,12 @@ class State:
         self._change(("DELETE FROM policy", [()]), ("INSERT INTO policy VALUES (?, ?)", rows))
 
     def journal(self) -> dict[CgroupRef, Entry]:
+        """All lines, and those that a lost database had, as far as cgroups still tell of them."""
+        marks = {} if self._marks is None else self._marks.found()
+        lost = {cgroup: Entry(cgroup, mark.found, mark.found, mark.found, mark.ours) for cgroup, mark in marks.items()}
+        return lost | self._lines()
+
+    def _lines(self) -> dict[CgroupRef, Entry]:
         rows = self._database.execute(
             "SELECT path, inode, found_max, found_high, found_swap, wrote_max, wrote_high, wrote_swap,"
             " intended_max, intended_high, intended_swap, raised FROM journal"
@@ -177,6 +190,7 @@ class State:
 
         `raised` is what the guard may write.
         """
+        orders = list(orders)
         may_write = {
             cgroup: json.dumps([[limits.max_bytes, limits.high_bytes, limits.swap_bytes] for limits in values])
             for cgroup, values in (raised or {}).items()
@@ -194,6 +208,10 @@ class State:
             for order, found in orders
         ]
         self._change((_ANNOUNCE, rows))
+        if self._marks is not None:
+            for order, found in orders:
+                ours = (order.now, order.intended, *(raised or {}).get(order.cgroup, ()))
+                self._marks.put(order.cgroup, found, ours)
 
     def own(self) -> dict[tuple[str, CgroupRef], int]:
         """What tenants took on themselves of each pool."""
@@ -218,6 +236,8 @@ class State:
     def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Drop the lines of cgroups that are gone, or whose limits are their manager's again."""
         rows = [(cgroup.path, cgroup.inode) for cgroup in cgroups]
+        if self._marks is not None:
+            self._marks.remove(CgroupRef(path, inode) for path, inode in rows)
         self._change(("DELETE FROM journal WHERE path = ? AND inode = ?", rows))
 
     def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:

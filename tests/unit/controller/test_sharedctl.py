@@ -659,3 +659,43 @@ def test_a_damaged_state_is_told_in_a_line_with_what_to_do(host: Host, where: in
         said = host.ctl(*words, code=1)
         assert str(database) in said
         assert "mv " in said
+
+
+@pytest.mark.parametrize("how", ["a restore", "a new controller"])
+def test_limits_come_back_without_the_database(host: Host, how: str) -> None:
+    """Cgroups tell of them as long as they live; a limit that its manager set meanwhile stays."""
+    a, b, odd = host.tenant("a", 64 * MIB), host.tenant("b", 80 * MIB), host.tenant("odd\xff name", 96 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,)), (20 * MIB, (b,)), (30 * MIB, (odd,))]}
+    controller = host.start()
+    wait_until(lambda: (host.limit(a), host.limit(b), host.limit(odd)) == (54 * MIB, 60 * MIB, 66 * MIB))
+    host.stop(controller, signal.SIGKILL)
+    host.cgroups.manager_sets(b.path, 70 * MIB)
+    database = host.state / "controller.db"
+    for file in host.state.glob("controller.db*"):
+        file.unlink()
+    if how == "a restore":
+        assert host.ctl("restore") == "limits put back: 3\n"
+    else:
+        controller = host.start()
+        assert {path: line["budget_bytes"] for path, line in host.bills().items()} == {
+            a.path: 64 * MIB,
+            b.path: 70 * MIB,
+            odd.path: 96 * MIB,
+        }
+        host.stop(controller)
+    assert (host.limit(a), host.limit(b), host.limit(odd)) == (64 * MIB, 70 * MIB, 96 * MIB)
+    database.unlink()
+    assert host.ctl("restore") == "limits put back: 0\n"
+
+
+def test_a_controller_with_another_database_leaves_marks_alone(host: Host, tmp_path: Path) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.stop(controller, signal.SIGKILL)
+    other = Host(tmp_path / "other-run", tmp_path / "other-state", host.cgroups, host.pool)
+    assert other.ctl("restore") == "limits put back: 0\n"
+    assert host.limit(a) == 54 * MIB
+    assert host.ctl("restore") == "limits put back: 1\n"
+    assert host.limit(a) == 64 * MIB

@@ -1,0 +1,73 @@
+"""A copy of the journal's lines on the cgroups themselves: limits can be put back when the journal is lost.
+
+A cgroup whose limits the controller changes has the xattr `trusted.sharedfs.limits`: what its manager had set, and
+every value that may be the controller's. It goes with the cgroup. Only who has CAP_SYS_ADMIN on the host can read or
+write it, so no container forges one. The journal is what counts: that a cgroup takes no mark is no fault.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
+from errno import ESTALE
+from pathlib import Path
+
+from controller.limits.base import Limits
+from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy, readable
+
+_NAME = "trusted.sharedfs.limits"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What the manager of a cgroup had set when the controller came, and every value that may be the controller's."""
+
+    found: Limits
+    ours: tuple[Limits, ...]
+
+
+class Marks:
+    """Those of the controller with this database, by its path: several may run on a host, each for its own pools."""
+
+    def __init__(self, hierarchy: MemoryHierarchy, database: Path) -> None:
+        self._hierarchy = hierarchy
+        self._database = str(database)
+
+    def put(self, cgroup: CgroupRef, found: Limits, ours: Sequence[Limits]) -> None:
+        """Mark a cgroup. One that takes no mark has none afterwards, rather than one that is out of date."""
+        mark = {"database": self._database, "found": astuple(found), "ours": [astuple(limits) for limits in set(ours)]}
+        try:
+            with self._opened(cgroup) as fd:
+                os.setxattr(fd, _NAME, json.dumps(mark).encode())
+        except OSError:
+            self.remove([cgroup])
+
+    def remove(self, cgroups: Iterable[CgroupRef]) -> None:
+        for cgroup in cgroups:
+            with suppress(OSError), self._opened(cgroup) as fd:
+                os.removexattr(fd, _NAME)
+
+    def found(self) -> dict[CgroupRef, Mark]:
+        """What the marks on this host's cgroups tell. O(cgroups)."""
+        marks = {}
+        for name, _, _ in os.walk(self._hierarchy.mount):
+            place = Path(name)
+            with suppress(OSError):
+                mark = json.loads(os.getxattr(place, _NAME))
+                if mark["database"] == self._database:
+                    path = "/" + readable(os.fsencode(place.relative_to(self._hierarchy.mount)))
+                    ours = tuple(Limits(*values) for values in mark["ours"])
+                    marks[CgroupRef(path, place.stat().st_ino)] = Mark(Limits(*mark["found"]), ours)
+        return marks
+
+    @contextmanager
+    def _opened(self, cgroup: CgroupRef) -> Iterator[int]:
+        """The directory of `cgroup`. Raises OSError when it is gone, or its path belongs to another one."""
+        fd = os.open(self._hierarchy.directory(cgroup.path), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            if os.fstat(fd).st_ino != cgroup.inode:
+                raise OSError(ESTALE, os.strerror(ESTALE), cgroup.path)
+            yield fd
+        finally:
+            os.close(fd)
