@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from controller.billing.debts import BearingRule
 from controller.billing.pacing import DEFAULT_PACE, Pace
 from controller.billing.planner import Rules
-from controller.billing.room import DEFAULT_ROOM, Room
 from sharedfs.errors import CallerMistake
+from sharedfs.headroom import DEFAULT_ROOM, Room
 
 DEFAULT_PATH = Path("/etc/sharedfs/controller.toml")
 

@@ -45,6 +45,7 @@ class Allowances:
         self._ledger = ledger
         self._monotonic = monotonic
         self._marks: dict[TenantId, int] = {}
+        self._at_will: set[TenantId] = set()  # whom the controller has seen, and gave no mark
         self._taken: dict[TenantId, int] = {}  # for pages that are being made
         self._looked_at: dict[TenantId, int] = {}  # the ledger's sequence when `left` was last worked out anew
         self._sequence = -1
@@ -67,15 +68,21 @@ class Allowances:
         for tenant, mark in marks.items():
             if mark is None:
                 self.forget(tenant)
+                self._at_will.add(tenant)
             else:
+                self._at_will.discard(tenant)
                 self._marks[tenant] = mark
                 self.left[tenant] = mark - shares.get(tenant, 0) - self._taken.get(tenant, 0)
                 self._looked_at[tenant] = self._ledger.sequence
         return True
 
+    def lack(self, tenant: TenantId) -> bool:
+        """Whether the controller has not seen this tenant yet, so that it should `begin` with an allowance."""
+        return self.in_force and tenant not in self._marks and tenant not in self._at_will
+
     def begin(self, tenant: TenantId, room_bytes: int | None) -> None:
-        """A tenant that the controller has not seen yet may fill its own cgroup's limit, and no more."""
-        if room_bytes is not None and tenant not in self._marks and self.in_force:
+        """What a tenant may make until the controller has seen it; None: what it likes."""
+        if room_bytes is not None and self.lack(tenant):
             self._marks[tenant] = self.left[tenant] = room_bytes
 
     def take(self, tenant: TenantId, needed_bytes: int) -> None:
@@ -110,13 +117,14 @@ class Allowances:
             self.left[tenant] = left - made_bytes
 
     def forget(self, tenant: TenantId) -> None:
+        self._at_will.discard(tenant)
         for kept in (self.left, self._marks, self._taken, self._looked_at):
             kept.pop(tenant, None)
 
     def expire(self) -> None:
         """End allowances that were not renewed in time. In place: the shortcut holds on to `left`."""
-        if self.left and not self.in_force:
-            for kept in (self.left, self._marks, self._looked_at):
+        if (self.left or self._at_will) and not self.in_force:
+            for kept in (self.left, self._marks, self._looked_at, self._at_will):
                 kept.clear()
 
     def _look_again(self, tenant: TenantId, left: int) -> int:

@@ -28,6 +28,7 @@ from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.room import tenant_room
 from sharedfs.tape import Tape
 
 log = logging.getLogger("sharedfs")
@@ -107,13 +108,15 @@ class Books:
         cgroup = self.hierarchy.find(self.rules.tenant_path(path))
         if cgroup is None:
             return NOBODY
-        # Where allowances are in force, a tenant has one from its first request on.
-        room_bytes = self.hierarchy.limit_bytes(cgroup.path) if self.allowances.in_force else None
         with self.lock:
             tenant = self.tenants.intern(cgroup.path, cgroup.inode)
             self._tidy_log()
-            self.allowances.begin(tenant, room_bytes)
-            return tenant
+            is_new = self.allowances.lack(tenant)
+        if is_new:  # a tenant has an allowance from its first request on
+            room_bytes = tenant_room(self.hierarchy, cgroup.path)
+            with self.lock:
+                self.allowances.begin(tenant, room_bytes)
+        return tenant
 
     def cgroup_of(self, tenant: TenantId) -> CgroupRef | None:
         """The cgroup of a tenant that lives, as far as is known."""

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from errno import EINVAL, ENFILE, ENOSPC
 
 from sharedfs.errors import CallerMistake
+from sharedfs.headroom import DEFAULT_ROOM
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import MemoryHierarchy
 from sharedfs.kernel.memory_limits import MemoryLimits
@@ -185,6 +186,24 @@ class Room:
     def close(self) -> None:
         if self._limits is not None:
             self._limits.close()
+
+
+def tenant_room(hierarchy: MemoryHierarchy, path: str) -> int | None:
+    """What the tenant at `path` may make before the controller has seen it; None where no limit bounds it.
+
+    Its pages come off its limit as soon as they are billed: what it has of its own by then, and the room that is always
+    left, must fit beside them.
+    """
+    limits = MemoryLimits(hierarchy, path)
+    try:
+        tightest = min((Limit(*reading) for reading in limits.read(sys.maxsize)), key=_free_bytes, default=None)
+    finally:
+        limits.close()
+    return None if tightest is None else max(0, tightest.free_bytes - DEFAULT_ROOM.of(tightest.limit_bytes))
+
+
+def _free_bytes(limit: Limit) -> int:
+    return limit.free_bytes
 
 
 def check_room(hierarchy: MemoryHierarchy, path: str, size_bytes: int) -> None:

@@ -9,8 +9,8 @@ until it is paid. To divide it would refuse what there is room for.
 from collections.abc import Iterable, Mapping
 
 from controller.billing.ancestors import chain
-from controller.billing.room import Room
 from controller.billing.settlement import Position
+from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from controller.billing.debts import BearingRule, Debt, DebtAges, bear
 from controller.billing.pacing import Pace, Pacing
 from controller.billing.peaks import Peaks
-from controller.billing.room import Room
 from controller.billing.settlement import Position, raises, settle
 from controller.billing.watching import Watch, watch
 from controller.limits.base import Limits, Order
+from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 BEARING_GRACE_SECONDS = 2.0

@@ -6,7 +6,7 @@ it anyway, and what it bears of others' debt where the operator wants that. docs
 
 What `settle` promises, each a test of its own:
 
-- *Exact.* A limit is the target where the tenant can bear it with its room (`controller.billing.room`) to spare.
+- *Exact.* A limit is the target where the tenant can bear it with its room (`sharedfs.headroom`) to spare.
 - *Never above* what the manager set, nor raised above the budget.
 - *Never kills* (I5). A limit is not lowered below what the tenant cannot give up, plus its room: anonymous and shared
   memory and the kernel's, all but page cache, at its highest of late. v2's memory.max, which kills, is not lowered
@@ -26,8 +26,8 @@ What `settle` promises, each a test of its own:
 
 from dataclasses import dataclass
 
-from controller.billing.room import DEFAULT_ROOM, Room
 from controller.limits.base import Account, Limits, Order, is_above, round_down, round_up
+from sharedfs.headroom import DEFAULT_ROOM, Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 SLACK_BYTES = 1 << 20

@@ -7,9 +7,9 @@ The values are in the journal before the guard knows them (I6).
 
 from dataclasses import dataclass
 
-from controller.billing.room import Room
 from controller.billing.settlement import Position, is_watched, margin
 from controller.limits.base import Limits, is_above
+from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from controller.billing.bill import Bill, make_bill
 from controller.billing.books import Books, without
 from controller.billing.policies import Policy
-from controller.billing.room import Room
 from controller.billing.settlement import Position, settle
 from controller.billing.split import by_path
+from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 

@@ -10,19 +10,17 @@ Every reader takes the hierarchy, so tests run on a directory that looks like on
 """
 
 import os
-import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from errno import EMFILE, ENFILE, ENODEV, ENOENT
+from errno import ENODEV, ENOENT
 from pathlib import Path
 from typing import NamedTuple
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel.mounts import Mount, mounts
 
-_V1_UNLIMITED = 1 << 62  # v1 shows the largest page counter for "no limit"
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -95,22 +93,6 @@ class MemoryHierarchy:
     def lives(self, cgroup: CgroupRef) -> bool:
         """Whether `cgroup` still exists: its path may be gone, or belong to a later group of the same name."""
         return self.find(cgroup.path) == cgroup
-
-    def limit_bytes(self, path: str) -> int | None:
-        """The lowest memory limit of the cgroup at `path` and those above it, None where there is none."""
-        name = "memory.limit_in_bytes" if self.version is CgroupVersion.V1 else "memory.max"
-        lowest = None
-        while path.strip("/"):
-            try:
-                text = (self.directory(path) / name).read_text().strip()
-            except OSError as error:  # gone, or without the controller
-                if error.errno in (EMFILE, ENFILE):
-                    raise
-                text = "max"
-            if text != "max" and int(text) < _V1_UNLIMITED:
-                lowest = int(text) if lowest is None else min(lowest, int(text))
-            path = posixpath.dirname(path)
-        return lowest
 
     def processes(self, path: str) -> list[int]:
         """Process ids in the cgroup at `path`, none when the cgroup is gone."""

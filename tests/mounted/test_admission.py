@@ -10,6 +10,7 @@ from errno import EDQUOT
 
 import pytest
 
+from sharedfs.headroom import DEFAULT_ROOM
 from tests.support.controller import bill_of, bills, running_controller
 from tests.support.mount import MountedPool
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
@@ -71,6 +72,18 @@ def test_kep_6030_who_writes_past_its_budget_gets_an_error_and_no_kill(
         wait_until(lambda way=way: refused(tenant, way), f"{way} is refused")  # type: ignore[misc]
         assert os.stat(pool.path / "f").st_size == size
         assert pool.check_conservation().resident_bytes - before < 16 * MIB  # a copy does what it may
+
+
+def test_what_a_new_tenant_fills_before_the_controller_has_seen_it_is_no_debt(
+    pool: MountedPool, controller: None, tenants: Tenants
+) -> None:
+    """What it has of its own, and the room that is always left, fit beside its first pages."""
+    tenant = tenants.make("tenant", BUDGET)
+    tenant.do(f"private = bytearray(16 * {MIB}); private[::4096] = bytes(16 * {MIB} // 4096)")
+    assert 16 * MIB < fill(tenant, pool) <= BUDGET - 16 * MIB - DEFAULT_ROOM.of(BUDGET)
+    wait_until(lambda: bill_of(tenant.path, bills())["share_bytes"] > 16 * MIB, "it is billed")
+    # For two seconds nothing is known of its swing, and an eighth of what it has is left on top.
+    wait_until(lambda: bill_of(tenant.path, bills())["debt_bytes"] == 0, "it bears all of it", 10)
 
 
 def test_what_nobody_asked_for_stays_a_hole_beyond_the_budget(

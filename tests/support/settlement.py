@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from controller.billing.room import DEFAULT_ROOM, Room
 from controller.billing.settlement import Position, raises, settle
 from controller.limits.base import Order
+from sharedfs.headroom import DEFAULT_ROOM, Room
 from sharedfs.kernel.cgroups import CgroupVersion
 
 

@@ -1,9 +1,9 @@
 """How far tenants may grow: what they, and all above them, can bear at once."""
 
 from controller.billing.admission import marks
-from controller.billing.room import Room
 from controller.billing.settlement import Position
 from controller.limits.base import Account, Limits, round_down
+from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef
 
 MIB = 1 << 20

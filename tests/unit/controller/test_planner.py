@@ -10,9 +10,9 @@ from controller.billing.ancestors import above, due_at
 from controller.billing.pacing import Pace
 from controller.billing.peaks import Peaks
 from controller.billing.planner import Plan, Planner, Rules
-from controller.billing.room import DEFAULT_ROOM
 from controller.billing.settlement import Position, raises
 from controller.limits.base import Account, Limits
+from sharedfs.headroom import DEFAULT_ROOM
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 MIB = 1 << 20
