@@ -31,12 +31,12 @@ class MountUser:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """`groups` are the peer groups of what the mount stands on: a mount that goes with it stays for nobody."""
+    """`above` is what the mount stands on: a mount that goes with it, by propagation, stays for nobody."""
 
     mountpoint: str
     device: tuple[int, int] | None
     mount_id: int | None
-    groups: frozenset[int]
+    above: Mount | None
     namespaces: dict[str, bool] = field(default_factory=dict)
     """Whether the filesystem stays in a mount namespace, as far as this copy of the question knows."""
 
@@ -50,10 +50,9 @@ def users_of(
     other mount namespaces in which it stays. A mount that goes with it, by propagation (mount_namespaces(7)), counts
     for nobody.
     """
-    above = None if mounted is None else next((mount for mount in mounts() if mount.id == mounted.parent), None)
-    groups = frozenset[int]() if above is None else above.groups
+    above = None if mounted is None else _below(mounted, mounts())
     question = _Question(
-        mountpoint, device, None if mounted is None else mounted.id, groups, {_namespace("self"): False}
+        mountpoint, device, None if mounted is None else mounted.id, above, {_namespace("self"): False}
     )
     looker = Looker(look)
     found = []
@@ -83,7 +82,7 @@ def _elsewhere(process_id: int, question: _Question) -> str | None:
     try:
         namespace = _namespace(process_id)
         if namespace not in question.namespaces:
-            question.namespaces[namespace] = _stays_in(process_id, question.device, question.groups)
+            question.namespaces[namespace] = _stays_in(process_id, question.device, question.above)
     except OSError:
         return None  # gone, or a kernel thread
     return _ELSEWHERE if question.namespaces[namespace] else None
@@ -93,14 +92,16 @@ def _stuck_elsewhere(process_id: int, question: _Question) -> bool:
     """Of a process whose mount namespace cannot be told by name: it is another one when `mounted` is not in it."""
     try:
         here = question.mount_id in {mount.id for mount in mounts(process_id)}
-        return not here and question.device is not None and _stays_in(process_id, question.device, question.groups)
+        return not here and question.device is not None and _stays_in(process_id, question.device, question.above)
     except OSError:
         return False
 
 
 def other_mountpoints(mounted: Mount) -> list[str]:
-    """Where else in this mount namespace the filesystem is mounted."""
-    return [mount.mountpoint for mount in mounts() if mount.device == mounted.device and mount.id != mounted.id]
+    """Where else in this mount namespace the filesystem stays mounted when `mounted` goes."""
+    seen = mounts()
+    above = _below(mounted, seen)
+    return [mount.mountpoint for mount in _stay(seen, mounted.device, above) if mount.id != mounted.id]
 
 
 def named(users: list[MountUser]) -> str:
@@ -121,13 +122,22 @@ def _namespace(process: int | str) -> str:
     return os.readlink(f"/proc/{process}/ns/mnt")
 
 
-def _stays_in(process_id: int, device: tuple[int, int], groups: frozenset[int]) -> bool:
-    seen = mounts(process_id)
-    parents = {mount.id: mount for mount in seen}
-    return any(
-        mount.device == device and not (mount.parent in parents and parents[mount.parent].groups & groups)
-        for mount in seen
-    )
+def _stays_in(process_id: int, device: tuple[int, int], above: Mount | None) -> bool:
+    return any(True for _ in _stay(mounts(process_id), device, above))
+
+
+def _stay(seen: list[Mount], device: tuple[int, int], above: Mount | None) -> Iterator[Mount]:
+    """The mounts of a filesystem that do not go with the one that stands on `above`."""
+    for mount in seen:
+        if mount.device == device:
+            stands_on = _below(mount, seen)
+            if stands_on is None or not stands_on.goes_with(above):
+                yield mount
+
+
+def _below(mount: Mount, seen: list[Mount]) -> Mount | None:
+    """What a mount stands on; None when that is not to be seen."""
+    return next((other for other in seen if other.id == mount.parent), None)
 
 
 def _uses(process_id: int, mountpoint: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _GROUP = re.compile(rb"(?:shared|master|propagate_from):(\d+)")
+_PEERS = re.compile(rb"shared:(\d+)")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
@@ -14,7 +15,8 @@ class Mount:
     """One line of mountinfo (proc_pid_mountinfo(5)). `device` is (major, minor), `options` the mount's alone.
 
     `root` is the directory of the filesystem that the mountpoint shows. `id` and `parent` are numbers of mounts,
-    `groups` those of the peer groups that it shares events with, or takes them from.
+    `groups` those of the peer groups that it shares events with, or takes them from, and `peers` the one that it shares
+    events with (None: none), as mount_namespaces(7) has it.
     """
 
     device: tuple[int, int]
@@ -27,6 +29,11 @@ class Mount:
     id: int = 0
     parent: int = 0
     groups: frozenset[int] = frozenset()
+    peers: int | None = None
+
+    def goes_with(self, above: "Mount | None") -> bool:
+        """Whether what is mounted on this mount goes when its like is unmounted from `above`, by propagation."""
+        return above is not None and above.peers in self.groups
 
 
 def parse_mountinfo(text: bytes) -> list[Mount]:
@@ -37,6 +44,8 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
         fields = left.split(b" ")
         kind, source, super_options = right.split(b" ", 2)
         major, _, minor = fields[2].partition(b":")
+        tags = b" ".join(fields[6:])
+        peers = _PEERS.search(tags)
         mounts.append(
             Mount(
                 (int(major), int(minor)),
@@ -48,7 +57,8 @@ def parse_mountinfo(text: bytes) -> list[Mount]:
                 unescape(fields[3]),
                 int(fields[0]),
                 int(fields[1]),
-                frozenset(int(number) for number in _GROUP.findall(b" ".join(fields[6:]))),
+                frozenset(int(number) for number in _GROUP.findall(tags)),
+                None if peers is None else int(peers[1]),
             )
         )
     return mounts

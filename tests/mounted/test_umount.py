@@ -13,10 +13,12 @@ import pytest
 from sharedfs import places, pools
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.mounts import mount_at, mounts
-from tests.support.mount import MountedPool, sharedfs, unmount
+from sharedfs.mount_users import other_mountpoints
+from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
 PATIENCE = 30.0
+SHARED = "sharedfs-test-shared"
 
 # CLONE_NEWNS; MS_REC | MS_PRIVATE
 LEAVE = """
@@ -30,7 +32,8 @@ assert libc.mount(None, b"/", None, 0x4000 | 1 << 18, None) == 0
 @pytest.fixture
 def nothing_left(run_dir: Path, unique_name: str) -> Callable[[], None]:
     def check() -> None:
-        assert [mount.mountpoint for mount in mounts() if mount.mountpoint.startswith(str(run_dir))] == []
+        left = [mount for mount in mounts() if mount.mountpoint.startswith(str(run_dir))]
+        assert [mount.mountpoint for mount in left if mount.source != SHARED] == []
         assert not find_memory_hierarchy().directory(f"{unique_name}-pools").exists()
         assert list(places.pools_directory().iterdir()) == []
 
@@ -124,33 +127,71 @@ def test_a_second_mount_of_it_here_keeps_it_and_is_named(pool: MountedPool, run_
         assert mount_at(str(pool.path)) is not None
 
 
-def test_a_mount_that_goes_along_keeps_nobody_waiting(
-    run_dir: Path, unique_name: str, nothing_left: Callable[[], None]
-) -> None:
-    """A service of systemd's with PrivateTmp= sees the host's mounts as a slave: they go when the host's do."""
-    shared, place = run_dir / "shared", run_dir / "shared/mnt"
-    shared.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "x", str(shared)], check=True)
-    subprocess.run(["mount", "--make-shared", str(shared)], check=True)
+@pytest.fixture
+def shared(run_dir: Path) -> Iterator[Path]:
+    """A mount that shares what is mounted on it with its copies, as systemd makes all of them."""
+    place = run_dir / "shared"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", SHARED, str(place)], check=True)
     try:
+        subprocess.run(["mount", "--make-shared", str(place)], check=True)
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_copy_that_goes_along_keeps_nobody_waiting(
+    shared: Path, unique_name: str, nothing_left: Callable[[], None]
+) -> None:
+    """Below a directory that is bound to itself the pool stands twice, one mount on the other's place."""
+    subprocess.run(["mount", "--bind", str(shared), str(shared)], check=True)
+    try:
+        place = shared / "mnt"
         place.mkdir()
         sharedfs("mount", str(place), "--name", unique_name, "--size", "16M", "--cgroup-parent", f"{unique_name}-pools")
-        service = subprocess.Popen(
-            ["unshare", "-m", "--propagation", "slave", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert service.stdin is not None
-        assert service.stdout is not None
-        service.stdin.write(b"x")
-        service.stdin.flush()
-        assert service.stdout.read(1) == b"x"  # it has its namespace
-        assert any(mount.mountpoint == str(place) for mount in mounts(service.pid))
-        unmount(str(place))
-        assert not any(mount.mountpoint == str(place) for mount in mounts(service.pid))
-        service.stdin.close()
-        service.wait(10)
-        service.stdout.close()
+        assert len([mount for mount in mounts() if mount.mountpoint == str(place)]) == 2
+        sharedfs("umount", str(place))
+        nothing_left()
     finally:
-        subprocess.run(["umount", "-R", str(shared)], check=True)
+        subprocess.run(["umount", str(shared)], check=True)
+
+
+def test_a_mount_of_which_this_one_is_a_copy_stays_and_is_named(shared: Path, run_dir: Path, unique_name: str) -> None:
+    """Mounts come from a master to its slaves, and so do unmounts: never the other way."""
+    place, copy = shared / "mnt", run_dir / "copy"
+    place.mkdir()
+    with bound(shared, copy):
+        subprocess.run(["mount", "--make-slave", str(copy)], check=True)
+        with mounted_pool(place, unique_name, "--size", "16M", "--cgroup-parent", f"{unique_name}-pools"):
+            seen = mount_at(str(copy / "mnt"))
+            here = mount_at(str(place))
+            assert seen is not None
+            assert here is not None
+            assert other_mountpoints(here) == []
+            assert other_mountpoints(seen) == [str(place)]
+
+
+def test_a_mount_that_goes_along_keeps_nobody_waiting(
+    shared: Path, unique_name: str, nothing_left: Callable[[], None]
+) -> None:
+    """A service of systemd's with PrivateTmp= sees the host's mounts as a slave: they go when the host's do."""
+    place = shared / "mnt"
+    place.mkdir()
+    sharedfs("mount", str(place), "--name", unique_name, "--size", "16M", "--cgroup-parent", f"{unique_name}-pools")
+    service = subprocess.Popen(
+        ["unshare", "-m", "--propagation", "slave", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert service.stdin is not None
+    assert service.stdout is not None
+    service.stdin.write(b"x")
+    service.stdin.flush()
+    assert service.stdout.read(1) == b"x"  # it has its namespace
+    assert any(mount.mountpoint == str(place) for mount in mounts(service.pid))
+    sharedfs("umount", str(place))
+    assert not any(mount.mountpoint == str(place) for mount in mounts(service.pid))
+    service.stdin.close()
+    service.wait(10)
+    service.stdout.close()
     nothing_left()
 
 
