@@ -37,13 +37,14 @@ _MOST_STUCK_OF_A_CGROUP = 2
 _START_SECONDS = 30.0  # of a child, which imports what it needs from a disk that may be busy
 _POLL_SECONDS = 0.05
 _LENGTH_BYTES = 4
+_UNTOLD = "sharedfs.looker: the kernel does not tell"  # PASSED_OVER on the way between two processes
 _RECEIVE_BYTES = 1 << 20
 _FIRST_TO_BE_KILLED = "1000"  # oom_score_adj: a child is made anew, what it looks for is not
 
 STUCK: Final = object()
 """What a look gave that did not end."""
 PASSED_OVER: Final = object()
-"""What there is of a process that a round left out."""
+"""What there is of a process that a round left out, or of which the kernel does not tell (an OSError)."""
 
 Look = Callable[[int, Any], Any]
 """A function at the top of a module: a process id and the argument, both plain data, to plain data."""
@@ -68,7 +69,10 @@ class Looker:
         self._ended = False
 
     def looks(self, process_ids: Iterable[int], argument: object) -> Iterator[tuple[int, Any]]:
-        """Each id with what the look gave, in order; STUCK for one that did not end. Raises what a look raised."""
+        """Each id with what the look gave, in order; STUCK for one that did not end, PASSED_OVER for an OSError.
+
+        Raises what else a look raised.
+        """
         left = deque(process_ids)
         try:
             while left:
@@ -166,7 +170,7 @@ class Looker:
         is_error, value = found
         if is_error:
             raise value
-        return value
+        return PASSED_OVER if value == _UNTOLD else value
 
     def _sleeps(self) -> bool:
         """Whether the child waits for something else than a CPU. It has one thread."""
@@ -249,6 +253,8 @@ def main(function: str, link_fd: int) -> None:
                 for process_id in process_ids:
                     try:
                         answer = False, look(process_id, argument)
+                    except OSError:
+                        answer = False, _UNTOLD
                     except Exception as error:  # the one who asks shall see it
                         answer = True, error
                     link.sendall(_framed(answer))

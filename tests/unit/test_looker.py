@@ -2,6 +2,7 @@
 
 import os
 import time
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from sharedfs.kernel import proc
 from sharedfs.looker import PASSED_OVER, STUCK, Looker, NoLooks, one_round
 
-HANGS, BURNS, RAISES, ENDS, HANGS_TOO = 1001, 1002, 1003, 1004, 1005
+HANGS, BURNS, RAISES, ENDS, HANGS_TOO, DENIED = 1001, 1002, 1003, 1004, 1005, 1006
 
 
 def look(process_id: int, argument: Any) -> Any:
@@ -23,9 +24,11 @@ def look(process_id: int, argument: Any) -> Any:
             while time.monotonic() < until:
                 pass
         case 1003:
-            raise FileNotFoundError(2, "gone", "/proc/1003")
+            raise ValueError("a fault of the look itself")
         case 1004:
             os._exit(1)
+        case 1006:
+            raise OSError(EIO, "no", "/proc/1006/maps")
     return process_id, argument.get("said")
 
 
@@ -59,9 +62,13 @@ def test_what_runs_is_slow_and_not_stuck() -> None:
 
 def test_an_error_comes_through_and_the_child_goes_on() -> None:
     looker = Looker(look)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="a fault of the look"):
         list(looker.looks([RAISES, 1, 2], {}))
     assert found(looker, [5]) == [(5, (5, None))]
+
+
+def test_of_whom_the_kernel_does_not_tell_is_passed_over_and_the_child_goes_on() -> None:
+    assert found(Looker(look), [1, DENIED, 2]) == [(1, (1, None)), (DENIED, PASSED_OVER), (2, (2, None))]
 
 
 def test_who_looks_when_the_child_is_killed_is_not_looked_at_and_the_next_one_goes_on() -> None:
