@@ -30,13 +30,13 @@ from controller.billing.ancestors import chain
 from controller.billing.bill import Bill, TenantShare, make_bill
 from controller.billing.books import Books, SharingClass, cgroup_of, read_classes, without
 from controller.billing.planner import Plan
-from controller.billing.policies import Policy
 from controller.billing.policies.designated import Designated
+from controller.billing.policies.policy import Policy
 from controller.billing.policies.registry import DEFAULT, LIVE, POLICIES, policy_named
 from controller.billing.settlement import Position
 from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
-from controller.limits.base import KernelLimits, Order
+from controller.limits.types import KernelLimits, Order
 from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import FilesOfTenant, HandedOver, UnclaimedPage, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef

@@ -23,7 +23,7 @@ import trio
 
 from controller import guard
 from controller.billing.watching import Watch
-from controller.limits.base import KernelLimits
+from controller.limits.types import KernelLimits
 from sharedfs import places
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion

@@ -15,9 +15,9 @@ from controller.config import Config
 from controller.database import check_file
 from controller.guarding import end_earlier_guard
 from controller.history import History
-from controller.limits import kernel_limits
-from controller.limits.base import KernelLimits
-from controller.limits.restore import restore
+from controller.limits.factory import kernel_limits
+from controller.limits.types import KernelLimits
+from controller.restore import restore
 from controller.service import Controller
 from controller.state import State
 from sharedfs import places

@@ -39,8 +39,8 @@ from controller.billing.books import without
 from controller.billing.inheritance import Inheritance
 from controller.billing.meter import Meter
 from controller.billing.planner import Planner
-from controller.billing.policies import Policy
 from controller.billing.policies.designated import Designated
+from controller.billing.policies.policy import Policy
 from controller.billing.policies.registry import policy_to_settle
 from controller.billing.settlement import Position, raises
 from controller.billing.whatif import due_by_pool, due_bytes, swap_due_bytes, what_if_exit
@@ -50,7 +50,7 @@ from controller.feed_client import Feed, Page, PoolGone, PoolSilent
 from controller.guarding import Guarding
 from controller.history import History
 from controller.known import KnownTenants
-from controller.limits.base import Account, KernelLimits, Limits, Order
+from controller.limits.types import Account, KernelLimits, Limits, Order
 from controller.liveness import is_populated
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.names import Names

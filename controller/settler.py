@@ -17,8 +17,9 @@ import trio
 
 from controller.billing.watching import Watch
 from controller.guarding import Guarding
-from controller.limits.base import Account, KernelLimits, Limits, Order, managers_limits, not_standing
-from controller.limits.restore import restore
+from controller.limits.base import not_standing
+from controller.limits.types import Account, KernelLimits, Limits, Order, managers_limits
+from controller.restore import restore
 from controller.state import Entry, State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from controller.database import check_database, damaged
-from controller.limits.base import Limits, Order
 from controller.limits.marks import Marks
+from controller.limits.types import Limits, Order
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.places import CONTROLLER_DATABASE

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from controller.billing.books import Books
-from controller.billing.policies import Policy
+from controller.billing.policies.policy import Policy
 from sharedfs.errors import BrokenInvariant
 from sharedfs.kernel.cgroups import CgroupRef
 

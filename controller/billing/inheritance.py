@@ -20,7 +20,7 @@ from mmap import PAGESIZE
 
 from controller.billing.bill import Bill
 from controller.billing.books import Books, SharingClass, without
-from controller.billing.policies import Policy
+from controller.billing.policies.policy import Policy
 from sharedfs.kernel.cgroups import CgroupRef
 
 Account = tuple[str, CgroupRef]

@@ -14,7 +14,7 @@ the lower edge of what trembles.
 from collections.abc import Set
 from dataclasses import dataclass
 
-from controller.limits.base import Limits, Order
+from controller.limits.types import Limits, Order
 from sharedfs.kernel.cgroups import CgroupRef
 
 

@@ -14,7 +14,7 @@ from controller.billing.pacing import Pace, Pacing
 from controller.billing.peaks import Peaks
 from controller.billing.settlement import Position, raises, settle
 from controller.billing.watching import Watch, watch
-from controller.limits.base import Limits, Order
+from controller.limits.types import Limits, Order
 from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 

@@ -26,7 +26,7 @@ What `settle` promises, each a test of its own:
 
 from dataclasses import dataclass
 
-from controller.limits.base import Account, Limits, Order, is_above, round_down, round_up
+from controller.limits.types import Account, Limits, Order, is_above, round_down, round_up
 from sharedfs.headroom import DEFAULT_ROOM, Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 

@@ -8,7 +8,7 @@ The values are in the journal before the guard knows them (I6).
 from dataclasses import dataclass
 
 from controller.billing.settlement import Position, is_watched, margin
-from controller.limits.base import Limits, is_above
+from controller.limits.types import Limits, is_above
 from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from controller.billing.bill import Bill, make_bill
 from controller.billing.books import Books, without
-from controller.billing.policies import Policy
+from controller.billing.policies.policy import Policy
 from controller.billing.settlement import Position, settle
 from controller.billing.split import by_path
 from sharedfs.headroom import Room

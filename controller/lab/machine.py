@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Policy
 from controller.billing.policies.kinds import ByAccess
+from controller.billing.policies.policy import Policy
 from controller.lab.events import OWN_EVENTS, PAGE_BYTES, Event
 from controller.lab.groups import Groups
 from sharedfs.errors import BrokenInvariant

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Demand, Parts, Policy
 from controller.billing.policies.fairride import FairRide
 from controller.billing.policies.kinds import ByAccess
+from controller.billing.policies.policy import Demand, Parts, Policy
 from controller.lab.accounts import Accounts
 from controller.lab.machine import ExitCost, Machine
 from controller.lab.yardsticks import Yardsticks

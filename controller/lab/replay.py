@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.billing.policies import Demand, Policy
+from controller.billing.policies.policy import Demand, Policy
 from controller.lab.accesses import Accesses, by_tenant
 from controller.lab.accounts import Accounts
 from controller.lab.events import OWN_EVENTS, PAGE_EVENTS, Event, Events, Trace

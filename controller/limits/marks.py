@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from errno import ESTALE
 from pathlib import Path
 
-from controller.limits.base import Limits
+from controller.limits.types import Limits
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy, readable
 
 _NAME = "trusted.sharedfs.limits"

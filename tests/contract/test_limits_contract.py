@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from controller.billing.settlement import SLACK_BYTES, Position
-from controller.limits import kernel_limits
-from controller.limits.base import KernelLimits, Limits, Order
-from controller.limits.restore import restore
+from controller.limits.factory import kernel_limits
+from controller.limits.types import KernelLimits, Limits, Order
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
+from controller.restore import restore
 from controller.state import State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy

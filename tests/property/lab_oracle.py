@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Demand, Policy
 from controller.billing.policies.fairride import FairRide
 from controller.billing.policies.kinds import ByAccess
+from controller.billing.policies.policy import Demand, Policy
 from controller.lab.events import PAGE_BYTES, Event
 from controller.lab.replay import Clocks
 from sharedfs.kernel.cgroups import CgroupRef

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Policy
+from controller.billing.policies.policy import Policy
 from sharedfs.kernel.cgroups import CgroupRef
 
 A, B, C = (CgroupRef(f"/tenants/{name}", inode) for inode, name in enumerate("abc", 1))

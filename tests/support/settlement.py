@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from controller.billing.settlement import Position, raises, settle
-from controller.limits.base import Order
+from controller.limits.types import Order
 from sharedfs.headroom import DEFAULT_ROOM, Room
 from sharedfs.kernel.cgroups import CgroupVersion
 

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping
 
 from controller.billing.page import Page
-from controller.billing.policies import Demand, Parts
 from controller.billing.policies.kinds import ByAccess, file_of
+from controller.billing.policies.policy import Demand, Parts
 from controller.billing.split import apportion, by_path
 from sharedfs.kernel.cgroups import CgroupRef
 

@@ -6,8 +6,8 @@ what is resident, and the difference is the price.
 """
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import ByUse
+from controller.billing.policies.policy import Held, Parts
 from sharedfs.kernel.cgroups import CgroupRef
 
 

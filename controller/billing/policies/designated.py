@@ -6,8 +6,8 @@ When it is removed, it is the zombie.
 """
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import OneOwner
+from controller.billing.policies.policy import Held, Parts
 from sharedfs.kernel.cgroups import CgroupRef
 
 

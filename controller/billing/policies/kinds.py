@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Demand, Held, NeedsHistory, Parts, Policy
+from controller.billing.policies.policy import Demand, Held, NeedsHistory, Parts, Policy
 from sharedfs.feed_types import NOBODY_PATH
 from sharedfs.kernel.cgroups import CgroupRef
 

@@ -5,8 +5,8 @@ What it gives up: uses have to be seen, and forgetting them takes time, so a bil
 equal parts do not tell who uses a page a thousand times from who used it once.
 """
 
-from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import ByUse
+from controller.billing.policies.policy import Held, Parts
 from controller.billing.split import split
 
 

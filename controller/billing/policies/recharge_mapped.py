@@ -8,8 +8,8 @@ Pages that nobody maps stay on the zombie. What it gives up: that a limit means 
 from collections.abc import Collection
 
 from controller.billing.page import Page, Place
-from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import EmptiedFirst, OneOwner, orphaned
+from controller.billing.policies.policy import Held, Parts
 from controller.billing.split import by_path
 from sharedfs.kernel.cgroups import CgroupRef
 

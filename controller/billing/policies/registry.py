@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from controller.billing.policies import Policy
 from controller.billing.policies.access_weighted import AccessWeighted
 from controller.billing.policies.avoid_sharing import AvoidSharing
 from controller.billing.policies.designated import Designated
@@ -11,6 +10,7 @@ from controller.billing.policies.fairride import FairRide
 from controller.billing.policies.first_touch import FirstTouch
 from controller.billing.policies.hybrid import Hybrid
 from controller.billing.policies.manual_reclaim import ManualReclaim
+from controller.billing.policies.policy import Policy
 from controller.billing.policies.proportional import Proportional
 from controller.billing.policies.recharge_deferred import RechargeDeferred
 from controller.billing.policies.recharge_mapped import RechargeMapped

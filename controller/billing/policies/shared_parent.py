@@ -4,8 +4,8 @@ No tenant's exit pins anything, and the parent knows whom it serves. What it giv
 uses alone pays for itself; what several use is on the parent, and on nobody's own limit.
 """
 
-from controller.billing.policies import Held, Parts
 from controller.billing.policies.kinds import ByUse
+from controller.billing.policies.policy import Held, Parts
 
 
 class SharedParent(ByUse):

@@ -2,7 +2,7 @@
 
 from controller.billing.admission import marks
 from controller.billing.settlement import Position
-from controller.limits.base import Account, Limits, round_down
+from controller.limits.types import Account, Limits, round_down
 from sharedfs.headroom import Room
 from sharedfs.kernel.cgroups import CgroupRef
 

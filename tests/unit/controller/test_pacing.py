@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from controller.billing.pacing import Pace, Pacing, given_up_bytes
 from controller.billing.peaks import Peaks
-from controller.limits.base import Limits, Order
+from controller.limits.types import Limits, Order
 from sharedfs.kernel.cgroups import CgroupRef
 
 A, B = CgroupRef("/a", 1), CgroupRef("/b", 2)

@@ -11,7 +11,7 @@ from controller.billing.pacing import Pace
 from controller.billing.peaks import Peaks
 from controller.billing.planner import Plan, Planner, Rules
 from controller.billing.settlement import Position, raises
-from controller.limits.base import Account, Limits
+from controller.limits.types import Account, Limits
 from sharedfs.headroom import DEFAULT_ROOM
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 

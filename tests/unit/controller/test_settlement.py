@@ -12,7 +12,7 @@ from controller.billing.pacing import given_up_bytes
 from controller.billing.policies.proportional import Proportional
 from controller.billing.settlement import SLACK_BYTES, Position, raises, settle
 from controller.billing.whatif import due_bytes, what_if_exit
-from controller.limits.base import Account, Limits, Order, is_above, round_up
+from controller.limits.types import Account, Limits, Order, is_above, round_up
 from sharedfs.headroom import DEFAULT_ROOM
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 from tests.support.settlement import plan

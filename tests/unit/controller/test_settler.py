@@ -22,11 +22,11 @@ from controller.billing.pacing import Pace
 from controller.billing.planner import Planner, Rules
 from controller.billing.settlement import Position
 from controller.debts import KeptDebts
-from controller.limits.base import KernelLimits, Limits, Order, managers_limits
-from controller.limits.restore import restore
+from controller.limits.types import KernelLimits, Limits, Order, managers_limits
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
 from controller.liveness import is_populated
+from controller.restore import restore
 from controller.settler import Settler
 from controller.state import Budget, State
 from sharedfs.errors import HostFault

@@ -3,10 +3,10 @@
 import pytest
 
 from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Demand, NeedsHistory
 from controller.billing.policies.access_weighted import AccessWeighted
 from controller.billing.policies.avoid_sharing import AvoidSharing
 from controller.billing.policies.fairride import FairRide
+from controller.billing.policies.policy import Demand, NeedsHistory
 from controller.billing.policies.proportional import Proportional
 from controller.billing.policies.registry import LIVE, POLICIES, SETTLED, policies_named, policy_named
 from controller.billing.policies.shared_parent import SharedParent

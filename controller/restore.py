@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from controller.limits.base import KernelLimits, Order, managers_limits
+from controller.limits.types import KernelLimits, Order, managers_limits
 from controller.state import Entry, State
 from sharedfs.errors import HostFault
 
