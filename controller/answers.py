@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
 
 from controller.api_types import (
     Bills,
@@ -18,7 +17,6 @@ from controller.api_types import (
     Policies,
     PolicyShare,
     PolicyTotal,
-    PoolAnswers,
     SurvivorBill,
     TenantBill,
     TenantPolicies,
@@ -27,41 +25,19 @@ from controller.api_types import (
     WritePlan,
 )
 from controller.billing.ancestors import chain
-from controller.billing.bill import Bill, TenantShare, make_bill
-from controller.billing.books import Books, SharingClass, cgroup_of, read_classes, without
-from controller.billing.planner import Plan
+from controller.billing.bill import TenantShare, make_bill
+from controller.billing.books import SharingClass, cgroup_of, read_classes, without
 from controller.billing.policies.designated import Designated
 from controller.billing.policies.policy import Policy
 from controller.billing.policies.registry import DEFAULT, LIVE, POLICIES, policy_named
 from controller.billing.settlement import Position
 from controller.billing.split import apportion, by_path
 from controller.billing.whatif import Exit
-from controller.limits.types import KernelLimits, Order
+from controller.limits.types import KernelLimits
+from controller.snapshot import Snapshot
 from sharedfs.errors import BrokenInvariant
 from sharedfs.feed_types import FilesOfTenant, HandedOver, UnclaimedPage, UsersOfFile
 from sharedfs.kernel.cgroups import CgroupRef
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One settlement, as everybody sees it. `gone` exited before their pools noticed; the bill is without them.
-
-    `positions` lacks tenants whose limits cannot be read, and has the cgroups above tenants that have a budget too.
-    `ordered` is what was to be written, `taken_seconds` when that was, on the clock of the debts.
-    """
-
-    number: int
-    books: tuple[Books, ...]
-    pool_answers: tuple[PoolAnswers, ...]
-    gone: frozenset[CgroupRef]
-    bill: Bill
-    positions: Mapping[CgroupRef, Position]
-    planned: Plan
-    ordered: tuple[Order, ...]
-    taken_seconds: float
-
-    def tenant(self, path: str) -> CgroupRef | None:
-        return next((cgroup for cgroup in self.bill.tenants if cgroup.path == path), None)
 
 
 def paths(cgroups: Iterable[CgroupRef]) -> tuple[str, ...]:

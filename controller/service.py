@@ -16,7 +16,6 @@ from pathlib import Path
 import trio
 
 from controller import answers
-from controller.answers import Snapshot
 from controller.api_types import (
     Bills,
     BudgetState,
@@ -34,7 +33,7 @@ from controller.api_types import (
 )
 from controller.billing.admission import marks
 from controller.billing.ancestors import above, due_at
-from controller.billing.bill import add_up, make_bill
+from controller.billing.bill import add_up, due_by_pool, due_bytes, make_bill, swap_due_bytes
 from controller.billing.books import without
 from controller.billing.inheritance import Inheritance
 from controller.billing.meter import Meter
@@ -43,7 +42,7 @@ from controller.billing.policies.designated import Designated
 from controller.billing.policies.policy import Policy
 from controller.billing.policies.registry import policy_to_settle
 from controller.billing.settlement import Position, raises
-from controller.billing.whatif import due_by_pool, due_bytes, swap_due_bytes, what_if_exit
+from controller.billing.whatif import what_if_exit
 from controller.config import Config
 from controller.debts import KeptDebts
 from controller.feed_client import Feed, Page, PoolGone, PoolSilent
@@ -56,6 +55,7 @@ from controller.mistakes import NotOursToSet, UnknownName
 from controller.names import Names
 from controller.pools import Pools
 from controller.settler import Settler
+from controller.snapshot import Snapshot
 from controller.state import Budget, State
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault

@@ -1,9 +1,9 @@
 """What would be if a tenant exited now: who would pay what, whose limit would fall, what would be freed for nobody."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
-from controller.billing.bill import Bill, make_bill
+from controller.billing.bill import due_bytes, make_bill, swap_due_bytes
 from controller.billing.books import Books, without
 from controller.billing.policies.policy import Policy
 from controller.billing.settlement import Position, settle
@@ -27,24 +27,6 @@ class Exit:
 
     freed_bytes: int
     survivors: tuple[Survivor, ...]
-
-
-def due_bytes(bill: Bill, tenant: CgroupRef) -> int:
-    """What is to come off the tenant's memory limit: its share of what is in memory, less what the kernel charges to it
-    anyway."""
-    line = bill.tenants[tenant]
-    return line.share_bytes - line.foreign_bytes - swap_due_bytes(bill, tenant)
-
-
-def swap_due_bytes(bill: Bill, tenant: CgroupRef) -> int:
-    """What is to come off the tenant's swap limit: its share of what is in swap, less what the kernel charges to it."""
-    line = bill.tenants[tenant]
-    return line.swapped_bytes - line.foreign_swapped_bytes
-
-
-def due_by_pool(part: Callable[[Bill, CgroupRef], int], bills: Mapping[str, Bill]) -> dict[str, dict[CgroupRef, int]]:
-    """`due_bytes` or `swap_due_bytes` of each tenant on each pool's bill."""
-    return {pool: {tenant: part(bill, tenant) for tenant in bill.tenants} for pool, bill in bills.items()}
 
 
 def what_if_exit(

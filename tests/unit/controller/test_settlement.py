@@ -6,12 +6,12 @@ from mmap import PAGESIZE
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.billing.bill import make_bill
+from controller.billing.bill import due_bytes, make_bill
 from controller.billing.books import SharingClass
 from controller.billing.pacing import given_up_bytes
 from controller.billing.policies.proportional import Proportional
 from controller.billing.settlement import SLACK_BYTES, Position, raises, settle
-from controller.billing.whatif import due_bytes, what_if_exit
+from controller.billing.whatif import what_if_exit
 from controller.limits.types import Account, Limits, Order, is_above, round_up
 from sharedfs.headroom import DEFAULT_ROOM
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion

@@ -1,0 +1,34 @@
+"""One settlement, as all who ask see it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from controller.api_types import PoolAnswers
+from controller.billing.bill import Bill
+from controller.billing.books import Books
+from controller.billing.planner import Plan
+from controller.billing.settlement import Position
+from controller.limits.types import Order
+from sharedfs.kernel.cgroups import CgroupRef
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`gone` exited before their pools noticed; the bill is without them.
+
+    `positions` lacks tenants whose limits cannot be read, and has the cgroups above tenants that have a budget too.
+    `ordered` is what was to be written, `taken_seconds` when that was, on the clock of the debts.
+    """
+
+    number: int
+    books: tuple[Books, ...]
+    pool_answers: tuple[PoolAnswers, ...]
+    gone: frozenset[CgroupRef]
+    bill: Bill
+    positions: Mapping[CgroupRef, Position]
+    planned: Plan
+    ordered: tuple[Order, ...]
+    taken_seconds: float
+
+    def tenant(self, path: str) -> CgroupRef | None:
+        return next((cgroup for cgroup in self.bill.tenants if cgroup.path == path), None)
