@@ -134,7 +134,7 @@ def tell_plan(snapshot: Snapshot | None, limits: KernelLimits, *, dry_run: bool)
     """The writes that the last settlement ordered, and those that it put off."""
     if snapshot is None:
         return WritePlan(dry_run=dry_run, writes=())
-    states = [(order, "would" if dry_run else "ordered") for order in snapshot.ordered]
+    states = [(order, "would" if dry_run else "ordered") for order in snapshot.planned.ordered]
     states += [(order, "would" if dry_run else "waits") for order in snapshot.planned.put_off]
     return WritePlan(
         dry_run=dry_run,

@@ -24,9 +24,9 @@ from controller.api_types import (
     UsageHistory,
     WritePlan,
 )
+from controller.limits.types import Budget
 from controller.mistakes import NotOursToSet, UnknownName
 from controller.service import Controller
-from controller.state import Budget
 from sharedfs import __version__
 from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
 
@@ -42,6 +42,13 @@ PoolPath = Annotated[str, Query(pattern="^/", description="absolute, on a pool's
 def make_api(controller: Controller) -> FastAPI:
     api = FastAPI(title="sharedfs controller", version=__version__, docs_url=None, redoc_url=None)
 
+    _add_questions(api, controller)
+    _add_orders(api, controller)
+    _add_errors(api, controller)
+    return api
+
+
+def _add_questions(api: FastAPI, controller: Controller) -> None:
     @api.get("/v1/health")
     async def health() -> Health:
         return controller.health()
@@ -60,11 +67,6 @@ def make_api(controller: Controller) -> FastAPI:
     async def users(path: PoolPath) -> FileUsers:
         """Who shares a file."""
         return await controller.users(Path(path))
-
-    @api.put("/v1/owner")
-    async def hand_over(path: PoolPath, tenant: OptionalTenant = None, recursive: bool = False) -> Handover:
-        """Hand a file, or all files in a directory, over to a tenant; without one, to nobody."""
-        return await controller.hand_over(Path(path), tenant, recursive=recursive)
 
     @api.get("/v1/history")
     async def history(
@@ -94,6 +96,13 @@ def make_api(controller: Controller) -> FastAPI:
         """The bill of every tenant under every policy that live books are enough for."""
         return await controller.policies(payer)
 
+
+def _add_orders(api: FastAPI, controller: Controller) -> None:
+    @api.put("/v1/owner")
+    async def hand_over(path: PoolPath, tenant: OptionalTenant = None, recursive: bool = False) -> Handover:
+        """Hand a file, or all files in a directory, over to a tenant; without one, to nobody."""
+        return await controller.hand_over(Path(path), tenant, recursive=recursive)
+
     @api.put("/v1/policy")
     async def set_policy(order: PolicyOrder) -> PolicyState:
         """Bill and settle by another policy from now on."""
@@ -109,6 +118,8 @@ def make_api(controller: Controller) -> FastAPI:
         """Take the operator's budget back."""
         return await controller.clear_budget(tenant)
 
+
+def _add_errors(api: FastAPI, controller: Controller) -> None:
     @api.exception_handler(CallerMistake)
     async def on_mistake(_: Request, mistake: CallerMistake) -> JSONResponse:
         status = 404 if isinstance(mistake, UnknownName) else 409 if isinstance(mistake, NotOursToSet) else 422
@@ -125,7 +136,5 @@ def make_api(controller: Controller) -> FastAPI:
 
     @api.exception_handler(BrokenInvariant)
     async def on_broken_invariant(_: Request, broken: BrokenInvariant) -> JSONResponse:
-        controller.stop_broken(broken)
+        controller.settling.stop_broken(broken)
         return JSONResponse({"detail": f"the controller stops: {broken}"}, 500)
-
-    return api

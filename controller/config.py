@@ -50,7 +50,7 @@ class Config(BaseModel):
             step_bytes=self.step_bytes,
             hold_seconds=self.hold_seconds,
         )
-        return Rules(self.room, pace, self.debts_borne_by)
+        return Rules(self.room, pace, self.debts_borne_by, self.settle, self.admission)
 
 
 def load(path: Path | None) -> Config:

@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from controller.api_types import PoolAnswers
-from controller.billing.books import Books, cgroup_of, read_holdings
+from controller.billing.books import PoolBooks, cgroup_of, read_holdings
 from controller.feed_client import Feed, PoolGone, PoolSilent
 from controller.mistakes import UnknownName
 from sharedfs.errors import BrokenInvariant
@@ -24,23 +24,6 @@ log = logging.getLogger(__name__)
 
 SETTLEMENT_SECONDS = 1.0
 """So long a settlement waits for answers. A feed answers from its books in memory: most take some milliseconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolBooks:
-    """One answer of a pool: its books, and the even shares of all its live tenants, those too that use nothing.
-
-    `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known.
-    """
-
-    pool: str
-    books: Books
-    even_bytes: Mapping[CgroupRef, int]
-    cgroup: str
-
-    @property
-    def tenants(self) -> frozenset[CgroupRef]:
-        return frozenset(self.even_bytes)
 
 
 @dataclass(slots=True)

@@ -93,8 +93,8 @@ async def _serve(config: Config, limits: KernelLimits, state: State, history: Hi
             controller = Controller(config, limits, state, history, places.pools_directory(), writes, dry_run=dry_run)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(controller.keep_settling, name="settle")
-                    nursery.start_soon(controller.guarding.wait_for_death, name="mind the guard")
+                    nursery.start_soon(controller.settling.keep_settling, name="settle")
+                    nursery.start_soon(controller.settling.guarding.wait_for_death, name="mind the guard")
                     await nursery.start(serve_at, make_api(controller), path, name="serve the API")
                     log.info("serving %s", path)
                     ServiceManager().tell(f"READY=1\nSTATUS=Serving {path}")
@@ -103,7 +103,7 @@ async def _serve(config: Config, limits: KernelLimits, state: State, history: Hi
                         break
                     nursery.cancel_scope.cancel()
             finally:
-                faults = await controller.put_back()
+                faults = await controller.settling.put_back()
                 writes.cancel_scope.cancel()
     _raise_faults(faults)
 

@@ -8,7 +8,6 @@ from controller.billing.bill import Bill
 from controller.billing.books import Books
 from controller.billing.planner import Plan
 from controller.billing.settlement import Position
-from controller.limits.types import Order
 from sharedfs.kernel.cgroups import CgroupRef
 
 
@@ -17,7 +16,7 @@ class Snapshot:
     """`gone` exited before their pools noticed; the bill is without them.
 
     `positions` lacks tenants whose limits cannot be read, and has the cgroups above tenants that have a budget too.
-    `ordered` is what was to be written, `taken_seconds` when that was, on the clock of the debts.
+    `taken_seconds` is when it was taken, on the clock of the debts.
     """
 
     number: int
@@ -27,7 +26,6 @@ class Snapshot:
     bill: Bill
     positions: Mapping[CgroupRef, Position]
     planned: Plan
-    ordered: tuple[Order, ...]
     taken_seconds: float
 
     def tenant(self, path: str) -> CgroupRef | None:

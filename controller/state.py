@@ -19,7 +19,7 @@ from typing import Any
 
 from controller.database import check_database, damaged
 from controller.limits.marks import Marks
-from controller.limits.types import Limits, Order
+from controller.limits.types import Budget, Limits, Order
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.places import CONTROLLER_DATABASE
@@ -61,14 +61,6 @@ INSERT OR REPLACE INTO journal (
     found_swap, wrote_swap, intended_swap, raised
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What the operator gives a cgroup; `report_only`: bills tell what is over it, and no limit is written."""
-
-    budget_bytes: int
-    report_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

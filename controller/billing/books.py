@@ -31,6 +31,23 @@ Books = Mapping[SharingClass, int]
 """Bytes per class."""
 
 
+@dataclass(frozen=True, slots=True)
+class PoolBooks:
+    """One answer of a pool: its books, and the even shares of all its live tenants, those too that use nothing.
+
+    `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known.
+    """
+
+    pool: str
+    books: Books
+    even_bytes: Mapping[CgroupRef, int]
+    cgroup: str
+
+    @property
+    def tenants(self) -> frozenset[CgroupRef]:
+        return frozenset(self.even_bytes)
+
+
 def cgroup_of(tenant: TenantRef) -> CgroupRef:
     return CgroupRef(tenant.path, tenant.inode)
 

@@ -29,6 +29,8 @@ class Rules:
     room: Room = field(default_factory=Room)
     pace: Pace = field(default_factory=Pace)
     bearing: BearingRule = "pool"
+    settle: bool = True
+    admission: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +49,40 @@ class Plan:
     borne: Mapping[CgroupRef, int]
     watches: Mapping[CgroupRef, Watch]
 
+    @property
+    def ordered(self) -> tuple[Order, ...]:
+        """What goes out now, in this order."""
+        return *self.raising, *self.lowering
+
 
 class Planner:
-    def __init__(self, version: CgroupVersion, rules: Rules, remembered: Mapping[CgroupRef, int] | None = None) -> None:
+    """`remembered` are needs, `indebted` since when there are debts, as far as an earlier life has told."""
+
+    def __init__(
+        self,
+        version: CgroupVersion,
+        rules: Rules,
+        remembered: Mapping[CgroupRef, int] | None = None,
+        indebted: Mapping[CgroupRef, float] | None = None,
+    ) -> None:
         self.rules = rules
-        self.ages = DebtAges()
+        self.ages = DebtAges(indebted)
         self.pacing = Pacing(rules.pace)
         self._version = version
         self.peaks = Peaks(remembered=remembered)
 
-    def plan(self, now_seconds: float, positions: Iterable[Position], *, guarded: bool = True) -> Plan:
+    def plan(
+        self,
+        now_seconds: float,
+        positions: Iterable[Position],
+        *,
+        guarded: bool = True,
+        unbilled: Iterable[Position] = (),
+    ) -> Plan:
         """The settlement of `positions` at `now_seconds`, which never goes back. O(positions log positions).
 
-        Without a guard (`guarded`) no limit is lowered by what would have to yield.
+        Without a guard (`guarded`) no limit is lowered by what would have to yield. Those `unbilled` were settled
+        earlier and owe nothing any more: their limits are put back at once, as their managers set them.
         """
         ready = {position.cgroup: self._look(now_seconds, position) for position in positions}
         self.peaks.keep(ready.keys())
@@ -84,6 +107,10 @@ class Planner:
             watched = watch(position, intended if admitted else now, self._version, self.rules.room)
             if guarded and watched is not None:
                 watches[cgroup] = watched
+        for position in unbilled:
+            order = Order(position.cgroup, position.account.limits, position.found)
+            if order.now != order.intended:
+                (raising if raises(order) else lowering).append(order)
         return Plan(tuple(raising), tuple(lowering), tuple(put_off), ready, tuple(debts), borne, watches)
 
     def _settle(self, position: Position, *, guarded: bool) -> Limits:

@@ -45,6 +45,14 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    """What the operator gives a cgroup; `report_only`: bills tell what is over it, and no limit is written."""
+
+    budget_bytes: int
+    report_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """Move `cgroup` from the limits it has `now` to those `intended`."""
 

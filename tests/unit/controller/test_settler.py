@@ -22,13 +22,13 @@ from controller.billing.pacing import Pace
 from controller.billing.planner import Planner, Rules
 from controller.billing.settlement import Position
 from controller.debts import KeptDebts
-from controller.limits.types import KernelLimits, Limits, Order, managers_limits
+from controller.limits.types import Budget, KernelLimits, Limits, Order, managers_limits
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
 from controller.liveness import is_populated
 from controller.restore import restore
 from controller.settler import Settler
-from controller.state import Budget, State
+from controller.state import State
 from sharedfs.errors import HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 from tests.contract.fake_cgroups import FakeCgroups
