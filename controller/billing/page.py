@@ -5,7 +5,9 @@ one page of another is worked out once for all pages that are alike (`controller
 what it looks at and leaves the rest as it is: the fewer fields differ, the fewer pages there are.
 
 Whoever made and uses a page is known as the ledger knows it (docs/design.md, "The ledger"): its maker as long as that
-lives, and two generations of touches.
+lives, and two generations of touches. The rules are stated a second time here because a `Page` is a tuple that numbers
+stand for, and a sharing class is not: `tests/property/test_page_rules.py` proves that they agree with
+`sharedfs/model/sharing.py`.
 """
 
 from enum import IntEnum
