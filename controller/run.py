@@ -22,8 +22,8 @@ from controller.service import Controller
 from controller.state import State
 from sharedfs import places
 from sharedfs.errors import CallerMistake, HostFault, first_error
-from sharedfs.kept import ServiceManager
 from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.service_manager import ServiceManager
 from sharedfs.unix_http import serve_at
 
 log = logging.getLogger(__name__)

@@ -30,13 +30,14 @@ from pathlib import Path
 
 from sharedfs import claims, faults, places, spill_directory
 from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.kept import ServiceManager, exec_with, listen_at, received
+from sharedfs.kept import exec_with, listen_at, received
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.fuse_wire import MAX_WRITE
 from sharedfs.kernel.huge_pages import ADVISE, NEVER
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import mount_at
+from sharedfs.kernel.service_manager import ServiceManager
 from sharedfs.mount_options import FILESYSTEM_TYPE, PoolOptions, parse, written
 from sharedfs.pool_cgroup import PoolCgroup, be_never_killed, join_pool_cgroup
 from sharedfs.room import check_room

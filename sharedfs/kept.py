@@ -1,4 +1,4 @@
-"""Descriptors that outlive a process, by systemd's protocol (sd_listen_fds(3), and FDSTORE=1 of sd_notify(3)).
+"""Descriptors that outlive a process, by systemd's protocol: sd_listen_fds(3), and FDSTORE=1 of sd_notify(3).
 
 The keeper hands them to the daemon just as a service manager hands them to the keeper, so there is one way to receive
 them: descriptors from 3 on, their names and the receiver's process id in the environment.
@@ -10,7 +10,6 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-KEPT_VARIABLE = "SHAREDFS_DESCRIPTORS_KEPT"
 _FIRST = 3
 _BACKLOG = 100  # clients of a daemon that is just being replaced
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
@@ -56,30 +55,3 @@ def listen_at(path: Path) -> socket.socket:
     beside.rename(path)
     listener.listen(_BACKLOG)
     return listener
-
-
-class ServiceManager:
-    """Who started us and wants to be told how we are (sd_notify(3)); nobody, where $NOTIFY_SOCKET is not set.
-
-    `keeps` says whether it hands our descriptors to whoever it starts after us. It does not tell, so its unit does.
-    """
-
-    def __init__(self) -> None:
-        self._address = os.environ.pop("NOTIFY_SOCKET", "")
-        self.keeps = bool(self._address and os.environ.pop(KEPT_VARIABLE, ""))
-        if self._address.startswith("@"):
-            self._address = "\0" + self._address[1:]
-
-    def tell(self, state: str) -> None:
-        self._send(state, [])
-
-    def keep(self, name: str, fd: int) -> None:
-        """Have a descriptor kept for whoever is started after us. No O_PATH descriptors: they are refused."""
-        if self.keeps:
-            self._send(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
-
-    def _send(self, state: str, fds: list[int]) -> None:
-        if self._address:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-                manager.connect(self._address)
-                socket.send_fds(manager, [state.encode()], fds)

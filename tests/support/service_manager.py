@@ -5,7 +5,8 @@ import signal
 import socket
 import sys
 
-from sharedfs.kept import KEPT_VARIABLE, exec_with
+from sharedfs.kept import exec_with
+from sharedfs.kernel.service_manager import KEPT_VARIABLE
 from tests.support.mount import MountedPool
 
 
