@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from controller.api_types import (
     Bills,
-    BudgetOrder,
     BudgetState,
     ExitForecast,
     Explanation,
@@ -18,7 +18,6 @@ from controller.api_types import (
     Handover,
     Health,
     Policies,
-    PolicyOrder,
     PolicyState,
     Unclaimed,
     UsageHistory,
@@ -37,6 +36,26 @@ Tenant = Annotated[str, Query(min_length=1, description="the cgroup's path, or i
 
 OptionalTenant = Annotated[str | None, Query(min_length=1)]
 PoolPath = Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]
+
+
+class _Body(BaseModel):
+    """What comes with a request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BudgetOrder(_Body):
+    """`report_only`: bills tell what is over the budget, and no limit is written."""
+
+    budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
+    report_only: bool = False
+
+
+class PolicyOrder(_Body):
+    """`name` None: the policy of the configuration. `payer` is the tenant that `designated` names."""
+
+    name: str | None
+    payer: str | None = None
 
 
 def make_api(controller: Controller) -> FastAPI:

@@ -1,21 +1,14 @@
-"""What the controller's API says, as plain typed data. Sizes are bytes; a tenant is its cgroup's path on the host."""
+"""What the controller's API says, as plain typed data. Sizes are bytes; a tenant is its cgroup's path on the host.
 
-from typing import Annotated, Literal
+Dataclasses, because a command of one question does not wait for pydantic: `client.read` makes them of JSON.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use one of them
+from dataclasses import dataclass
+from typing import Literal
 
 
-class _Body(_Frozen):
-    """What comes with a request: FastAPI wants its type built."""
-
-    model_config = ConfigDict(defer_build=False)
-
-
-class TenantBill(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantBill:
     """`limit_bytes` is what the kernel enforces now: budget - share + debt - borne. None is no limit, or no budget.
 
     Budget and limit are the lowest of the tenant's own and those of the cgroups above it; `bound_by` is the cgroup
@@ -48,7 +41,8 @@ class TenantBill(_Frozen):
     swap_debt_bytes: int
 
 
-class GroupBill(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupBill:
     """A cgroup above tenants, with a limit of its own: `due_bytes` is what all tenants at or below it owe."""
 
     cgroup: str
@@ -65,7 +59,8 @@ class GroupBill(_Frozen):
     swap_debt_bytes: int
 
 
-class PoolAnswers(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolAnswers:
     """How it stands with one pool. `age_seconds` is of its books; None: it has not answered yet, so no bill has it.
 
     `errors` counts questions and orders of the controller without a proper answer, `last_error` is the last one's.
@@ -77,7 +72,8 @@ class PoolAnswers(_Frozen):
     last_error: str
 
 
-class Bills(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bills:
     """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` (I1).
 
     Of the debts of all tenants, `borne_bytes` are taken off limits of others; the rest stays with the pool.
@@ -95,7 +91,8 @@ class Bills(_Frozen):
     groups: tuple[GroupBill, ...]
 
 
-class ExplainedFile(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedFile:
     """`used_bytes` are those that the tenant allocated or uses, by how the daemon knows of it.
 
     That is an open handle for fast reading, page tables, or (`touched_bytes`) allocations, reads and writes.
@@ -110,7 +107,8 @@ class ExplainedFile(_Frozen):
     share_bytes: int
 
 
-class ExplainedClass(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedClass:
     """`bytes` are those of the whole class, `share_bytes` the tenant's part of them."""
 
     pool: str
@@ -123,7 +121,8 @@ class ExplainedClass(_Frozen):
     share_bytes: int
 
 
-class Explanation(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
     """A tenant's share, twice: those of all its files and those of `classes` both sum to `share_bytes`.
 
     `files` are the ones with the largest shares; the `others` have `others_share_bytes` together.
@@ -138,13 +137,15 @@ class Explanation(_Frozen):
     classes: tuple[ExplainedClass, ...]
 
 
-class FileUser(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileUser:
     tenant: str
     used_bytes: int
     share_bytes: int
 
 
-class FileUsers(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileUsers:
     """The shares and `unclaimed_bytes` sum to `resident_bytes`."""
 
     pool: str
@@ -154,7 +155,8 @@ class FileUsers(_Frozen):
     tenants: tuple[FileUser, ...]
 
 
-class Handover(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Handover:
     """What `tenant` (None: nobody) owns from now on: `handed_bytes` in so many files of `pool`.
 
     `foreign_bytes` of them stay whose they were. `share_bytes` and `debt_bytes` are the tenant's after that.
@@ -170,7 +172,8 @@ class Handover(_Frozen):
     debt_bytes: int
 
 
-class SurvivorBill(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurvivorBill:
     tenant: str
     share_before_bytes: int
     share_after_bytes: int
@@ -178,7 +181,8 @@ class SurvivorBill(_Frozen):
     limit_after_bytes: int | None
 
 
-class ExitForecast(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitForecast:
     """`freed_bytes` would become unclaimed: nobody but `tenant` uses them."""
 
     tenant: str
@@ -186,14 +190,8 @@ class ExitForecast(_Frozen):
     tenants: tuple[SurvivorBill, ...]
 
 
-class BudgetOrder(_Body):
-    """`report_only`: bills tell what is over the budget, and no limit is written."""
-
-    budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
-    report_only: bool = False
-
-
-class BudgetState(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetState:
     """`known` says whether a pool has the tenant: its limit is written only while one has."""
 
     tenant: str
@@ -202,7 +200,8 @@ class BudgetState(_Frozen):
     known: bool
 
 
-class PlannedWrite(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedWrite:
     """`file` is absolute. `would`: in a dry run; `ordered`: done, or under way; `waits`: put off for now."""
 
     cgroup: str
@@ -212,14 +211,16 @@ class PlannedWrite(_Frozen):
     state: Literal["would", "ordered", "waits"]
 
 
-class WritePlan(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePlan:
     """The writes of the last settlement."""
 
     dry_run: bool
     writes: tuple[PlannedWrite, ...]
 
 
-class HistoryEntry(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
     """What a tenant paid for and used of a pool, in byte-seconds; `tenant` is None for what nobody paid for.
 
     `first` is the stamp of the oldest bucket counted, `covered_seconds` for how long its bill was known.
@@ -233,14 +234,16 @@ class HistoryEntry(_Frozen):
     used_byte_seconds: int
 
 
-class UsageHistory(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageHistory:
     """Totals, the largest first. `since_seconds` is None when all that is kept was asked for."""
 
     since_seconds: int | None
     lines: tuple[HistoryEntry, ...]
 
 
-class PolicyShare(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyShare:
     """What a tenant pays under one policy, and how much more (or less) that is than under `proportional`.
 
     `for_others_bytes` are paid for others, `by_others_bytes` are paid by them; one of the two is 0.
@@ -251,7 +254,8 @@ class PolicyShare(_Frozen):
     by_others_bytes: int
 
 
-class PolicyTotal(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyTotal:
     """`nobody_bytes` are on no tenant's bill. A policy that does not conserve bills more than what is resident."""
 
     billed_bytes: int
@@ -259,12 +263,14 @@ class PolicyTotal(_Frozen):
     conserves: bool
 
 
-class TenantPolicies(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantPolicies:
     tenant: str
     shares: dict[str, PolicyShare]
 
 
-class Policies(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policies:
     """The same books under every policy that they are enough for, by the policies' names."""
 
     active: str
@@ -274,19 +280,14 @@ class Policies(_Frozen):
     need_history: tuple[str, ...]
 
 
-class PolicyOrder(_Body):
-    """`name` None: the policy of the configuration. `payer` is the tenant that `designated` names."""
-
-    name: str | None
-    payer: str | None = None
-
-
-class PolicyState(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyState:
     active: str
     payer: str | None
 
 
-class Health(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
     """`settlements` counts them since the start; `pools` are those that live.
 
     `limit_writes` counts writes to limit files since the start, `orders_put_off` changes that had to wait,
@@ -302,7 +303,8 @@ class Health(_Frozen):
     limits_yielded: int
 
 
-class UnclaimedLine(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnclaimedLine:
     """A file with pages that no live tenant uses; `spilled`: they are on disk. See the feed's type."""
 
     pool: str
@@ -315,7 +317,8 @@ class UnclaimedLine(_Frozen):
     spilled: bool
 
 
-class Unclaimed(_Frozen):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unclaimed:
     """`unclaimed_bytes` of all files in memory; `spilled_bytes` are no memory."""
 
     unclaimed_bytes: int

@@ -7,9 +7,9 @@ command needs it, because people wait for `sharedctl bills`.
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -93,20 +93,21 @@ def budget(tenant: str, budget: str, report_only: bool) -> None:
 
     Example: sharedctl budget /tenants/a 512M
     """
-    from controller.client import ask  # noqa: PLC0415
+    from controller.api_types import BudgetState  # noqa: PLC0415
+    from controller.client import ask, read  # noqa: PLC0415
 
     if budget == "clear":
-        answer = ask("DELETE", "/v1/budget", {"tenant": tenant})
-        click.echo(f"{answer['tenant']}: no budget")
+        done = read(BudgetState, ask("DELETE", "/v1/budget", {"tenant": tenant}))
+        click.echo(f"{done.tenant}: no budget")
         return
     try:
         budget_bytes = parse_size(budget)
     except ValueError as error:
         raise CallerMistake(str(error)) from None
     order = {"budget_bytes": budget_bytes, "report_only": report_only}
-    answer = ask("PUT", "/v1/budget", {"tenant": tenant}, order)
-    when = ", for reports only" if report_only else "" if answer["known"] else ", enforced from when it uses a pool"
-    click.echo(f"{answer['tenant']}: budget {format_size(answer['budget_bytes'])}{when}")
+    done = read(BudgetState, ask("PUT", "/v1/budget", {"tenant": tenant}, order))
+    when = ", for reports only" if report_only else "" if done.known else ", enforced from when it uses a pool"
+    click.echo(f"{done.tenant}: budget {format_size(budget_bytes)}{when}")
 
 
 @cli.command()
@@ -116,7 +117,7 @@ def bills(as_json: bool) -> None:
 
     Example: sharedctl bills --json
     """
-    _answer("bills", as_json, "/v1/bills")
+    _answer("/v1/bills", as_json)
 
 
 @cli.command()
@@ -126,7 +127,7 @@ def plan(as_json: bool) -> None:
 
     Example: sharedctl plan --json
     """
-    _answer("plan", as_json, "/v1/plan")
+    _answer("/v1/plan", as_json)
 
 
 @cli.command(epilog=TENANT_HELP)
@@ -140,7 +141,7 @@ def explain(tenant: str, files: int, as_json: bool) -> None:
 
     Example: sharedctl explain /tenants/a
     """
-    _answer("explain", as_json, "/v1/explain", tenant=tenant, files=str(files))
+    _answer("/v1/explain", as_json, tenant=tenant, files=str(files))
 
 
 @cli.command()
@@ -150,7 +151,7 @@ def status(as_json: bool) -> None:
 
     Example: sharedctl status
     """
-    _answer("status", as_json, "/v1/health")
+    _answer("/v1/health", as_json)
 
 
 @cli.command()
@@ -162,7 +163,7 @@ def users(path: str, as_json: bool) -> None:
     Example: sharedctl users /mnt/pool/model.bin
     """
     # By name alone: looking a path up on the mount would be a touch of its own.
-    _answer("users", as_json, "/v1/users", path=os.path.abspath(path))
+    _answer("/v1/users", as_json, path=os.path.abspath(path))
 
 
 @cli.command(epilog=TENANT_HELP)
@@ -178,7 +179,8 @@ def claim(path: str, tenant: str, recursive: bool, as_json: bool) -> None:
 
     Example: sharedctl claim /mnt/pool/model.bin /tenants/a
     """
-    from controller.client import CLAIM_SECONDS, ask  # noqa: PLC0415
+    from controller.api_types import Handover  # noqa: PLC0415
+    from controller.client import CLAIM_SECONDS, ask, read  # noqa: PLC0415
 
     if not path:
         raise CallerMistake("the path is empty: name a file on a pool's mount")
@@ -189,15 +191,14 @@ def claim(path: str, tenant: str, recursive: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    files = f"{answer['files']} file{'' if answer['files'] == 1 else 's'}"
-    click.echo(
-        f"{answer['tenant'] or 'nobody'} owns {format_size(answer['handed_bytes'])} in {files} of {answer['path']}"
-    )
-    if answer["foreign_bytes"]:
-        click.echo(f"{format_size(answer['foreign_bytes'])} stay with their owner: the kernel charges them to it")
-    if answer["debt_bytes"]:
+    done = read(Handover, answer)
+    files = f"{done.files} file{'' if done.files == 1 else 's'}"
+    click.echo(f"{done.tenant or 'nobody'} owns {format_size(done.handed_bytes)} in {files} of {done.path}")
+    if done.foreign_bytes:
+        click.echo(f"{format_size(done.foreign_bytes)} stay with their owner: the kernel charges them to it")
+    if done.debt_bytes:
         click.echo(
-            f"{answer['tenant']} is over its budget: {format_size(answer['debt_bytes'])} are debt "
+            f"{done.tenant} is over its budget: {format_size(done.debt_bytes)} are debt "
             "until it frees memory or its budget is raised"
         )
 
@@ -217,7 +218,7 @@ def history(tenant: str | None, since: str | None, as_json: bool) -> None:
             query["since_seconds"] = str(parse_duration(since))
         except ValueError as error:
             raise CallerMistake(str(error)) from None
-    _answer("history", as_json, "/v1/history", **query)
+    _answer("/v1/history", as_json, **query)
 
 
 @cli.command()
@@ -227,7 +228,7 @@ def unclaimed(as_json: bool) -> None:
 
     Example: sharedctl unclaimed --json
     """
-    _answer("unclaimed", as_json, "/v1/unclaimed")
+    _answer("/v1/unclaimed", as_json)
 
 
 @cli.command()
@@ -238,7 +239,7 @@ def policies(payer: str | None, as_json: bool) -> None:
 
     Example: sharedctl policies --payer /tenants/a
     """
-    _answer("policies", as_json, "/v1/policies", **({} if payer is None else {"payer": payer}))
+    _answer("/v1/policies", as_json, **({} if payer is None else {"payer": payer}))
 
 
 @cli.command()
@@ -291,10 +292,12 @@ def set_policy(name: str, payer: str | None) -> None:
 
     Example: sharedctl set-policy first_touch
     """
-    from controller.client import ask  # noqa: PLC0415
+    from controller.api_types import PolicyState  # noqa: PLC0415
+    from controller.client import ask, read  # noqa: PLC0415
 
-    answer = ask("PUT", "/v1/policy", {}, {"name": None if name == "default" else name, "payer": payer})
-    click.echo(f"policy {answer['active']}" + (f", paid by {answer['payer']}" if answer["payer"] else ""))
+    order = {"name": None if name == "default" else name, "payer": payer}
+    done = read(PolicyState, ask("PUT", "/v1/policy", {}, order))
+    click.echo(f"policy {done.active}" + (f", paid by {done.payer}" if done.payer else ""))
 
 
 @cli.group("what-if", no_args_is_help=False)
@@ -313,7 +316,7 @@ def what_if_exit(tenant: str, as_json: bool) -> None:
 
     Example: sharedctl what-if exit /tenants/a --json
     """
-    _answer("what_if_exit", as_json, "/v1/what-if/exit", tenant=tenant)
+    _answer("/v1/what-if/exit", as_json, tenant=tenant)
 
 
 @cli.command()
@@ -335,22 +338,21 @@ def zombies(as_json: bool) -> None:
     with Console(stderr=True).status("looking") as status:
         found = find_zombies(find_memory_hierarchy(), lambda what: status.update(f"looking at {what}"))
     if as_json:
-        click.echo(found.model_dump_json(indent=2))
+        click.echo(json.dumps(asdict(found), indent=2))
     else:
-        tables.zombies(found.model_dump())
+        tables.zombies(found)
 
 
-def _answer(table: str, as_json: bool, url: str, **query: str) -> None:
+def _answer(url: str, as_json: bool, **query: str) -> None:
     from controller.client import ask  # noqa: PLC0415
 
     answer = ask("GET", url, query)
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return
-    from controller import tables  # noqa: PLC0415
+    from controller.tables import VIEWS  # noqa: PLC0415
 
-    show: Callable[[dict[str, Any]], None] = getattr(tables, table)
-    show(answer)
+    VIEWS[url](answer)
 
 
 def _need_root(what: str) -> None:

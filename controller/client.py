@@ -1,7 +1,10 @@
 """The controller's API from the other side of its socket."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from sharedfs import places, unix_client
 from sharedfs.errors import CallerMistake, HostFault
@@ -13,6 +16,9 @@ CLAIM_SECONDS = 600.0
 """As many files as there are in a directory are handed over at once."""
 
 Answer = dict[str, Any]
+"""As JSON has it; `read` makes a type of it."""
+
+Told = TypeVar("Told")
 
 
 def ask(
@@ -44,3 +50,37 @@ def ask(
     if response.is_callers_mistake:
         raise CallerMistake(answer["detail"])
     raise HostFault(answer["detail"])
+
+
+def read(kind: type[Told], answer: Any) -> Told:
+    """`answer` as a type of `controller.api_types`. What the type does not have is left out.
+
+    Raises HostFault when something is missing: the controller is of another version.
+    """
+    try:
+        told: Told = _read(kind, answer)
+    except TypeError as missing:
+        raise HostFault(f"the controller is of another version, restart it: {missing}") from missing
+    return told
+
+
+def _read(kind: Any, told: Any) -> Any:
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = _hints(kind)
+        return kind(**{name: _read(hints[name], value) for name, value in told.items() if name in hints})
+    match get_origin(kind):
+        case origin if origin is tuple:
+            item = get_args(kind)[0]
+            return tuple(_read(item, part) for part in told)
+        case origin if origin is dict:
+            item = get_args(kind)[1]
+            return {key: _read(item, part) for key, part in told.items()}
+        case origin if origin is UnionType and told is not None:
+            (other,) = (part for part in get_args(kind) if part is not NoneType)
+            return _read(other, told)
+    return told
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)

@@ -27,7 +27,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
 FASTEST_BYTES_PER_SECOND = 4 << 30
 """How fast a tenant may come to need what is page cache now. It decides when usage is looked at again."""
@@ -40,16 +40,47 @@ _MLOCK_ALL = 3  # MCL_CURRENT | MCL_FUTURE
 _GONE = (FileNotFoundError, NotADirectoryError)
 
 
+File = tuple[str, list[int | None], int | None]
+"""A limit's file, the values to raise from and the one to raise to; None is no limit."""
+
+
+class Entry(TypedDict):
+    """A cgroup to watch; `key` names it in other orders and in answers."""
+
+    key: str
+    directory: str
+    inode: int
+    v1: bool
+    threshold: int
+    limit: int
+    files: list[File]
+
+
+class Order(TypedDict, total=False):
+    """One line of input; keys name cgroups."""
+
+    watch: list[Entry]
+    drop: list[str]
+    look: list[str]
+    quit: bool
+
+
+class Answer(TypedDict):
+    """The cgroups whose limits were raised since the last answer."""
+
+    raised: list[str]
+
+
 @dataclass
 class Watched:
-    """One cgroup. `files`: for each limit the values to raise from and the one to raise to; None is no limit."""
+    """One cgroup."""
 
     key: str
     directory: int
     v1: bool
     threshold_bytes: int
     limit_bytes: int
-    files: list[tuple[str, list[int | None], int | None]]
+    files: list[File]
     event: int = -1
     due_seconds: float = field(default=float("inf"))
     """When to look again though no event came."""
@@ -77,7 +108,7 @@ class Guard:
 
     # -- orders
 
-    def obey(self, order: dict[str, Any]) -> None:
+    def obey(self, order: Order) -> None:
         for key in order.get("drop", ()):
             self.drop(key)
         for entry in order.get("watch", ()):
@@ -88,7 +119,7 @@ class Guard:
             if key in self.watched:
                 self.look(self.watched[key])
 
-    def watch(self, entry: dict[str, Any]) -> None:
+    def watch(self, entry: Entry) -> None:
         directory = os.open(entry["directory"], os.O_RDONLY | os.O_DIRECTORY)
         files = [(name, lowered, raised) for name, lowered, raised in entry["files"]]
         watched = Watched(entry["key"], directory, entry["v1"], entry["threshold"], entry["limit"], files)
@@ -266,7 +297,7 @@ def serve(guard: Guard, patience_seconds: float) -> None:
             heard_seconds = time.monotonic()
             *lines, pending = (pending + received).split(b"\n")
             for line in lines:
-                order = json.loads(line)
+                order: Order = json.loads(line)
                 guard.obey(order)
                 if order.get("quit"):
                     for key in tuple(guard.watched):
@@ -278,7 +309,7 @@ def serve(guard: Guard, patience_seconds: float) -> None:
         guard.look_at_those_due()
 
 
-def _answer(answer: dict[str, Any]) -> None:
+def _answer(answer: Answer) -> None:
     os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
 
 

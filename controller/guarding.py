@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -25,7 +24,7 @@ from controller import guard
 from controller.billing.watching import Watch
 from controller.limits.types import KernelLimits
 from sharedfs import places
-from sharedfs.errors import HostFault
+from sharedfs.errors import BrokenInvariant, HostFault
 from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
 
 log = logging.getLogger(__name__)
@@ -71,7 +70,10 @@ class Guarding:
                     return True
                 self.works = await self._start()
             new = [watch for watch in wanted.values() if not _covers(armed.get(watch.cgroup), watch)]
-            order = {"watch": [self._entry(watch) for watch in new], "drop": [_key(cgroup) for cgroup in old]}
+            order: guard.Order = {
+                "watch": [self._entry(watch) for watch in new],
+                "drop": [_key(cgroup) for cgroup in old],
+            }
             self.watches = wanted
             self.works = self.works and await self._ask(order)
             return self.works
@@ -117,7 +119,7 @@ class Guarding:
         self._started = trio.Event()
         return await self._ask(None)
 
-    async def _ask(self, order: dict[str, Any] | None) -> bool:
+    async def _ask(self, order: guard.Order | None) -> bool:
         """None waits for its first word. Whoever does not answer is ended."""
         process, received = self._process, b""
         assert process is not None
@@ -161,10 +163,10 @@ class Guarding:
                 process.kill()
                 await process.wait()
 
-    def _entry(self, watch: Watch) -> dict[str, object]:
+    def _entry(self, watch: Watch) -> guard.Entry:
         v1 = self._limits.hierarchy.version is CgroupVersion.V1
         maxima = [limits.max_bytes for limits in watch.lowered]
-        files: list[tuple[str, list[int | None], int | None]]
+        files: list[guard.File]
         if v1:
             files = [("memory.limit_in_bytes", list(maxima), watch.raised.max_bytes)]
         else:
@@ -174,6 +176,8 @@ class Guarding:
                 ("memory.high", highs, watch.raised.high_bytes),
             ]
         limit_bytes = watch.lowered[0].enforced_bytes
+        if limit_bytes is None:
+            raise BrokenInvariant(f"nothing yields where there is no limit: {watch}")
         return {
             "key": _key(watch.cgroup),
             "directory": str(self._limits.hierarchy.directory(watch.cgroup.path)),

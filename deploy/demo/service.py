@@ -19,6 +19,7 @@ from shutil import rmtree
 import psutil
 
 from controller.api_types import Bills
+from controller.client import read
 from deploy.demo.host import wait_until
 from deploy.demo.interrupts import whole_steps
 from sharedfs import places, pools
@@ -41,7 +42,7 @@ def command(name: str, *arguments: str) -> str:
 
 def bills() -> Bills:
     """What `sharedctl bills --json` says. Raises BrokenInvariant where it contradicts I1."""
-    told = Bills.model_validate_json(command("sharedctl", "bills", "--json"))
+    told = read(Bills, json.loads(command("sharedctl", "bills", "--json")))
     shares_bytes = sum(tenant.share_bytes for tenant in told.tenants)
     if shares_bytes + told.unclaimed_bytes != told.pool_resident_bytes:
         raise BrokenInvariant(
