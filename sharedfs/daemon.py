@@ -24,6 +24,7 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.datapath import DataPath
+from sharedfs.descriptors import data_files
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.faults import faults_of, hidden_features
 from sharedfs.feed import make_feed
@@ -92,8 +93,7 @@ class Pool:
         self._start = start
         self._kept = kept
         self.state = StateFiles(kept["state"])
-        words = self.state.read(_OPTIONS_FILE).decode() or start.options
-        self.options = parse(words, 0).options(start.mountpoint, start.name, 0)
+        self.options = self._options()
         self.cgroup = start.pool_cgroup()
         self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
         faults = faults_of(self.state)
@@ -113,7 +113,8 @@ class Pool:
         self.reaper = Reaper(self.store, self.books, self.allocation, faults)
         resources.callback(self.reaper.close)
         growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes, self.reaper)
-        self.data_path = DataPath(self.store, self.books, self.allocation, growth, self.reaper, events)
+        files = data_files(self.store.mount_fd)
+        self.data_path = DataPath(self.store, files, self.books, self.allocation, growth, self.reaper, events)
         resources.callback(self.data_path.close)
         self.backing = BackingFiles(kept["device"])
         callers = Callers(self.books, events)
@@ -122,9 +123,9 @@ class Pool:
         resources.callback(self._end_spill)
         self.namespace = Namespace(
             self.store,
+            files,
             self.books,
             self.allocation,
-            self.data_path,
             lambda: self.backing if self.channel.passthrough else None,
             lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
             growth,
@@ -235,6 +236,11 @@ class Pool:
             self.channel.ask_again()
         else:
             self.channel.answer_first(self.in_hand.waiting(self.channel.is_waiting))
+
+    def _options(self) -> PoolOptions:
+        """Those in force: as the last remount left them."""
+        words = self.state.read(_OPTIONS_FILE).decode() or self._start.options
+        return parse(words, 0).options(self._start.mountpoint, self._start.name, 0)
 
     def _find_device(self) -> tuple[int, int]:
         """The mount's (major, minor): as the first daemon saw it, for it may be mounted elsewhere only by now."""

@@ -37,7 +37,6 @@ except ImportError:  # it is optional: no compiler at installation
 
 PURE_PYTHON_VARIABLE = "SHAREDFS_PURE_PYTHON"
 
-_DATA_DESCRIPTORS = 4096
 _BODY = wire.IN_HEADER.size
 _REPLY_HEADER = wire.OUT_HEADER.size
 # A longer allocation is made beside the pump: other tenants' reads do not wait for it. 16 MiB take about 2 ms.
@@ -56,6 +55,7 @@ class DataPath:
     def __init__(
         self,
         store: Store,
+        files: Descriptors,
         books: Books,
         allocation: Allocation,
         growth: Growth,
@@ -63,6 +63,7 @@ class DataPath:
         events: TaskEvents | None,
     ) -> None:
         self._store = store
+        self._files = files
         self._room = store.tmpfs.room
         self._books = books
         self._allocation = allocation
@@ -74,7 +75,6 @@ class DataPath:
         self._gate = threading.Lock()  # held over each change of content that is not the shortcut's, and by `quiet`
         self._engine = threading.Lock()
         self._distrusted = False
-        self._files = Descriptors(store.mount_fd, os.O_RDWR, _DATA_DESCRIPTORS)
         self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
         self._slow_lane = Lane(_SLOW_THREADS, "allocate")
         # Files that the kernel made pages of its own for: since the last `drop_page_cache`; and for how many of its
@@ -167,18 +167,6 @@ class DataPath:
             with self._engine:
                 if fast is not None and not self._distrusted:
                     fast.enabled = 1
-
-    def adopt(self, inode: int, fd: int) -> None:
-        """A new file's descriptor becomes ours: who makes a file writes to it, as a rule. In the pump's thread only."""
-        self._files.put(inode, fd)
-
-    def descriptor_of(self, inode: int) -> int | None:
-        """The descriptor that is open of a file, not the caller's to close. In the request pump's thread only."""
-        return self._files.by_inode.get(inode)
-
-    def discard(self, inode: int) -> None:
-        """Hold no descriptor of an inode that nobody has open. From any thread."""
-        self._files.discard(inode)
 
     def make_room(self) -> None:
         """Close descriptors that can be opened anew, for a process that has none left. In the request pump's thread."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 SCARCE = frozenset({EMFILE, ENFILE})
 """The errors of a process, or a host, that has no descriptor left."""
 
+_DATA_FILES = 4096
 # Descriptors that lost their place stay open until so many others have: more than one request ever takes, so that none
 # is closed while the request that was given it goes on.
 _PUT_ASIDE = 32
@@ -26,6 +27,11 @@ def open_for_data(mount_fd: int, handle: bytes) -> int:
         except PermissionError:
             pass
     return syscalls.open_by_handle(mount_fd, handle, os.O_RDONLY)
+
+
+def data_files(mount_fd: int) -> "Descriptors":
+    """Those through which the daemon reads and writes regular files for tenants."""
+    return Descriptors(mount_fd, os.O_RDWR, _DATA_FILES)
 
 
 class Descriptors:

@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
-from sharedfs.datapath import DataPath
-from sharedfs.descriptors import SCARCE
+from sharedfs.descriptors import SCARCE, Descriptors
 from sharedfs.faults import Point
 from sharedfs.growth import Growth, Reservation
 from sharedfs.inodes import ENTRY_SECONDS, SET_ID_BITS, Node, Words, is_the_only_one
@@ -73,7 +72,9 @@ class ContentOnDisk(Exception):
 
 
 class Namespace:
-    """Call with `lock` held, except `reserve`. `backing` is None where the kernel has no passthrough.
+    """Call with `lock` held, except `reserve`. `files` are the descriptors that the data path reads and writes through.
+
+    `backing` is None where the kernel has no passthrough.
 
     `expire(inode)` tells the kernel that what it knows of a file's attributes may change from now on without it.
     """
@@ -81,9 +82,9 @@ class Namespace:
     def __init__(
         self,
         store: Store,
+        files: Descriptors,
         books: Books,
         allocation: Allocation,
-        data_path: DataPath,
         backing: Callable[[], BackingFiles | None],
         expire: Callable[[int], None],
         growth: Growth,
@@ -97,9 +98,9 @@ class Namespace:
         self.store = store
         self.lock = store.lock
         self.listings = Listings(store, incarnation)
+        self._files = files
         self._books = books
         self._allocation = allocation
-        self._data_path = data_path
         self._backing = backing
         self._expire = expire
         self._growth = growth
@@ -359,7 +360,7 @@ class Namespace:
         except OSError:
             os.close(fd)
             raise
-        self._data_path.adopt(node.inode, fd)
+        self._files.put(node.inode, fd)  # who makes a file writes to it, as a rule
         node.opens, node.may_be_mapped, node.mappable = 1, True, _reads(flags)
         self.store.refer(node)
         return node, found
@@ -463,7 +464,7 @@ class Namespace:
             self._aftermath = Aftermath(read_inode=inode, reader=reader, handles=-1)
         node.opens -= 1
         if node.opens == 0:
-            self._data_path.discard(inode)
+            self._files.discard(inode)
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
             node.backing_id, node.mappable = 0, False
         self.store.changed(node)
@@ -475,7 +476,7 @@ class Namespace:
         """
         for make_room in (self.make_room, lambda: None):
             try:
-                self._allocation.book_strays(node, self._data_path.descriptor_of(node.inode))
+                self._allocation.book_strays(node, self._files.by_inode.get(node.inode))
             except OSError as error:
                 if error.errno not in SCARCE:
                     raise
@@ -517,7 +518,7 @@ class Namespace:
         with self.store.opened(node, os.O_RDONLY | os.O_NONBLOCK) as fd:
             fcntl.ioctl(fd, command, argument)
         if node.opens <= 1:  # by this call: the next descriptor has the access that is allowed then
-            self._data_path.discard(inode)
+            self._files.discard(inode)
 
     def make_room(self) -> None:
         """Close descriptors that can be opened anew, for a process that has none left; between two operations."""
@@ -536,7 +537,7 @@ class Namespace:
         self._books.drop(inode)
 
     def _let_go(self, inode: int) -> None:
-        self._data_path.discard(inode)
+        self._files.discard(inode)
         self._spill.forget(inode)
 
     def _ended(self, inode: int | None) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
+from sharedfs.descriptors import data_files
 from sharedfs.errors import HostFault
 from sharedfs.growth import Growth
 from sharedfs.inodes import ENTRY_SECONDS
@@ -103,7 +104,7 @@ def served(engine: str) -> Iterator[Wire]:
         allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
         reaper = Reaper(store, books, allocation)
         growth = Growth(store, books, allocation, 0, reaper)
-        data_path = DataPath(store, books, allocation, growth, reaper, events)
+        data_path = DataPath(store, data_files(store.mount_fd), books, allocation, growth, reaper, events)
         resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)

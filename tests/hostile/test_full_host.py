@@ -11,6 +11,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
+from sharedfs.descriptors import data_files
 from sharedfs.growth import Growth
 from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
@@ -97,13 +98,14 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
-    data_path = DataPath(store, books, allocation, growth, reaper, None)
+    files = data_files(store.mount_fd)
+    data_path = DataPath(store, files, books, allocation, growth, reaper, None)
     spill = Spill(None, store, books)
     namespace = Namespace(
         store,
+        files,
         books,
         allocation,
-        data_path,
         lambda: None,
         lambda _: None,
         growth,

@@ -17,6 +17,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
+from sharedfs.descriptors import data_files
 from sharedfs.growth import Growth
 from sharedfs.inodes import Node
 from sharedfs.journal import Kind
@@ -169,13 +170,14 @@ def serving(store: Store, books: Books) -> Iterator[Serving]:
     allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
-    data_path = DataPath(store, books, allocation, growth, reaper, None)
+    files = data_files(store.mount_fd)
+    data_path = DataPath(store, files, books, allocation, growth, reaper, None)
     callers, spill = Callers(books, None), Spill(None, store, books)
     namespace = Namespace(
         store,
+        files,
         books,
         allocation,
-        data_path,
         lambda: None,
         lambda _: None,
         growth,

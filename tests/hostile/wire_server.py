@@ -34,6 +34,7 @@ def main(device_fd: int) -> None:
     from sharedfs.books import Books  # noqa: PLC0415
     from sharedfs.callers import Callers  # noqa: PLC0415
     from sharedfs.datapath import DataPath  # noqa: PLC0415
+    from sharedfs.descriptors import data_files  # noqa: PLC0415
     from sharedfs.frequent import FrequentRequests  # noqa: PLC0415
     from sharedfs.growth import Growth  # noqa: PLC0415
     from sharedfs.journal import Journal  # noqa: PLC0415
@@ -60,13 +61,14 @@ def main(device_fd: int) -> None:
     allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 1 << 30, reaper)
-    data_path = DataPath(store, books, allocation, growth, reaper, events)
+    files = data_files(store.mount_fd)
+    data_path = DataPath(store, files, books, allocation, growth, reaper, events)
     spill = Spill(None, store, books)
     namespace = Namespace(
         store,
+        files,
         books,
         allocation,
-        data_path,
         lambda: None,
         lambda _: None,
         growth,
