@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from sharedfs.books import Books
 from sharedfs.descriptors import SCARCE
-from sharedfs.inodes import Inodes, Node
+from sharedfs.inodes import Inodes
 from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import ALWAYS, WITHIN_SIZE
 from sharedfs.kernel.pagemap import PAGE_BYTES
@@ -20,6 +20,7 @@ from sharedfs.lost_pages import LostPages
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE, PageRange, Runs, as_runs, common
 from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.node import Node
 from sharedfs.page_moves import PageMoves, Round
 
 # Making a huge page of small ones takes 1 to 3 ms, and faults in it wait.

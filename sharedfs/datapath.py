@@ -19,7 +19,7 @@ from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.descriptors import Descriptors
 from sharedfs.growth import Growth
-from sharedfs.inodes import ENTRY_SECONDS, Node
+from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel, RequestHandler
@@ -27,6 +27,7 @@ from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.lane import Lane
 from sharedfs.model.tenant import TenantId
+from sharedfs.node import Node
 from sharedfs.reaper import Reaper
 from sharedfs.store import Store
 

@@ -3,12 +3,9 @@
 import os
 import threading
 from errno import EMFILE, ENFILE
-from typing import TYPE_CHECKING
 
 from sharedfs.kernel import syscalls
-
-if TYPE_CHECKING:
-    from sharedfs.inodes import Node
+from sharedfs.node import Node
 
 SCARCE = frozenset({EMFILE, ENFILE})
 """The errors of a process, or a host, that has no descriptor left."""
@@ -50,7 +47,7 @@ class Descriptors:
         self._put_aside: dict[int, int] = {}  # as `by_inode`; an inode is in one of them at most
         self._changes = threading.Lock()  # a discard must not change the order that an eviction looks at
 
-    def get(self, node: "Node") -> int:
+    def get(self, node: Node) -> int:
         fd = self.by_inode.get(node.inode)
         if fd is None:
             with self._changes:
@@ -85,7 +82,7 @@ class Descriptors:
             while self._put_aside:
                 self._close_oldest()
 
-    def _opened(self, node: "Node") -> int:
+    def _opened(self, node: Node) -> int:
         if self._flags == os.O_RDWR:
             return open_for_data(self._mount_fd, node.handle)
         return syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)

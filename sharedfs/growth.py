@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.descriptors import SCARCE
-from sharedfs.inodes import Inodes, Node
+from sharedfs.inodes import Inodes
 from sharedfs.kernel import syscalls
 from sharedfs.model.tenant import TenantId
+from sharedfs.node import Node
 from sharedfs.reaper import Reaper
 
 _STAYS_SPARSE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, *SCARCE})

@@ -8,7 +8,6 @@ kernel asks: a daemon that comes back starts with no `Node` at all. What the ker
 import fcntl
 import os
 import signal
-import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from sharedfs.journal import PUMP, Journal
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.file_paths import long_path, short_path
 from sharedfs.kernel.fuse_wire import ROOT_NODE
+from sharedfs.node import SET_ID_BITS, Node, Words
 from sharedfs.node_table import NodeTable
 from sharedfs.state import StateFiles
 from sharedfs.tmpfs import TREE, PrivateTmpfs
@@ -25,36 +25,6 @@ from sharedfs.tmpfs import TREE, PrivateTmpfs
 _PATH_DESCRIPTORS = 2048
 # Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
 ENTRY_SECONDS = 3600
-SET_ID_BITS = stat.S_ISUID | stat.S_ISGID
-
-Words = tuple[int, int, int]
-"""Of an inode's number, and what the node table keeps of it."""
-
-
-class Node:
-    """An inode of the store that the kernel has heard of.
-
-    All but `handle` and `set_id` outlive the daemon: who changes one tells `Inodes.changed`.
-    """
-
-    __slots__ = ("backing_id", "handle", "inode", "lookups", "mappable", "may_be_mapped", "opens", "set_id", "still")
-
-    def __init__(self, inode: int, handle: bytes, first: int = 0, second: int = 0) -> None:
-        self.inode = inode
-        self.handle = handle
-        self.lookups = first  # how often the kernel was told of it, less its FORGETs
-        self.opens = second & 0x3FFFFFFF
-        self.still = bool(second >> 30 & 1)  # nobody has it open for writing, or a mapping to write through
-        self.may_be_mapped = bool(second >> 31 & 1)  # a mapping may outlive opens, and changes times without asking us
-        self.backing_id = second >> 32 & 0x7FFFFFFF  # of FUSE passthrough, 0 for none
-        self.mappable = bool(second >> 63)  # opened for reading, too: a mapping can be made, or one is left
-        self.set_id = False  # may have set-id bits: a write must clear them
-
-    @property
-    def words(self) -> Words:
-        flags = self.still << 30 | self.may_be_mapped << 31 | self.mappable << 63
-        second = self.opens | flags | self.backing_id << 32
-        return self.inode, self.lookups, second
 
 
 class Inodes:

@@ -8,8 +8,8 @@ opened from a daemon before us goes on, too: its handle is not known here, but i
 import ctypes
 import os
 
-from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
+from sharedfs.node import Node
 from sharedfs.store import Store
 
 _BUFFER_BYTES = 64 << 10

@@ -12,10 +12,11 @@ from functools import partial
 
 from sharedfs.books import Books
 from sharedfs.descriptors import SCARCE
-from sharedfs.inodes import Inodes, Node
+from sharedfs.inodes import Inodes
 from sharedfs.kernel import page_cache, syscalls
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE, PageRange, page_parts
+from sharedfs.node import Node
 
 _FILES_AT_ONCE = 1000  # some 10 us each
 _PAGES_AT_ONCE = 64  # looked at with the books' lock held: some 10 us, a millisecond where every other page is gone

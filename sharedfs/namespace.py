@@ -20,13 +20,14 @@ from sharedfs.callers import Callers
 from sharedfs.descriptors import SCARCE, Descriptors
 from sharedfs.faults import Point
 from sharedfs.growth import Growth, Reservation
-from sharedfs.inodes import ENTRY_SECONDS, SET_ID_BITS, Node, Words, is_the_only_one
+from sharedfs.inodes import ENTRY_SECONDS, is_the_only_one
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.node import SET_ID_BITS, Node, Words
 from sharedfs.reaper import Reaper
 from sharedfs.spill import Spill
 from sharedfs.store import Store

@@ -16,8 +16,8 @@ from contextlib import suppress
 from sharedfs.books import Books
 from sharedfs.errors import CallerMistake
 from sharedfs.feed_types import HandedOver
-from sharedfs.inodes import Node
 from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.node import Node
 from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")

@@ -27,12 +27,12 @@ from sharedfs.books import Books
 from sharedfs.datapath import DataPath
 from sharedfs.errors import HostFault
 from sharedfs.faults import RECHARGE, Faults, Point
-from sharedfs.inodes import Node
 from sharedfs.kernel import huge_pages, syscalls
 from sharedfs.kernel.page_charges import PageCharges
 from sharedfs.model.ranges import PageRange, byte_parts, common
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY
+from sharedfs.node import Node
 from sharedfs.page_moves import PageMoves, Round
 from sharedfs.punched import PUNCHED_BYTES, Punched
 from sharedfs.state import StateFiles

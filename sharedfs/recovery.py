@@ -29,7 +29,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from errno import EIO, ENOENT, ESTALE
 
-from sharedfs.inodes import Node
 from sharedfs.journal import PUMP, Commit, Intent, Journal, Kind, Slot
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
@@ -37,6 +36,7 @@ from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.passthrough import BackingFiles
 from sharedfs.name_requests import forgets
 from sharedfs.namespace import Namespace
+from sharedfs.node import Node
 from sharedfs.store import NAMELESS
 
 MOST_DEATHS = 5

@@ -28,10 +28,10 @@ from typing import BinaryIO
 from sharedfs import spill_directory
 from sharedfs.books import Books
 from sharedfs.descriptors import SCARCE
-from sharedfs.inodes import Node
 from sharedfs.kernel import syscalls
 from sharedfs.model.ranges import LAST_PAGE, PageRange, byte_parts
 from sharedfs.model.tenant import NOBODY
+from sharedfs.node import Node
 from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")

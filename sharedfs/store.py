@@ -11,10 +11,11 @@ import os
 import stat
 from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY
 
-from sharedfs.inodes import SET_ID_BITS, Inodes, Node
+from sharedfs.inodes import Inodes
 from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import ROOT_NODE
+from sharedfs.node import SET_ID_BITS, Node
 
 _FEW_BLOCKS = 512  # of 512 bytes: what has more pages is not freed while others wait
 NAMELESS = b"(a file without a name)"

@@ -22,9 +22,9 @@ from errno import EDQUOT, ENOSPC, EPERM, EROFS
 
 from sharedfs.books import Books
 from sharedfs.feed_types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
-from sharedfs.inodes import Node
 from sharedfs.model.sharing import SharingClass
 from sharedfs.namespace import Namespace
+from sharedfs.node import Node
 from sharedfs.paged_lists import PagedLists
 from sharedfs.spill import Spill
 from sharedfs.store import Store

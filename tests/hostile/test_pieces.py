@@ -19,7 +19,6 @@ from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
 from sharedfs.descriptors import data_files
 from sharedfs.growth import Growth
-from sharedfs.inodes import Node
 from sharedfs.journal import Kind
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.fuse_wire import Opcode
@@ -30,6 +29,7 @@ from sharedfs.model.ranges import LAST_PAGE, as_runs
 from sharedfs.model.tenant import NOBODY
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
+from sharedfs.node import Node
 from sharedfs.page_moves import PageMoves
 from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper

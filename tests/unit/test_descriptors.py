@@ -8,7 +8,7 @@ import pytest
 
 from sharedfs import descriptors
 from sharedfs.descriptors import Descriptors
-from sharedfs.inodes import Node
+from sharedfs.node import Node
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 
 from sharedfs import spill
 from sharedfs.books import Books
-from sharedfs.inodes import Node
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.model.tenant import NOBODY
 from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.node import Node
 from sharedfs.spill import Spill
 from sharedfs.store import Store
 from sharedfs.tmpfs import TREE, PrivateTmpfs, make_tmpfs
