@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from sharedfs.books import Books
-from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Inodes
 from sharedfs.kernel import huge_pages, page_cache, syscalls
 from sharedfs.kernel.huge_pages import ALWAYS, WITHIN_SIZE
 from sharedfs.kernel.pagemap import PAGE_BYTES
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.lost_pages import LostPages
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE, PageRange, Runs, as_runs, common

@@ -39,11 +39,12 @@ from sharedfs.keeper import HANDED_OVER
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
-from sharedfs.kernel.passthrough import BackingFiles
+from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
@@ -92,71 +93,84 @@ class Pool:
     def __init__(self, start: Start, kept: Mapping[str, int], resources: ExitStack) -> None:
         self._start = start
         self._kept = kept
+        self.ended_by: BaseException | None = None
+        self._clean_up = False
+        self._flags = ""
+        self._end = trio.Event()
+        self._trio_token: trio.lowlevel.TrioToken | None = None
         self.state = StateFiles(kept["state"])
         self.options = self._options()
         self.cgroup = start.pool_cgroup()
         self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
         faults = faults_of(self.state)
         journal = Journal(self.state, faults)
-        self.in_hand = InHand(self.state)
-        tmpfs = PrivateTmpfs(kept["store"])
         self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
-        tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
-        self.store = Store(tmpfs, self.state, journal)
+        self.store = self._make_store(journal)
         resources.callback(self.store.close)
         events = _task_events()
         if events is not None:
             resources.callback(events.close)
-        self._device = self._find_device()
-        self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._device)))
+        self._mount_device = self._find_device()
+        self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._mount_device)))
         self.allocation = Allocation(self.store, self.books, PageMoves(self.books, self.looks), self.options.huge)
-        self.reaper = Reaper(self.store, self.books, self.allocation, faults)
+        self.reaper = Reaper(self.store, self.books, self.allocation, faults, self._on_end)
         resources.callback(self.reaper.close)
         growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes, self.reaper)
-        files = data_files(self.store.mount_fd)
-        self.data_path = DataPath(self.store, files, self.books, self.allocation, growth, self.reaper, events)
-        resources.callback(self.data_path.close)
-        self.backing = BackingFiles(kept["device"])
-        callers = Callers(self.books, events)
-        self.swap = SwapScan(self.store, self.books)
         self.spill = Spill(_spill_directory(self.options, kept), self.store, self.books)
         resources.callback(self._end_spill)
+        self.device = Device(kept["device"])
+        self._files = data_files(self.store.mount_fd)
+        self._callers, names_callers = Callers(self.books, events), Callers(self.books, events)
         self.namespace = Namespace(
             self.store,
-            files,
+            self._files,
             self.books,
             self.allocation,
-            lambda: self.backing if self.channel.passthrough else None,
-            lambda inode: self.channel.expire_attributes(inode),  # noqa: PLW0108 - the channel is made below
+            self.device,
             growth,
-            callers,
+            names_callers,
             self.spill,
             self.reaper,
             fast_reads=self.options.reads == "fast",
             incarnation=start.restarts,
         )
-        self.frequent = FrequentRequests(self.namespace, journal)
+        self.unclaimed = UnclaimedFiles(self.store, self.books, self.namespace, self.spill, self.device)
+        giving_way = self._giving_way(growth)
+        shortage = Shortage(self._make_room, self.reaper.free_some, giving_way.for_request)
+        self.data_path = DataPath(
+            self.store,
+            self._files,
+            self.books,
+            self.allocation,
+            growth,
+            self.reaper,
+            self._callers,
+            events,
+            self.device,
+            shortage,
+            self._on_end,
+        )
+        resources.callback(self.data_path.close)
+        self.frequent = FrequentRequests(
+            self.namespace, journal, self.device, shortage, self._callers.tenant_of, self._on_end
+        )
         resources.callback(self.frequent.close)
-        self.ended_by: BaseException | None = None
-        self._clean_up = False
-        self._flags = ""
-        self._end = trio.Event()
-        self._trio_token: trio.lowlevel.TrioToken | None = None
+        self.in_hand = InHand(self.state)
         self.channel = Channel(
-            kept["device"],
+            self.device,
             {**self.data_path.handlers, **self.frequent.handlers},
-            self.data_path.tenant_of,
+            self._callers.tenant_of,
+            shortage=shortage,
+            shortcut=self.data_path.shortcut,
             want_passthrough=self.options.passthrough,
-            on_end=self._on_channel_end,
+            on_end=self._on_end,
             buffer=journal.request,
             on_init=lambda request: self.state.write(_INIT_FILE, request),
             on_turn=journal.answers_put_off,
             in_hand=self.in_hand,
             hidden_features=hidden_features(),
         )
-        self._connect()
         self.mappings = MappingScan(self.books, self.allocation, self.looks)
-        self.unclaimed = self._unclaimed_files(growth)
         self.recharge = Recharge(
             self.store,
             self.books,
@@ -167,11 +181,12 @@ class Pool:
             self.state,
             faults,
         )
+        self.swap = SwapScan(self.store, self.books)
         self.upkeep = Upkeep(
             lambda: self.options,
             self.books,
             self.data_path,
-            callers,
+            names_callers,
             events,
             self.allocation,
             self.mappings,
@@ -179,48 +194,33 @@ class Pool:
             self.recharge,
             self.unclaimed,
             self.limits,
-            tmpfs.room,
+            self.store.tmpfs.room,
         )
         if start.resumes:
+            giving_way.resume()
             self.recharge.resume()
             self._resume(journal)
             if faults is not None:
                 faults.starts()
 
-    def _unclaimed_files(self, growth: Growth) -> UnclaimedFiles:
-        """And what makes them give way to requests, before the first one is served."""
-        unclaimed = UnclaimedFiles(
-            self.store,
-            self.books,
-            self.namespace,
-            self.spill,
-            self.channel.forget_name,
-            self.channel.expire_attributes,
-        )
+    def _make_store(self, journal: Journal) -> Store:
+        tmpfs = PrivateTmpfs(self._kept["store"])
+        tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
+        return Store(tmpfs, self.state, journal)
+
+    def _giving_way(self, growth: Growth) -> GivingWay:
         giving_way = GivingWay(
             self.store,
             self.books,
             self.namespace,
-            unclaimed,
+            self.unclaimed,
             lambda: self.options.unclaimed == YIELD,
-            unclaimed.tell,
+            self.unclaimed.tell,
             self.reaper.free_some,
         )
-        self.channel.give_way = giving_way.for_request
         growth.give_way = giving_way.for_bytes
         growth.space_to_give = giving_way.available_bytes
-        if self._start.resumes:
-            giving_way.resume()
-        return unclaimed
-
-    def _connect(self) -> None:
-        if self._start.restarts == 0:
-            _say_what_is_missing(self.limits)
-        self.data_path.connect(self.channel, self._kept["device"])
-        self.frequent.connect(self.channel)
-        self.channel.make_room = self._make_room
-        self.channel.free_some = self.reaper.free_some
-        self.reaper.on_error = self.channel.fail
+        return giving_way
 
     def _resume(self, journal: Journal) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
@@ -229,13 +229,12 @@ class Pool:
             return  # the kernel's very first request was not read yet
         self.channel.resume(init_request)
         if not self.channel.resends:
-            self.in_hand.take_over(memoryview(journal.request), self.channel.is_waiting)
-        backing = self.backing if self.channel.passthrough else None
-        recover(self.namespace, journal, backing, self.channel.reply, died=self._start.died)
+            self.in_hand.take_over(memoryview(journal.request), self.device.is_waiting)
+        recover(self.namespace, journal, self.device.backing, self.device.reply, died=self._start.died)
         if self.channel.resends:
-            self.channel.ask_again()
+            self.device.ask_again()
         else:
-            self.channel.answer_first(self.in_hand.waiting(self.channel.is_waiting))
+            self.channel.answer_first(self.in_hand.waiting(self.device.is_waiting))
 
     def _options(self) -> PoolOptions:
         """Those in force: as the last remount left them."""
@@ -257,7 +256,7 @@ class Pool:
     def _mount(self) -> Mount | None:
         """Our mount as the kernel shows it, None when it is gone. Its flags may be others than we mounted it with."""
         mount = mount_at(self.options.mountpoint)
-        return mount if mount is not None and mount.device == self._device else None
+        return mount if mount is not None and mount.device == self._mount_device else None
 
     def _unmount(self) -> None:
         """Take our mount away, if it is still there; lazily, for tenants may be in it."""
@@ -267,7 +266,8 @@ class Pool:
 
     def _make_room(self) -> None:
         """No descriptor is left. In the request pump's thread, between two requests."""
-        self.data_path.make_room()
+        self._files.make_room()
+        self._callers.make_room()
         with self.namespace.lock:
             self.namespace.make_room()
 
@@ -280,7 +280,7 @@ class Pool:
                 log.warning("%s/%s stays: it is not empty, or not there", options.spill_directory, options.name)
         self.spill.close()
 
-    def _on_channel_end(self, error: BaseException | None) -> None:
+    def _on_end(self, error: BaseException | None) -> None:
         """A pump ended (in its thread): so does the service."""
         self.ended_by = self.ended_by or error
         if self._trio_token is not None:
@@ -293,7 +293,7 @@ class Pool:
             tenants = len(self.books.tenants)
             swapped_bytes = sum(self.books.swapped().values())
         bound = self.store.tmpfs.room.look()
-        passthrough = self.channel.passthrough
+        passthrough = self.device.passthrough
         with suppress(OSError):  # no descriptor is left: as they were
             mount = self._mount()
             self._flags = "" if mount is None else shown_flags(mount)

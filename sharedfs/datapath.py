@@ -22,8 +22,10 @@ from sharedfs.growth import Growth
 from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
-from sharedfs.kernel.channel import Channel, RequestHandler
+from sharedfs.kernel.channel import RequestHandler, Shortcut
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.lane import Lane
 from sharedfs.model.tenant import TenantId
@@ -51,7 +53,11 @@ _LOOK_AGAIN_SECONDS = 0.0001
 
 
 class DataPath:
-    """The handlers for the channel. `connect` gives it the channel that it answers on."""
+    """The handlers for the channel, and what answers before them.
+
+    `files` are the descriptors of the store's files and `callers` those of the threads that ask: both for the request
+    pump's thread. `on_error` is told what broke long work.
+    """
 
     def __init__(
         self,
@@ -61,7 +67,11 @@ class DataPath:
         allocation: Allocation,
         growth: Growth,
         reaper: Reaper,
+        callers: Callers,
         events: TaskEvents | None,
+        device: Device,
+        shortage: Shortage,
+        on_error: Callable[[BaseException], None],
     ) -> None:
         self._store = store
         self._files = files
@@ -70,20 +80,20 @@ class DataPath:
         self._allocation = allocation
         self._growth = growth
         self._reaper = reaper
-        self._events = events
-        self._callers = Callers(books, events)
-        self._fast: fastpath.FastPath | None = None
+        self._callers = callers
+        self._device = device
+        self._shortage = shortage
         self._gate = threading.Lock()  # held over each change of content that is not the shortcut's, and by `quiet`
         self._engine = threading.Lock()
         self._distrusted = False
         self._reply_buffer = memoryview(bytearray(_REPLY_HEADER + wire.MAX_WRITE))
-        self._slow_lane = Lane(_SLOW_THREADS, "allocate")
+        self._slow_lane = Lane(_SLOW_THREADS, "allocate", on_error)
         # Files that the kernel made pages of its own for: since the last `drop_page_cache`; and for how many of its
         # calls they are waiting.
         self._cached_lately: set[int] = set()
         self._cached_calls: dict[int, int] = {}
-        self._channel: Channel
         self._answered = dict.fromkeys(("read", "write", "fallocate", "lseek", "copy_file_range"), 0)
+        self._fast = self._fast_path(events)
 
     @property
     def handlers(self) -> Mapping[int, RequestHandler]:
@@ -111,29 +121,28 @@ class DataPath:
         """What answers the frequent requests."""
         return "C" if self._fast is not None and self._fast.enabled else "Python"
 
-    def connect(self, channel: Channel, device_fd: int) -> None:
-        """Answer on `channel`; in C what can be answered there, where it was built and the kernel tells of tasks."""
-        self._channel = channel
-        if fastpath is not None and self._events is not None and not os.environ.get(PURE_PYTHON_VARIABLE):
-            self._fast = fastpath.FastPath(
-                device_fd=device_fd,
-                max_read=wire.MAX_WRITE,
-                entry_seconds=ENTRY_SECONDS,
-                nodes=self._store.nodes,
-                paths=self._store.path_descriptors,
-                removed=self._store.removed,
-                files=self._files.by_inode,
-                callers=self._callers,
-                verified=self._callers.verified,
-                heads=self._events.heads,
-                books=self._books,
-                credit=self._room.credit,
-            )
-            channel.shortcut = self._fast
+    @property
+    def shortcut(self) -> Shortcut | None:
+        """What answers in C what it can; None where it was not built, or the kernel does not tell of tasks."""
+        return self._fast
 
-    def tenant_of(self, thread_id: int) -> TenantId:
-        """Who asks. In the request pump's thread only."""
-        return self._callers.tenant_of(thread_id)
+    def _fast_path(self, events: TaskEvents | None) -> "fastpath.FastPath | None":
+        if fastpath is None or events is None or os.environ.get(PURE_PYTHON_VARIABLE):
+            return None
+        return fastpath.FastPath(
+            device_fd=self._device.fd,
+            max_read=wire.MAX_WRITE,
+            entry_seconds=ENTRY_SECONDS,
+            nodes=self._store.nodes,
+            paths=self._store.path_descriptors,
+            removed=self._store.removed,
+            files=self._files.by_inode,
+            callers=self._callers,
+            verified=self._callers.verified,
+            heads=events.heads,
+            books=self._books,
+            credit=self._room.credit,
+        )
 
     def distrust_events(self) -> None:
         """Do without the task events from here on. From any thread."""
@@ -169,11 +178,6 @@ class DataPath:
                 if fast is not None and not self._distrusted:
                     fast.enabled = 1
 
-    def make_room(self) -> None:
-        """Close descriptors that can be opened anew, for a process that has none left. In the request pump's thread."""
-        self._files.make_room()
-        self._callers.make_room()
-
     def drop_page_cache(self) -> None:
         """Free the pages that the kernel made for sendfile(2) and the like. From one thread, not the pump.
 
@@ -187,7 +191,7 @@ class DataPath:
         for node, calls in list(self._cached_calls.items()):
             if node not in lately or calls >= _MOST_CALLS_PUT_OFF:
                 del self._cached_calls[node]
-                self._channel.drop_page_cache(node)
+                self._device.drop_page_cache(node)
 
     def close(self) -> None:
         self._slow_lane.shutdown()
@@ -198,7 +202,7 @@ class DataPath:
         self._answered["read"] += 1
         _, offset, size, read_flags = wire.READ_IN.unpack_from(request, _BODY)
         known = self._store.node(node)
-        if not read_flags & wire.READ_LOCKOWNER and self._channel.passthrough:
+        if not read_flags & wire.READ_LOCKOWNER and self._device.passthrough:
             # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
             # mappings, and that is charged to the tenant (I2). The pages that the kernel made for this would hold on to
             # the tenant's cgroup (I3), also when they stay empty because we refuse.
@@ -212,7 +216,7 @@ class DataPath:
             length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
         if length:
             self._books.touch(node, offset, offset + length, tenant)
-        self._channel.reply_in_place(unique, buffer, length)
+        self._device.reply_in_place(unique, buffer, length)
 
     def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["write"] += 1
@@ -234,11 +238,11 @@ class DataPath:
             while True:
                 with self._gate:
                     length = self._pwrite(fd, content, offset)
-                if length == size or not self._channel.give_way(request):
+                if length == size or not self._shortage.give_way(request):
                     break
             if length:
                 self._books.charge(node, offset, offset + length, tenant)
-        self._channel.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
+        self._device.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
 
     def _write_behind_gap(self, node: Node, old_size: int, offset: int, content: bytes, tenant: TenantId) -> bytes:
         end = offset + len(content)
@@ -284,7 +288,7 @@ class DataPath:
     ) -> None:
         """Do `work`, which gives the answer: at once, or beside the pump where it makes so much that it takes long."""
         if new_bytes <= _SLOW_ALLOCATION_BYTES:
-            self._channel.reply(unique, 0, work())
+            self._device.reply(unique, 0, work())
         else:
             kept = memoryview(bytes(request[: wire.WRITE_DATA_OFFSET]))
             self._slow_lane.submit(tenant, partial(self._answer, unique, kept, work))
@@ -297,14 +301,12 @@ class DataPath:
                     body = self._reaper.with_space(work)
                     break
                 except OSError as error:
-                    if error.errno != ENOSPC or not self._channel.give_way(request):
+                    if error.errno != ENOSPC or not self._shortage.give_way(request):
                         raise
         except OSError as error:
-            self._channel.reply(unique, error.errno or EIO)
-        except BaseException as error:
-            self._channel.fail(error)
+            self._device.reply(unique, error.errno or EIO)
         else:
-            self._channel.reply(unique, 0, body)
+            self._device.reply(unique, 0, body)
 
     def _allocate(self, node: int, mode: int, offset: int, length: int, tenant: TenantId) -> bytes:
         known = self._store.node(node)
@@ -337,7 +339,7 @@ class DataPath:
         self._answered["lseek"] += 1
         _, offset, whence = wire.LSEEK_IN.unpack_from(request, _BODY)
         found = os.lseek(self._files.get(self._store.node(node)), offset, whence)
-        self._channel.reply(unique, 0, wire.LSEEK_OUT.pack(found))
+        self._device.reply(unique, 0, wire.LSEEK_OUT.pack(found))
 
     def _copy_file_range(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["copy_file_range"] += 1
@@ -360,7 +362,7 @@ class DataPath:
             if copied:
                 self._books.touch(node, source_offset, source_offset + copied, tenant)
                 self._books.charge(target, target_offset, target_offset + copied, tenant)
-        self._channel.reply(unique, 0, wire.WRITE_OUT.pack(copied, 0))
+        self._device.reply(unique, 0, wire.WRITE_OUT.pack(copied, 0))
 
 
 def drop_set_id(fd: int) -> None:

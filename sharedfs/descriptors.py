@@ -2,13 +2,9 @@
 
 import os
 import threading
-from errno import EMFILE, ENFILE
 
 from sharedfs.kernel import syscalls
 from sharedfs.node import Node
-
-SCARCE = frozenset({EMFILE, ENFILE})
-"""The errors of a process, or a host, that has no descriptor left."""
 
 _DATA_FILES = 4096
 # Descriptors that lost their place stay open until so many others have: more than one request ever takes, so that none

@@ -7,36 +7,45 @@ Each handler calls what `name_requests.py` has for the request, with the namespa
 is written when the lock is free again. What takes long is answered beside the pump, by a thread with its own slot.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from errno import EINVAL, EIO, ENOSPC
 from os import strerror
 from queue import SimpleQueue
-from typing import TypeVar
 
-from sharedfs.descriptors import SCARCE
 from sharedfs.journal import PUMP, Journal, Slot
-from sharedfs.kernel.channel import Channel, RequestHandler
+from sharedfs.kernel.channel import RequestHandler
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.shortage import Shortage
 from sharedfs.lane import Lane
 from sharedfs.name_requests import Act, NameRequests, changes_in, forgets
 from sharedfs.namespace import Changes, ContentOnDisk, Namespace
 
-Answer = TypeVar("Answer")
-
 
 class FrequentRequests:
-    """The handlers for the channel. `connect` gives it the channel that it answers on."""
+    """The handlers for the channel. `party_of` says whose turn it is; `on_error` is told what broke long work."""
 
-    def __init__(self, namespace: Namespace, journal: Journal) -> None:
+    def __init__(
+        self,
+        namespace: Namespace,
+        journal: Journal,
+        device: Device,
+        shortage: Shortage,
+        party_of: Callable[[int], Hashable],
+        on_error: Callable[[BaseException], None],
+    ) -> None:
         self._namespace = namespace
         self._names = NameRequests(namespace)
+        self._device = device
+        self._shortage = shortage
+        self._lane_shortage = Shortage(namespace.make_room)  # what the request pump uses without the lock stays
+        self._party_of = party_of
         self._slot = journal.slots[PUMP]
         self._lane_slots: SimpleQueue[Slot] = SimpleQueue()
         for slot in journal.slots[PUMP + 1 :]:
             self._lane_slots.put(slot)
-        self._slow_lane = Lane(self._lane_slots.qsize(), "reserve")
-        self._channel: Channel
+        self._slow_lane = Lane(self._lane_slots.qsize(), "reserve", on_error)
         self._open_at_once = self._handler(Opcode.OPEN, self._names.open)
         self.answered = 0
 
@@ -52,9 +61,6 @@ class FrequentRequests:
             Opcode.BATCH_FORGET: self._forget,
         }
 
-    def connect(self, channel: Channel) -> None:
-        self._channel = channel
-
     def close(self) -> None:
         self._slow_lane.shutdown()
         self._namespace.close()
@@ -68,7 +74,7 @@ class FrequentRequests:
                 self.answered += 1
                 slot.take(unique, opcode)
                 try:
-                    body = self._channel.again(lambda: act(node, thread_id, request))
+                    body = self._shortage.again(lambda: act(node, thread_id, request))
                 except OSError as failure:
                     error = failure.errno or EIO
                 except OverflowError:  # a number on the wire that no system call takes
@@ -77,23 +83,10 @@ class FrequentRequests:
             if error == ENOSPC:  # the channel answers, or has it done again: nothing has changed
                 slot.clear()
                 raise OSError(error, strerror(error))
-            self._channel.reply(unique, error, body)
+            self._device.reply(unique, error, body)
             slot.clear()
 
         return handle
-
-    def _with_room(self, act: Callable[[], Answer]) -> Answer:
-        """What finds no descriptor left has changed nothing, and is done again when cached ones are closed.
-
-        In the slow lane, with the namespace's lock held: those that the request pump uses without it stay.
-        """
-        try:
-            return act()
-        except OSError as error:
-            if error.errno not in SCARCE:
-                raise
-        self._namespace.make_room()
-        return act()
 
     def _commit(self, error: int, body: bytes) -> None:
         """What the request under way has changed becomes what is known of its inodes, and its answer the answer."""
@@ -122,12 +115,12 @@ class FrequentRequests:
             self.answered += 1
             slowly = self._namespace.is_slow(inode, changes)
         if slowly:
-            self._slow_lane.submit(self._channel.party(thread_id), slow_change)
+            self._slow_lane.submit(self._shortage.party(self._party_of, thread_id), slow_change)
             return
         try:
             self._change(self._slot, unique, inode, changes, thread_id)
         except ContentOnDisk:
-            self._slow_lane.submit(self._channel.party(thread_id), slow_change)
+            self._slow_lane.submit(self._shortage.party(self._party_of, thread_id), slow_change)
 
     def _change_slowly(self, unique: int, inode: int, changes: Changes, thread_id: int) -> None:
         self._in_slow_lane(lambda slot: self._change(slot, unique, inode, changes, thread_id), unique, inode)
@@ -142,9 +135,7 @@ class FrequentRequests:
                     answer(slot)
                     return
         except OSError as error:  # it cannot come back
-            self._channel.reply(unique, error.errno or EIO)
-        except BaseException as error:
-            self._channel.fail(error)
+            self._device.reply(unique, error.errno or EIO)
         finally:
             self._lane_slots.put(slot)
 
@@ -153,7 +144,7 @@ class FrequentRequests:
         try:
             with namespace.lock:
                 slot.take(unique, Opcode.SETATTR)
-                again = self._channel.again if slot is self._slot else self._with_room
+                again = (self._shortage if slot is self._slot else self._lane_shortage).again
                 rest = again(lambda: namespace.change(inode, changes, thread_id, slot))
             if rest is not None:
                 rest()
@@ -166,7 +157,7 @@ class FrequentRequests:
             error = failure.errno or EIO
         except OverflowError:
             error = EINVAL
-        self._channel.reply(unique, error, body)
+        self._device.reply(unique, error, body)
         slot.clear()
 
     def _open_or_bring_back(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
@@ -175,7 +166,7 @@ class FrequentRequests:
         except ContentOnDisk:
             kept = memoryview(bytes(request))
             self._slow_lane.submit(
-                self._channel.party(thread_id),
+                self._shortage.party(self._party_of, thread_id),
                 lambda: self._in_slow_lane(
                     lambda slot: self._open_slowly(slot, unique, inode, thread_id, kept), unique, inode
                 ),
@@ -194,5 +185,5 @@ class FrequentRequests:
             namespace.store.save(namespace.store.take_changes())
             slot.commit(error, body, (), aftermath)
             namespace.committed(slot.request, (), aftermath)
-        self._channel.reply(unique, error, body)
+        self._device.reply(unique, error, body)
         slot.clear()

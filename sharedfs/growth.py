@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
-from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Inodes
 from sharedfs.kernel import syscalls
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.model.tenant import TenantId
 from sharedfs.node import Node
 from sharedfs.reaper import Reaper

@@ -11,12 +11,13 @@ Work = Callable[[], None]
 
 
 class Lane:
-    """`threads` of them; `work` answers for its own errors. Threads start when they are wanted first."""
+    """`threads` of them, which start when they are wanted first. `on_error` is told in a thread what broke its work."""
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str, on_error: Callable[[BaseException], None]) -> None:
         self._threads_left = threads
         self._most_of_one = max(1, threads // 2)
         self._name = name
+        self._on_error = on_error
         self._threads: list[threading.Thread] = []
         self._changed = threading.Condition()
         self._waiting: dict[Hashable, deque[Work]] = {}
@@ -68,6 +69,8 @@ class Lane:
                 self._queue(party)
             try:
                 work()
+            except BaseException as error:
+                self._on_error(error)
             finally:
                 with self._changed:
                     self._running[party] -= 1

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from functools import partial
 
 from sharedfs.books import Books
-from sharedfs.descriptors import SCARCE
 from sharedfs.inodes import Inodes
 from sharedfs.kernel import page_cache, syscalls
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ranges import LAST_PAGE, PageRange, page_parts
 from sharedfs.node import Node

@@ -17,14 +17,15 @@ from dataclasses import dataclass
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
-from sharedfs.descriptors import SCARCE, Descriptors
+from sharedfs.descriptors import Descriptors
 from sharedfs.faults import Point
 from sharedfs.growth import Growth, Reservation
 from sharedfs.inodes import ENTRY_SECONDS, is_the_only_one
 from sharedfs.journal import NOTHING, Aftermath, Kind, Slot
 from sharedfs.kernel import syscalls
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import ROOT_NODE
-from sharedfs.kernel.passthrough import BackingFiles
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.node import SET_ID_BITS, Node, Words
@@ -73,11 +74,9 @@ class ContentOnDisk(Exception):
 
 
 class Namespace:
-    """Call with `lock` held, except `reserve`. `files` are the descriptors that the data path reads and writes through.
+    """Call with `lock` held, except `reserve`.
 
-    `backing` is None where the kernel has no passthrough.
-
-    `expire(inode)` tells the kernel that what it knows of a file's attributes may change from now on without it.
+    `files` are the descriptors that the data path reads and writes through: `put` is for the request pump's thread.
     """
 
     def __init__(
@@ -86,8 +85,7 @@ class Namespace:
         files: Descriptors,
         books: Books,
         allocation: Allocation,
-        backing: Callable[[], BackingFiles | None],
-        expire: Callable[[int], None],
+        device: Device,
         growth: Growth,
         callers: Callers,
         spill: Spill,
@@ -102,8 +100,7 @@ class Namespace:
         self._files = files
         self._books = books
         self._allocation = allocation
-        self._backing = backing
-        self._expire = expire
+        self._device = device
         self._growth = growth
         self._room = store.tmpfs.room
         self._callers = callers
@@ -170,7 +167,7 @@ class Namespace:
         opened, closed, inode, reader, handles = aftermath
         if opened:  # of two slots that a successor reads again, the later one may be read first
             self.store.slot.last_backing = max(opened, self.store.slot.last_backing)
-        backing = self._backing()
+        backing = self._device.backing
         if closed and backing is not None:
             backing.close(closed)
         if reader != NOBODY:
@@ -374,7 +371,7 @@ class Namespace:
         self._want_content(inode)
         if node.opens == 0 and not stat.S_ISREG(self.store.stat(node).st_mode):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))  # the kernel asks for no other; a FIFO would keep us
-        needs_backing = node.backing_id == 0 and self._backing() is not None
+        needs_backing = node.backing_id == 0 and self._device.backing is not None
         for_writing = flags & os.O_ACCMODE != os.O_RDONLY
         if needs_backing:
             self._room.afford_open()
@@ -396,7 +393,7 @@ class Namespace:
             node.still = still
         if not node.may_be_mapped:
             node.may_be_mapped = True
-            self._expire(inode)
+            self._device.expire_attributes(inode)
         node.mappable = mappable
         node.opens += 1
         self.store.changed(node)
@@ -437,7 +434,7 @@ class Namespace:
         self._growth.with_space(lambda: self._spill.bring_back(inode), needed_bytes, inode)
 
     def _register(self, node: Node, fd: int) -> None:
-        backing = self._backing()
+        backing = self._device.backing
         if backing is not None and node.backing_id == 0:
             node.backing_id = backing.register(fd)
             self._aftermath = self._aftermath._replace(opened_backing=node.backing_id)

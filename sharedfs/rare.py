@@ -11,7 +11,7 @@ from typing import NoReturn
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
-from sharedfs.descriptors import SCARCE
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.namespace import Namespace
 from sharedfs.tmpfs import HIDDEN_INODES
 

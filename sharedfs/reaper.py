@@ -20,8 +20,8 @@ from typing import TypeVar
 
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
-from sharedfs.descriptors import SCARCE
 from sharedfs.faults import REAP, Faults, Point
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.store import Store
 
@@ -51,7 +51,15 @@ class _Dying:
 class Reaper:
     """For one pool. From any thread."""
 
-    def __init__(self, store: Store, books: Books, allocation: Allocation, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        books: Books,
+        allocation: Allocation,
+        faults: Faults | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        """`on_error` is told in the reaper's thread what broke it."""
         self._store = store
         self._books = books
         self._allocation = allocation
@@ -62,8 +70,7 @@ class Reaper:
         self._wake = threading.Event()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
-        self.on_error: Callable[[BaseException], None] = _raise
-        """Called in the reaper's thread with what broke it. To be set before `start` only."""
+        self._on_error = _raise if on_error is None else on_error
 
     def start(self) -> None:
         self._thread.start()
@@ -125,7 +132,7 @@ class Reaper:
                 while not self._closed and self.free_some():
                     time.sleep(_PAUSE_SECONDS)  # whoever waits for a lock gets it
         except BaseException as error:
-            self.on_error(error)
+            self._on_error(error)
 
     def _end_small(self) -> int:
         """Free small files among those whose turn is next; how many."""

@@ -27,8 +27,8 @@ from typing import BinaryIO
 
 from sharedfs import spill_directory
 from sharedfs.books import Books
-from sharedfs.descriptors import SCARCE
 from sharedfs.kernel import syscalls
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.model.ranges import LAST_PAGE, PageRange, byte_parts
 from sharedfs.model.tenant import NOBODY
 from sharedfs.node import Node

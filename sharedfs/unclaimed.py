@@ -15,13 +15,13 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC, EPERM, EROFS
 
 from sharedfs.books import Books
 from sharedfs.feed_types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
+from sharedfs.kernel.device import Device
 from sharedfs.model.sharing import SharingClass
 from sharedfs.namespace import Namespace
 from sharedfs.node import Node
@@ -53,10 +53,7 @@ class TakenOut:
 
 
 class UnclaimedFiles:
-    """For one pool; `sweep` is for one thread, which is not the request pump.
-
-    `forget_name(parent, inode, name)` tells the kernel that a name is gone, `expire(inode)` that attributes changed.
-    """
+    """For one pool; `sweep` is for one thread, which is not the request pump."""
 
     def __init__(
         self,
@@ -64,15 +61,13 @@ class UnclaimedFiles:
         books: Books,
         namespace: Namespace,
         spill: Spill,
-        forget_name: Callable[[int, int, bytes], None],
-        expire: Callable[[int], None],
+        device: Device,
     ) -> None:
         self._store = store
         self._books = books
         self._namespace = namespace
         self._spill = spill
-        self._forget_name = forget_name
-        self._expire = expire
+        self._device = device
         self._since: dict[int, float] = {}
         self._lists = PagedLists(FILES_OF_A_PAGE)
         self._retry_at = 0.0
@@ -193,8 +188,8 @@ class UnclaimedFiles:
 
     def tell(self, taken: TakenOut) -> None:
         """Tell the kernel. Without the lock: it may wait for a request in that directory, which waits for the pump."""
-        self._forget_name(taken.parent, taken.inode, taken.name)
-        self._expire(taken.parent)
+        self._device.forget_name(taken.parent, taken.inode, taken.name)
+        self._device.expire_attributes(taken.parent)
 
     def oldest_first(self) -> list[tuple[int, int]]:
         """The files that no page of has a payer, with their bytes: those first that have been so for longest.
@@ -218,7 +213,7 @@ class UnclaimedFiles:
                 if node is None or not self._is_unclaimed(node, self._store.stat(node)):
                     return
             if self._spill.write(node, lambda: not used() and self._is_unclaimed(node, self._store.stat(node))):
-                self._expire(inode)
+                self._device.expire_attributes(inode)
                 log.info("spilled %s: unclaimed", self._store.display_path(node))
 
 

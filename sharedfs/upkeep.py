@@ -16,9 +16,9 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
-from sharedfs.descriptors import SCARCE
 from sharedfs.errors import first_error
 from sharedfs.kernel.memory_limits import MemoryLimits
+from sharedfs.kernel.shortage import SCARCE
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.looker import NoLooks
 from sharedfs.mappings import MappingScan

@@ -23,34 +23,29 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from errno import EAGAIN, EDQUOT, EINTR, EINVAL, EIO, EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC
-from typing import Protocol, TypeVar
+from errno import EAGAIN, EINTR, EINVAL, EIO, ENODEV, ENOENT
+from typing import Protocol
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import fuse_wire as wire
+from sharedfs.kernel.device import Device, InHand
 from sharedfs.kernel.fair_queue import FairQueue
 from sharedfs.kernel.fuse_wire import UNANSWERED, Opcode
 from sharedfs.kernel.request_check import fault_of
+from sharedfs.kernel.shortage import Shortage
 
 _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
 _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
-_NO_DESCRIPTORS = (EMFILE, ENFILE)
-# What the caller reads instead: it is not the caller who has no descriptor left, or whose limit of memory is reached.
-_THE_POOLS_OWN = {EMFILE: ENFILE, ENOMEM: ENOSPC}
-_MOST_PIECES_FOR_QUOTA = 4  # whose files are freed is not known
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
-
-Outcome = TypeVar("Outcome")
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
 """Answers one request on the wire: (unique, node, thread_id, request). Runs in the request pump's thread.
 
 `request` holds the whole message (header and body, the body from byte 40 on) and is reused for the next one.
 `thread_id` is the calling thread, 0 when the kernel itself asks. Raises OSError to answer with its errno;
-otherwise it has written its reply with `Channel.reply` or will do so later. One that finds no descriptor left raises
-EMFILE or ENFILE before it has changed anything, and is asked once more after `Channel.make_room`; so is one that finds
-the pool full, as long as `Channel.free_some` frees something.
+otherwise it has written its reply with `Device.reply` or will do so later. One that finds no descriptor or no space
+left raises that before it has changed anything, and is asked again when `Shortage` has found some.
 """
 
 
@@ -62,18 +57,6 @@ class Shortcut(Protocol):
 
     def serve(self, request: memoryview, /) -> bool:
         """Answer this request, or leave it untouched."""
-
-
-class InHand(Protocol):
-    """Told of each request that is read, put off and answered, where the kernel does not send requests again."""
-
-    def begin(self, unique: int) -> None: ...
-
-    def end(self, request: memoryview) -> None: ...
-
-    def keep(self, request: memoryview) -> None: ...
-
-    def answered(self, unique: int) -> None: ...
 
 
 def offers(init_in: memoryview, flag: int) -> bool:
@@ -88,17 +71,19 @@ class Channel:
     """One FUSE connection.
 
     `party_of(thread_id)` says who asks: when more requests wait than one, parties are served in turns. It is called in
-    the request pump's thread, as handlers are.
+    the request pump's thread, as handlers are. `shortcut` is asked before the handlers are.
     `on_end` is called from a pump's thread when that pump ends: with None at the end of the connection, else with what
-    broke. `passthrough` says, once `initialised` is set, whether the kernel offered it and we took it.
+    broke. When `initialised` is set, `device` knows what was agreed on with the kernel.
     """
 
     def __init__(
         self,
-        device_fd: int,
+        device: Device,
         handlers: Mapping[int, RequestHandler],
         party_of: Callable[[int], Hashable],
         *,
+        shortage: Shortage,
+        shortcut: Shortcut | None = None,
         want_passthrough: bool,
         on_end: Callable[[BaseException | None], None],
         buffer: bytearray | mmap.mmap | None = None,
@@ -112,19 +97,12 @@ class Channel:
         `on_turn` is told the number of a request that is answered from elsewhere than `buffer`, and 0 afterwards.
         `hidden_features` are INIT flags that the kernel is taken not to have, for tests.
         """
-        os.set_blocking(device_fd, False)
-        self._device_fd = device_fd
+        self._device = device
         self._device_ready = select.poll()
-        self._device_ready.register(device_fd, select.POLLIN)
+        self._device_ready.register(device.fd, select.POLLIN)
         self._party_of = party_of
-        self.shortcut: Shortcut | None = None
-        """Asked before the handlers are. To be set before `start` only."""
-        self.make_room: Callable[[], None] = _no_room
-        """Closes descriptors that can be opened anew, when there is none left. To be set before `start` only."""
-        self.give_way: Callable[[memoryview], bool] = _nothing_gives_way
-        """Frees space for a request that found none (ENOSPC); whether it did. To be set before `start` only."""
-        self.free_some: Callable[[], bool] = _nothing_to_free
-        """Frees a piece of what waits to be freed; False when nothing does. To be set before `start` only."""
+        self._shortcut = shortcut
+        self._shortage = shortage
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
@@ -132,7 +110,6 @@ class Channel:
         self._on_init = on_init
         self._on_turn = on_turn
         self._keeps_in_hand = in_hand
-        self._in_hand: InHand | None = None  # once it is known that the kernel does not send requests again
         self._left: Sequence[bytes] = ()
         self._hidden_features = hidden_features
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -142,7 +119,6 @@ class Channel:
         self._closed = False
         self._init_unique = 0  # of the INIT request, whose reply we edit
         self.initialised = threading.Event()
-        self.passthrough = False
         self.resends = False
         """Whether the kernel can send again what a daemon that died did not answer."""
         self.forwarded = 0
@@ -164,27 +140,9 @@ class Channel:
         """Before `start`, on a connection that was served before: go on with what was agreed on then."""
         self._forward_init(memoryview(init_request))
 
-    def ask_again(self) -> None:
-        """Have the kernel send again what was read from the device and not answered."""
-        self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, wire.NOTIFY_RESEND, 0)])
-
     def answer_first(self, requests: Sequence[bytes]) -> None:
         """Before `start`: requests that another daemon had in hand, from a kernel that does not send them again."""
         self._left = requests
-
-    def is_waiting(self, unique: int) -> bool:
-        """Whether the kernel waits for the answer to a request that was read.
-
-        A reply to the INTERRUPT of a request changes nothing, and fails with ENOENT when that request has its answer.
-        """
-        header = wire.OUT_HEADER.pack(wire.OUT_HEADER.size, 0, unique | wire.UNIQUE_INTERRUPT)
-        try:
-            os.write(self._device_fd, header)
-        except OSError as error:
-            if error.errno not in (ENOENT, ENODEV):
-                raise
-            return False
-        return True
 
     def close(self) -> None:
         """Let pyfuse3's end see the end, and the reply pump with it. The request pump ends with the next request.
@@ -197,54 +155,6 @@ class Channel:
         self._replies.join(_REPLY_PUMP_END_SECONDS)
         self._ours.close()
 
-    def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
-        """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
-        length = wire.OUT_HEADER.size + sum(map(len, parts))
-        error = _THE_POOLS_OWN.get(error, error)
-        self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
-        if self._in_hand is not None:
-            self._in_hand.answered(unique)
-
-    def reply_in_place(self, unique: int, buffer: memoryview, body_bytes: int) -> None:
-        """Answer with `body_bytes` of body that lie in `buffer` behind room for the header: one copy less."""
-        length = wire.OUT_HEADER.size + body_bytes
-        wire.OUT_HEADER.pack_into(buffer, 0, length, 0, unique)
-        self._write([buffer[:length]])
-        if self._in_hand is not None:
-            self._in_hand.answered(unique)
-
-    def expire_attributes(self, node: int) -> None:
-        """Let the kernel ask for an inode's attributes when they are wanted next, however long it might keep them."""
-        self._invalidate(node, -1)
-
-    def drop_page_cache(self, node: int) -> None:
-        """Have the kernel free what its page cache holds of a file. A file that it does not know is no error.
-
-        Waits for the pages that a READ is under way for, so it is not for the request pump, which answers them.
-        """
-        self._invalidate(node, 0)
-
-    def forget_name(self, parent: int, node: int, name: bytes) -> None:
-        """A name is gone that the kernel may remember. Waits for requests in that directory: not for the pump."""
-        body = wire.DELETE_OUT.pack(parent, node, len(name), 0) + name + b"\0"
-        self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), wire.NOTIFY_DELETE, 0), body])
-
-    def _invalidate(self, node: int, offset: int) -> None:
-        """Attributes, and the data from `offset` on if that is not negative."""
-        body = wire.INVAL_INODE_OUT.pack(node, offset, 0)
-        self._write([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(body), wire.NOTIFY_INVAL_INODE, 0), body])
-
-    def fail(self, error: BaseException) -> None:
-        """A handler that went on outside the pump broke: the connection's end is for the owner to decide."""
-        self._on_end(error)
-
-    def _write(self, parts: list[bytes | memoryview]) -> None:
-        try:
-            os.writev(self._device_fd, parts)
-        except OSError as error:
-            if error.errno not in (ENOENT, ENODEV):  # interrupted meanwhile; or the connection is over
-                raise
-
     def _guard(self, pump: Callable[[], None]) -> None:
         try:
             pump()
@@ -256,7 +166,7 @@ class Channel:
     def _request_pump(self) -> None:
         buffer = self._buffer
         view = memoryview(buffer)
-        receive = self._receive if self.shortcut is None else self.shortcut.next
+        receive = self._receive if self._shortcut is None else self._shortcut.next
         for request in self._left:
             self._on_turn(_number(request))
             self._answer(memoryview(request))
@@ -281,7 +191,7 @@ class Channel:
     def _receive(self, buffer: bytearray | mmap.mmap) -> int:
         while True:
             try:
-                return os.readv(self._device_fd, [buffer])
+                return os.readv(self._device.fd, [buffer])
             except BlockingIOError:
                 self._device_ready.poll()
 
@@ -289,7 +199,7 @@ class Channel:
         """One more request that waits already; 0 for none. The end of the connection is left for `receive` to find."""
         if self._device_ready.poll(0):
             try:
-                return os.readv(self._device_fd, [buffer])
+                return os.readv(self._device.fd, [buffer])
             except OSError as error:
                 if error.errno not in (EAGAIN, ENOENT, EINTR, ENODEV):
                     raise
@@ -310,9 +220,9 @@ class Channel:
                 if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
                     self._answer(view[:length])
                 else:
-                    if self._in_hand is not None:
-                        self._in_hand.keep(view[:length])
-                    waiting.push(self.party(thread_id), bytes(view[:length]))
+                    if self._device.in_hand is not None:
+                        self._device.in_hand.keep(view[:length])
+                    waiting.push(self._shortage.party(self._party_of, thread_id), bytes(view[:length]))
                     waiting_bytes += length
                 length = self._take(buffer) if waiting_bytes < _WAITING_BYTES else 0
             if not len(waiting):
@@ -324,24 +234,17 @@ class Channel:
             self._on_turn(0)
             length = self._take(buffer) if len(waiting) else 0
 
-    def party(self, thread_id: int) -> Hashable:
-        """Who asks. Those for whom no descriptor is left have one turn together. For the request pump's thread."""
-        try:
-            return self.again(lambda: self._party_of(thread_id))
-        except OSError:
-            return None
-
     def _answer(self, request: memoryview) -> None:
         if self._closed:  # what the handlers work with may be gone
             return
-        in_hand = self._in_hand
+        in_hand = self._device.in_hand
         if in_hand is None:
-            if self.shortcut is None or not self.shortcut.serve(request):
+            if self._shortcut is None or not self._shortcut.serve(request):
                 self._hand_out(request)
             return
         unique = _number(request)
         in_hand.begin(unique)
-        if self.shortcut is not None and self.shortcut.serve(request):
+        if self._shortcut is not None and self._shortcut.serve(request):
             in_hand.answered(unique)
         else:
             self._hand_out(request)
@@ -357,7 +260,7 @@ class Channel:
             self._refuse(opcode, unique, fault)
         elif handler is not None:
             try:
-                self.again(lambda: handler(unique, node, thread_id, request), request)
+                self._shortage.again(lambda: handler(unique, node, thread_id, request), request)
             except OSError as error:
                 self._refuse(opcode, unique, error.errno or EIO)
             except OverflowError:  # a number on the wire that no system call takes
@@ -375,37 +278,16 @@ class Channel:
         self._init_unique = _number(request)
         request = _without(request, self._hidden_features)
         body = request[wire.IN_HEADER.size :]
-        self.passthrough = self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH)
+        self._device.passthrough = self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH)
         self.resends = offers(body, wire.INIT_HAS_RESEND)
-        self._in_hand = None if self.resends else self._keeps_in_hand
+        self._device.in_hand = None if self.resends else self._keeps_in_hand
         self.forwarded += 1
         self._ours.sendall(request)
-
-    def again(self, act: Callable[[], Outcome], request: memoryview | None = None) -> Outcome:
-        """Do `act`, and again when its error can be remedied: it has changed nothing then. For the request pump.
-
-        For want of space, what waits to be freed goes first; then files give way to `request`, if it is told.
-        """
-        has_room, pieces = False, 0
-        while True:
-            try:
-                return act()
-            except OSError as error:
-                if error.errno in _NO_DESCRIPTORS and not has_room:
-                    self.make_room()
-                    has_room = True
-                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self.free_some():
-                    pieces += 1
-                elif error.errno != ENOSPC or not self._find_space(request):
-                    raise
-
-    def _find_space(self, request: memoryview | None) -> bool:
-        return self.free_some() or (request is not None and self.give_way(request))
 
     def _refuse(self, opcode: int, unique: int, error: int) -> None:
         """Answer with an errno, where somebody waits for one."""
         if opcode not in UNANSWERED:
-            self.reply(unique, error)
+            self._device.reply(unique, error)
 
     def _reply_pump(self) -> None:
         buffer = bytearray(wire.REQUEST_BYTES)
@@ -418,9 +300,7 @@ class Channel:
             is_init = unique == self._init_unique and not self.initialised.is_set()
             if is_init and error == 0:
                 self._edit_init(view[wire.OUT_HEADER.size : length])
-            self._write([view[:length]])
-            if self._in_hand is not None:
-                self._in_hand.answered(unique)
+            self._device.pass_on(unique, view[:length])
             if is_init:  # which the kernel does not wait for if it is not the first daemon's
                 self.initialised.set()
 
@@ -437,7 +317,7 @@ class Channel:
         flags |= wire.INIT_POSIX_ACL | wire.INIT_DONT_MASK | wire.INIT_SETXATTR_EXT
         if self.resends:
             flags |= wire.INIT_EXT | wire.INIT_HAS_RESEND
-        if self.passthrough:
+        if self._device.passthrough:
             flags |= wire.INIT_EXT | wire.INIT_PASSTHROUGH
             fields[11] = 1  # max_stack_depth: the backing file's filesystem stacks on nothing
             fields[2] = 0  # max_readahead: a page cache that is not used is not to be filled ahead
@@ -460,15 +340,3 @@ def _without(init_request: memoryview, features: int) -> memoryview:
     changed = bytearray(init_request)
     wire.INIT_IN.pack_into(changed, wire.IN_HEADER.size, *fields)
     return memoryview(changed)
-
-
-def _nothing_gives_way(_request: memoryview) -> bool:
-    return False
-
-
-def _no_room() -> None:
-    """Nobody has a descriptor to spare."""
-
-
-def _nothing_to_free() -> bool:
-    return False

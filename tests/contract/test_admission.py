@@ -22,7 +22,7 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Wire]:
 
 
 def us(ends: Wire) -> TenantId:
-    return ends.data_path.tenant_of(threading.get_native_id())
+    return ends.callers.tenant_of(threading.get_native_id())
 
 
 def allow(ends: Wire, mark: int | None, sequence: int = 1, seconds: float = 60) -> bool:

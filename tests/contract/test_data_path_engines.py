@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sharedfs.allocation import Allocation
 from sharedfs.books import Books
+from sharedfs.callers import Callers
 from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
 from sharedfs.descriptors import data_files
 from sharedfs.errors import HostFault
@@ -27,8 +28,10 @@ from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.channel import Channel
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.huge_pages import NEVER
+from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant_rules import TenantRules
@@ -54,7 +57,7 @@ class Wire:
     store: Store
     books: Books
     data_path: DataPath
-    channel: Channel
+    callers: Callers
     inode: int
 
     def ask(self, opcode: int, body: bytes, node: int | None = None) -> tuple[int, bytes]:
@@ -104,20 +107,38 @@ def served(engine: str) -> Iterator[Wire]:
         allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
         reaper = Reaper(store, books, allocation)
         growth = Growth(store, books, allocation, 0, reaper)
-        data_path = DataPath(store, data_files(store.mount_fd), books, allocation, growth, reaper, events)
-        resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)
         kernel.settimeout(10)
         for end in (kernel, device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         ended: list[BaseException | None] = []
+        wire_end, callers, shortage = Device(device.fileno()), Callers(books, events), Shortage()
+        data_path = DataPath(
+            store,
+            data_files(store.mount_fd),
+            books,
+            allocation,
+            growth,
+            reaper,
+            callers,
+            events,
+            wire_end,
+            shortage,
+            ended.append,
+        )
+        resources.callback(data_path.close)
         channel = Channel(
-            device.fileno(), data_path.handlers, data_path.tenant_of, want_passthrough=True, on_end=ended.append
+            wire_end,
+            data_path.handlers,
+            callers.tenant_of,
+            shortage=shortage,
+            shortcut=data_path.shortcut,
+            want_passthrough=True,
+            on_end=ended.append,
         )
         resources.callback(os.close, int(channel.libfuse_mountpoint.rsplit("/", 1)[1]))
-        data_path.connect(channel, device.fileno())
-        channel.passthrough = True
+        wire_end.passthrough = True
         channel.start()
 
         def stop() -> None:
@@ -128,7 +149,7 @@ def served(engine: str) -> Iterator[Wire]:
         resources.callback(stop)
         node, _ = store.make(store.node(wire.ROOT_NODE), b"file", 0o100644, 0, 0, 0)
         assert data_path.engine == engine
-        yield Wire(kernel, store, books, data_path, channel, node.inode)
+        yield Wire(kernel, store, books, data_path, callers, node.inode)
     assert ended == [None, None]
 
 
@@ -155,8 +176,8 @@ def test_attributes_are_what_python_says_and_left_to_it_where_it_must_look() -> 
         assert ends.data_path.requests["getattr"] == 2
 
         def is_answered() -> bool:
-            assert ends.channel.shortcut is not None
-            return ends.channel.shortcut.serve(
+            assert ends.data_path.shortcut is not None
+            return ends.data_path.shortcut.serve(
                 wire.IN_HEADER.pack(56, Opcode.GETATTR, 78, ends.inode, 0, 0, 0, 0, 0) + bytes(16)
             )
 
@@ -181,9 +202,9 @@ def test_a_name_that_is_not_there_is_told_and_any_other_is_left_to_python() -> N
         assert ends.data_path.requests["absent"] == 1
 
         def is_answered(name: bytes, parent: int = wire.ROOT_NODE) -> bool:
-            assert ends.channel.shortcut is not None
+            assert ends.data_path.shortcut is not None
             header = wire.IN_HEADER.pack(40 + len(name), Opcode.LOOKUP, 78, parent, 0, 0, 0, 0, 0)
-            return ends.channel.shortcut.serve(header + name)
+            return ends.data_path.shortcut.serve(header + name)
 
         store.stat(store.node(ends.inode))
         for name in (b"file", b".", b"..", b"", b"a/b", b"../outside", b"x" * 256):

@@ -21,7 +21,7 @@ import trio
 from sharedfs import places, upkeep
 from sharedfs.books_state import BooksState
 from sharedfs.errors import first_error
-from sharedfs.kernel.channel import Channel
+from sharedfs.kernel.shortage import Shortage
 from tests.support.kills import run_in_child
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.tenants import Tenants, wait_until
@@ -188,27 +188,12 @@ def test_a_task_that_fails_for_another_reason_ends_the_daemon() -> None:
 
 def test_requests_of_somebody_who_cannot_be_looked_up_wait_their_turn() -> None:
     """More wait than one, so that the daemon asks who they are: without a descriptor it used to end there."""
-    end, kernel = os.pipe()
     asked: list[int] = []
+    rooms: list[int] = []
 
     def party_of(_: int) -> int:
         asked.append(1)
         raise OSError(EMFILE, os.strerror(EMFILE))
 
-    channel = Channel(
-        end,
-        {},
-        party_of,
-        want_passthrough=False,
-        on_end=lambda _: None,
-    )
-    rooms: list[int] = []
-    channel.make_room = lambda: rooms.append(1)
-    try:
-        assert channel.party(7) is None
-        assert (len(asked), len(rooms)) == (2, 1), "asked once more after room was made"
-    finally:
-        channel._ours.close()
-        os.close(channel._their_fd)
-        os.close(kernel)
-        os.close(end)
+    assert Shortage(make_room=lambda: rooms.append(1)).party(party_of, 7) is None
+    assert (len(asked), len(rooms)) == (2, 1), "asked once more after room was made"

@@ -16,8 +16,10 @@ from sharedfs.growth import Growth
 from sharedfs.journal import Kind
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.huge_pages import NEVER
+from sharedfs.kernel.shortage import Shortage
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
@@ -99,18 +101,20 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
     files = data_files(store.mount_fd)
-    data_path = DataPath(store, files, books, allocation, growth, reaper, None)
-    spill = Spill(None, store, books)
+    device = Device(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))  # no kernel asks
+    callers, broken = Callers(books, None), list[BaseException]()
+    data_path = DataPath(
+        store, files, books, allocation, growth, reaper, callers, None, device, Shortage(), broken.append
+    )
     namespace = Namespace(
         store,
         files,
         books,
         allocation,
-        lambda: None,
-        lambda _: None,
+        device,
         growth,
-        Callers(books, None),
-        spill,
+        callers,
+        Spill(None, store, books),
         reaper,
         fast_reads=False,
     )
@@ -128,4 +132,6 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     finally:
         namespace.close()
         data_path.close()
+        os.close(device.fd)
         store.close()
+    assert broken == []

@@ -21,8 +21,10 @@ from sharedfs.descriptors import data_files
 from sharedfs.growth import Growth
 from sharedfs.journal import Kind
 from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.kernel.huge_pages import NEVER
+from sharedfs.kernel.shortage import Shortage
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.pages import PageMap
 from sharedfs.model.ranges import LAST_PAGE, as_runs
@@ -171,24 +173,28 @@ def serving(store: Store, books: Books) -> Iterator[Serving]:
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
     files = data_files(store.mount_fd)
-    data_path = DataPath(store, files, books, allocation, growth, reaper, None)
-    callers, spill = Callers(books, None), Spill(None, store, books)
+    device = Device(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))  # no kernel asks
+    callers, broken = Callers(books, None), list[BaseException]()
+    data_path = DataPath(
+        store, files, books, allocation, growth, reaper, callers, None, device, Shortage(), broken.append
+    )
     namespace = Namespace(
         store,
         files,
         books,
         allocation,
-        lambda: None,
-        lambda _: None,
+        device,
         growth,
         callers,
-        spill,
+        Spill(None, store, books),
         reaper,
         fast_reads=False,
     )
     yield store, books, namespace, reaper
     namespace.close()
     data_path.close()
+    os.close(device.fd)
+    assert broken == []
     reaper.close()
 
 

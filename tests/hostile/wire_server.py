@@ -40,7 +40,9 @@ def main(device_fd: int) -> None:
     from sharedfs.journal import Journal  # noqa: PLC0415
     from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
     from sharedfs.kernel.channel import Channel  # noqa: PLC0415
+    from sharedfs.kernel.device import Device  # noqa: PLC0415
     from sharedfs.kernel.huge_pages import NEVER  # noqa: PLC0415
+    from sharedfs.kernel.shortage import Shortage  # noqa: PLC0415
     from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
     from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
     from sharedfs.namespace import Namespace  # noqa: PLC0415
@@ -62,33 +64,41 @@ def main(device_fd: int) -> None:
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 1 << 30, reaper)
     files = data_files(store.mount_fd)
-    data_path = DataPath(store, files, books, allocation, growth, reaper, events)
-    spill = Spill(None, store, books)
+    device, callers = Device(device_fd), Callers(books, events)
     namespace = Namespace(
         store,
         files,
         books,
         allocation,
-        lambda: None,
-        lambda _: None,
+        device,
         growth,
         Callers(books, events),
-        spill,
+        Spill(None, store, books),
         reaper,
         fast_reads=False,
     )
-    frequent = FrequentRequests(namespace, journal)
     ended: list[BaseException | None] = []
+
+    def make_room() -> None:
+        files.make_room()
+        callers.make_room()
+        namespace.make_room()
+
+    shortage = Shortage(make_room, reaper.free_some)
+    data_path = DataPath(
+        store, files, books, allocation, growth, reaper, callers, events, device, shortage, ended.append
+    )
+    frequent = FrequentRequests(namespace, journal, device, shortage, callers.tenant_of, ended.append)
     channel = Channel(
-        device_fd,
+        device,
         {**data_path.handlers, **frequent.handlers},
-        data_path.tenant_of,
+        callers.tenant_of,
+        shortage=shortage,
+        shortcut=data_path.shortcut,
         want_passthrough=False,
         on_end=ended.append,
         buffer=journal.request,
     )
-    data_path.connect(channel, device_fd)
-    frequent.connect(channel)
     os.umask(0)
 
     def tell() -> dict[str, object]:
