@@ -66,6 +66,7 @@ from sharedfs.process_looks import ProcessLooks
 from sharedfs.rare import RareRequests
 from sharedfs.reaper import Reaper
 from sharedfs.recharge import Recharge
+from sharedfs.reconcile import Reconcile
 from sharedfs.recovery import recover
 from sharedfs.room import Room
 from sharedfs.spill import Spill
@@ -107,12 +108,12 @@ class Pool:
         self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
         self.store = self._make_store(journal)
         resources.callback(self.store.close)
-        events = _task_events()
-        if events is not None:
-            resources.callback(events.close)
+        events = _task_events(resources)
         self._mount_device = self._find_device()
         self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._mount_device)))
-        self.allocation = Allocation(self.store, self.books, PageMoves(self.books, self.looks), self.options.huge)
+        moves = PageMoves(self.books, self.looks)
+        self.reconcile = Reconcile(self.store, self.books, moves, self.options.huge)
+        self.allocation = Allocation(self.store, self.books, self.reconcile, self.options.huge)
         self.reaper = Reaper(self.store, self.books, self.allocation, faults, self._on_end)
         resources.callback(self.reaper.close)
         growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes, self.reaper)
@@ -126,6 +127,7 @@ class Pool:
             self._files,
             self.books,
             self.allocation,
+            self.reconcile,
             self.device,
             growth,
             names_callers,
@@ -170,27 +172,26 @@ class Pool:
             in_hand=self.in_hand,
             hidden_features=hidden_features(),
         )
-        self.mappings = MappingScan(self.books, self.allocation, self.looks)
+        self.mappings = MappingScan(self.books, self.reconcile, self.looks)
         self.recharge = Recharge(
             self.store,
             self.books,
             self.data_path,
-            self.allocation,
-            self.allocation.moves,
+            self.reconcile,
+            moves,
             self.cgroup.inode,
             self.state,
             faults,
         )
-        self.swap = SwapScan(self.store, self.books)
         self.upkeep = Upkeep(
             lambda: self.options,
             self.books,
             self.data_path,
             names_callers,
             events,
-            self.allocation,
+            self.reconcile,
             self.mappings,
-            self.swap,
+            SwapScan(self.store, self.books),
             self.recharge,
             self.unclaimed,
             self.limits,
@@ -479,9 +480,9 @@ def _init_in(last_read: mmap.mmap) -> bytes:
     return last_read[:length] if opcode == wire.Opcode.INIT else b""
 
 
-def _task_events() -> TaskEvents | None:
+def _task_events(resources: ExitStack) -> TaskEvents | None:
     try:
-        return TaskEvents()
+        return resources.enter_context(closing(TaskEvents()))
     except HostFault as fault:
         log.warning("callers are looked up at each request, which is slower: %s", fault)
         return None

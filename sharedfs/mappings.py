@@ -13,12 +13,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.model.ranges import NO_RUNS, Runs, as_runs, merged
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.page_tables import Sight
 from sharedfs.process_looks import ProcessLooks, Unseen
+from sharedfs.reconcile import Reconcile
 
 Key = tuple[int, TenantId]
 Seen = dict[Key, Runs]
@@ -27,9 +27,9 @@ Seen = dict[Key, Runs]
 class MappingScan:
     """Finds the mappings of one mount and keeps the books' view of them."""
 
-    def __init__(self, books: Books, allocation: Allocation, looks: ProcessLooks) -> None:
+    def __init__(self, books: Books, reconcile: Reconcile, looks: ProcessLooks) -> None:
         self._books = books
-        self._allocation = allocation
+        self._reconcile = reconcile
         self._looks = looks
         self._known: set[Key] | None = None
         """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
@@ -73,7 +73,7 @@ class MappingScan:
             self._books.set_mapped(inode, tenant, NO_RUNS)
         for (inode, tenant), pages in seen.items():
             brought = self._books.unbooked(inode, tenant, pages)
-            along = self._allocation.brought_along(inode, brought) if len(brought) else []
+            along = self._reconcile.brought_along(inode, brought) if len(brought) else []
             self._books.set_mapped(inode, tenant, pages, [*brought.tolist(), *along], adds=(inode, tenant) in held)
         self._books.refresh_readers()
         self._known = seen.keys() | held

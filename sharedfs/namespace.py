@@ -30,6 +30,7 @@ from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.node import SET_ID_BITS, Node, Words
 from sharedfs.reaper import Reaper
+from sharedfs.reconcile import Reconcile
 from sharedfs.spill import Spill
 from sharedfs.store import Store
 
@@ -85,6 +86,7 @@ class Namespace:
         files: Descriptors,
         books: Books,
         allocation: Allocation,
+        reconcile: Reconcile,
         device: Device,
         growth: Growth,
         callers: Callers,
@@ -100,6 +102,7 @@ class Namespace:
         self._files = files
         self._books = books
         self._allocation = allocation
+        self._reconcile = reconcile
         self._device = device
         self._growth = growth
         self._room = store.tmpfs.room
@@ -474,7 +477,7 @@ class Namespace:
         """
         for make_room in (self.make_room, lambda: None):
             try:
-                self._allocation.book_strays(node, self._files.by_inode.get(node.inode))
+                self._reconcile.book_strays(node, self._files.by_inode.get(node.inode))
             except OSError as error:
                 if error.errno not in SCARCE:
                     raise

@@ -22,7 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from errno import EAGAIN, EBUSY, EINVAL, ENOMEM, ENOSPC
 
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.datapath import DataPath
 from sharedfs.errors import HostFault
@@ -35,6 +34,7 @@ from sharedfs.model.tenant import NOBODY
 from sharedfs.node import Node
 from sharedfs.page_moves import PageMoves, Round
 from sharedfs.punched import PUNCHED_BYTES, Punched
+from sharedfs.reconcile import Reconcile
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.units import format_size
@@ -74,7 +74,7 @@ class Recharge:
         store: Store,
         books: Books,
         data_path: DataPath,
-        allocation: Allocation,
+        reconcile: Reconcile,
         moves: PageMoves,
         pool_inode: int,
         state: StateFiles,
@@ -83,7 +83,7 @@ class Recharge:
         self._store = store
         self._books = books
         self._data_path = data_path
-        self._allocation = allocation
+        self._reconcile = reconcile
         self._moves = moves
         self._pool_inode = pool_inode
         self._punched = Punched(state)
@@ -161,7 +161,7 @@ class Recharge:
 
     def _recharge_used(self, node: Node, moves: Round, is_over: Callable[[], bool]) -> str:
         """Collapse what can be, until the round is over; why a window is left, "" when none is."""
-        huge_bytes = self._allocation.huge_bytes
+        huge_bytes = self._reconcile.huge_bytes
         if huge_bytes is None:
             return "the file is in use, and this kernel has no huge pages"
         reason = ""
@@ -195,14 +195,14 @@ class Recharge:
         self._check_worth(node, fd, window)
         with self._books.changing(node.inode):
             with moves.moving(node.inode, *window):
-                self._allocation.collapse(fd, start, end)
+                self._reconcile.collapse(fd, start, end)
                 if set(charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])) - {self._pool_inode}:
                     # A huge page that a tenant made: small ones of it can be collapsed.
                     huge_pages.collapse(fd, start, end, split=True)
-                    self._allocation.collapse(fd, start, end)
+                    self._reconcile.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
                 self._check_not_shrinking(node)
-                there = self._allocation.book_filled(node, fd, *window)
+                there = self._reconcile.book_filled(node, fd, *window)
             charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
             moved_bytes = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there)) * page_bytes
             if set(charged) - {self._pool_inode} or charged[self._pool_inode] < moved_bytes:

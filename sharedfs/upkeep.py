@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import trio
 
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import DataPath
@@ -24,6 +23,7 @@ from sharedfs.looker import NoLooks
 from sharedfs.mappings import MappingScan
 from sharedfs.mount_options import PoolOptions
 from sharedfs.recharge import Recharge
+from sharedfs.reconcile import Reconcile
 from sharedfs.room import Room
 from sharedfs.swap import SwapScan
 from sharedfs.unclaimed import YIELD, Rule, UnclaimedFiles
@@ -50,7 +50,7 @@ class Upkeep:
     data_path: DataPath
     callers: Callers
     events: TaskEvents | None
-    allocation: Allocation
+    reconcile: Reconcile
     mappings: MappingScan
     swap: SwapScan
     recharge: Recharge
@@ -83,7 +83,7 @@ class Upkeep:
         seen = await trio.to_thread.run_sync(self.mappings.scan, abandon_on_cancel=True)
         await trio.to_thread.run_sync(self.mappings.apply, seen)
         mapped = [(inode, pages) for (inode, _), pages in seen.items()]
-        await trio.to_thread.run_sync(self.allocation.keep_up, mapped, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self.reconcile.keep_up, mapped, abandon_on_cancel=True)
 
     async def _look_after_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other payers' from then on (I4)."""

@@ -38,6 +38,7 @@ from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.page_moves import PageMoves
 from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import Reaper
+from sharedfs.reconcile import Reconcile
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.tenants import wait_until
@@ -104,7 +105,8 @@ def served(engine: str) -> Iterator[Wire]:
         os.close(fsmount_fd)
         store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
         resources.callback(store.close)
-        allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+        reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+        allocation = Allocation(store, books, reconcile, NEVER)
         reaper = Reaper(store, books, allocation)
         growth = Growth(store, books, allocation, 0, reaper)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -25,6 +25,7 @@ from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
 from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import Reaper
+from sharedfs.reconcile import Reconcile
 from sharedfs.recovery import _Recovery
 from sharedfs.spill import Spill
 from sharedfs.store import Store
@@ -97,7 +98,8 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
     fsmount_fd, root_fd = make_tmpfs(1 << 20)
     os.close(fsmount_fd)
     store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    allocation = Allocation(store, books, reconcile, NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
     files = data_files(store.mount_fd)
@@ -111,6 +113,7 @@ def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_t
         files,
         books,
         allocation,
+        reconcile,
         device,
         growth,
         callers,

@@ -35,6 +35,7 @@ from sharedfs.node import Node
 from sharedfs.page_moves import PageMoves
 from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper
+from sharedfs.reconcile import Reconcile
 from sharedfs.recovery import _Recovery
 from sharedfs.spill import Spill
 from sharedfs.store import Store
@@ -169,7 +170,8 @@ Serving = tuple[Store, Books, Namespace, Reaper]
 
 @pytest.fixture
 def serving(store: Store, books: Books) -> Iterator[Serving]:
-    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    allocation = Allocation(store, books, reconcile, NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 0, reaper)
     files = data_files(store.mount_fd)
@@ -183,6 +185,7 @@ def serving(store: Store, books: Books) -> Iterator[Serving]:
         files,
         books,
         allocation,
+        reconcile,
         device,
         growth,
         callers,
@@ -201,7 +204,8 @@ def serving(store: Store, books: Books) -> Iterator[Serving]:
 def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Store, books: Books) -> None:
     size = 96 * MIB
     node = large_file(store, books, size)
-    reaper = Reaper(store, books, Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER))
+    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    reaper = Reaper(store, books, Allocation(store, books, reconcile, NEVER))
     store.set_aside(store.node(1), b"large")
     assert reaper.takes(node.inode)
     store.drop(node.inode)

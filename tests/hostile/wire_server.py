@@ -50,6 +50,7 @@ def main(device_fd: int) -> None:
     from sharedfs.process_looks import ProcessLooks  # noqa: PLC0415
     from sharedfs.rare import RareRequests  # noqa: PLC0415
     from sharedfs.reaper import Reaper  # noqa: PLC0415
+    from sharedfs.reconcile import Reconcile  # noqa: PLC0415
     from sharedfs.spill import Spill  # noqa: PLC0415
     from sharedfs.state import StateFiles  # noqa: PLC0415
     from sharedfs.store import Store  # noqa: PLC0415
@@ -60,7 +61,8 @@ def main(device_fd: int) -> None:
     store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
     books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
     events = TaskEvents()
-    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
+    allocation = Allocation(store, books, reconcile, NEVER)
     reaper = Reaper(store, books, allocation)
     growth = Growth(store, books, allocation, 1 << 30, reaper)
     files = data_files(store.mount_fd)
@@ -70,6 +72,7 @@ def main(device_fd: int) -> None:
         files,
         books,
         allocation,
+        reconcile,
         device,
         growth,
         Callers(books, events),

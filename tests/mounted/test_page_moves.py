@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.kernel import huge_pages
 from sharedfs.kernel.cgroups import find_memory_hierarchy
@@ -22,6 +21,7 @@ from sharedfs.model.tenant import NOBODY
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.page_moves import PageMoves
 from sharedfs.process_looks import ProcessLooks
+from sharedfs.reconcile import Reconcile
 from sharedfs.store import Store
 from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
 from tests.support.tenants import Agent, Tenant, Tenants
@@ -73,8 +73,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         books.charge_allocated(found.st_ino, [(0, 2 * WINDOW - 1)], NOBODY)
         looks = ProcessLooks(books, device)
         moves = PageMoves(books, looks)
-        allocation = Allocation(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
-        scan = MappingScan(books, allocation, looks)
+        reconcile = Reconcile(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
+        scan = MappingScan(books, reconcile, looks)
         yield Scene(tmp_path / "f", fd, found.st_ino, books, moves, scan)
         os.close(fd)
         looks.close()
