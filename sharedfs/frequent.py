@@ -17,9 +17,10 @@ from sharedfs.journal import PUMP, Journal, Slot
 from sharedfs.kernel.channel import RequestHandler
 from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.name_wire import forgets
 from sharedfs.kernel.shortage import Shortage
 from sharedfs.lane import Lane
-from sharedfs.name_requests import Act, NameRequests, changes_in, forgets
+from sharedfs.name_requests import Act, NameRequests, changes_in
 from sharedfs.namespace import Changes, ContentOnDisk, Namespace
 
 

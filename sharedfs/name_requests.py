@@ -277,13 +277,3 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> t
     if valid & now:
         return 0, syscalls.UTIME_NOW
     return (seconds, nanoseconds) if valid & given else OMIT
-
-
-def forgets(request: memoryview) -> tuple[int, int, list[tuple[int, int]]]:
-    """What a FORGET or BATCH_FORGET says: its number, its opcode, and (inode, references dropped)."""
-    _, opcode, unique, inode, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
-    if opcode == Opcode.FORGET:
-        return unique, opcode, [(inode, names.FORGET_IN.unpack_from(request, _BODY)[0])]
-    count, _ = names.BATCH_FORGET_IN.unpack_from(request, _BODY)
-    start = _BODY + names.BATCH_FORGET_IN.size
-    return unique, opcode, list(names.FORGET_ONE.iter_unpack(request[start : start + count * names.FORGET_ONE.size]))

@@ -33,8 +33,8 @@ from sharedfs.journal import PUMP, Commit, Intent, Journal, Kind, Slot
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.name_wire import forgets
 from sharedfs.kernel.passthrough import BackingFiles
-from sharedfs.name_requests import forgets
 from sharedfs.namespace import Namespace
 from sharedfs.node import Node
 from sharedfs.store import NAMELESS

@@ -6,7 +6,7 @@ Bodies follow the request's header, so they are unpacked at offset IN_HEADER.siz
 import os
 from struct import Struct
 
-from sharedfs.kernel.fuse_wire import IN_HEADER
+from sharedfs.kernel.fuse_wire import IN_HEADER, Opcode
 
 BODY = IN_HEADER.size
 
@@ -81,3 +81,13 @@ def attributes(inode: int, links: int, found: os.stat_result) -> tuple[int, ...]
 def names(request: memoryview, start: int) -> list[bytes]:
     """The names that end a request, from offset `start` on."""
     return bytes(request[start:-1]).split(b"\0")
+
+
+def forgets(request: memoryview) -> tuple[int, int, list[tuple[int, int]]]:
+    """What a FORGET or BATCH_FORGET says: its number, its opcode, and (inode, references dropped)."""
+    _, opcode, unique, inode, _, _, _, _, _ = IN_HEADER.unpack_from(request)
+    if opcode == Opcode.FORGET:
+        return unique, opcode, [(inode, FORGET_IN.unpack_from(request, BODY)[0])]
+    count, _ = BATCH_FORGET_IN.unpack_from(request, BODY)
+    start = BODY + BATCH_FORGET_IN.size
+    return unique, opcode, list(FORGET_ONE.iter_unpack(request[start : start + count * FORGET_ONE.size]))
