@@ -35,7 +35,6 @@ from sharedfs.growth import Growth
 from sharedfs.http_server import serve_http
 from sharedfs.in_hand import InHand
 from sharedfs.journal import Journal
-from sharedfs.keeper import HANDED_OVER
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import Channel
@@ -70,7 +69,7 @@ from sharedfs.reconcile import Reconcile
 from sharedfs.recovery import recover
 from sharedfs.room import Room
 from sharedfs.spill import Spill
-from sharedfs.start import Start
+from sharedfs.start import HANDED_OVER, Start
 from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.swap import SwapScan

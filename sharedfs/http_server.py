@@ -18,6 +18,7 @@ import h11
 import trio
 
 from sharedfs.feed_types import BODY_BYTES
+from sharedfs.unix_listener import BACKLOG
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ _HEADER_BYTES = 16 << 10
 REQUEST_SECONDS = 5.0  # from the connection, or the last answer, until a whole request is there
 ANSWER_SECONDS = 10.0  # until a part of an answer, a socket's buffer at least, is taken
 _TOO_SLOW = f"a request takes no longer than {REQUEST_SECONDS:.0f} seconds"
-_BACKLOG = 128
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 Message = MutableMapping[str, Any]
@@ -47,7 +47,7 @@ async def serve_http(
     app: Application, listener: socket.socket, *, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Serve `app` on a bound socket, which becomes ours, until cancelled; started once clients are answered."""
-    listener.listen(_BACKLOG)
+    listener.listen(BACKLOG)
     open_connections = 0
 
     async def serve_connection(stream: trio.SocketStream) -> None:

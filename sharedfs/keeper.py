@@ -30,7 +30,7 @@ from pathlib import Path
 
 from sharedfs import claims, faults, places, spill_directory
 from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.kept import exec_with, listen_at, received
+from sharedfs.kept import exec_with, received
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.kernel.fuse_wire import MAX_WRITE
@@ -41,13 +41,11 @@ from sharedfs.kernel.service_manager import ServiceManager
 from sharedfs.mount_options import FILESYSTEM_TYPE, PoolOptions, parse, written
 from sharedfs.pool_cgroup import PoolCgroup, be_never_killed, join_pool_cgroup
 from sharedfs.room import check_room
-from sharedfs.start import Start
+from sharedfs.start import HANDED_OVER, Start
 from sharedfs.tmpfs import make_state, make_tmpfs
+from sharedfs.unix_listener import listen_at
 
 log = logging.getLogger("sharedfs.keeper")
-
-HANDED_OVER = 10
-"""The exit code of a daemon that another one is to follow, as it was told to."""
 
 MOST_FAILURES = 10
 _LONGEST_DELAY_SECONDS = 1.0

@@ -8,10 +8,8 @@ import fcntl
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 _FIRST = 3
-_BACKLOG = 100  # clients of a daemon that is just being replaced
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
@@ -41,17 +39,3 @@ def exec_with(descriptors: Mapping[str, int], arguments: list[str], environment:
     os.execve(arguments[0], arguments, {**environment, **dict(zip(_VARIABLES, handed, strict=False))})
 
 
-def listen_at(path: Path) -> socket.socket:
-    """A socket at `path` that only we can reach, in place of whatever was there.
-
-    It is bound beside its name and nobody listens until its mode is set and it is renamed: there is no instant at
-    which it is open to others, and the umask, which all threads share, is left alone.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(os.fspath(beside))
-    beside.chmod(0o600)
-    beside.rename(path)
-    listener.listen(_BACKLOG)
-    return listener

@@ -1,10 +1,13 @@
-"""What the keeper tells a daemon, with which it starts to serve."""
+"""What passes between the keeper and a daemon: the message with which a daemon starts, and how it says why it ended."""
 
 import json
 from dataclasses import asdict, dataclass
 
 from sharedfs.kernel.cgroups import find_memory_hierarchy
 from sharedfs.pool_cgroup import PoolCgroup
+
+HANDED_OVER = 10
+"""The exit code of a daemon that another one is to follow, as it was told to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 import trio
-from fastapi import FastAPI
 
-from sharedfs.http_server import serve_http
-from sharedfs.kept import listen_at
+from sharedfs.http_server import Application, serve_http
+from sharedfs.unix_listener import listen_at
 
 
-async def serve_at(app: FastAPI, path: Path, task_status: trio.TaskStatus[object]) -> None:
+async def serve_at(app: Application, path: Path, task_status: trio.TaskStatus[object]) -> None:
     """Serve `app` at `path` until cancelled; started once clients are answered. Leaves no socket behind."""
     try:
         await serve_http(app, listen_at(path), task_status=task_status)
