@@ -19,31 +19,21 @@ import pyfuse3
 import trio
 
 from sharedfs import claims, spill_directory
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
-from sharedfs.callers import Callers
 from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
-from sharedfs.datapath import DataPath
-from sharedfs.descriptors import data_files
 from sharedfs.errors import CallerMistake, HostFault, first_error
-from sharedfs.faults import faults_of, hidden_features
+from sharedfs.faults import faults_of
 from sharedfs.feed import make_feed
 from sharedfs.feed_types import PoolStatus
-from sharedfs.frequent import FrequentRequests
-from sharedfs.giving_way import GivingWay
-from sharedfs.growth import Growth
 from sharedfs.http_server import serve_http
 from sharedfs.in_hand import InHand
 from sharedfs.journal import Journal
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
-from sharedfs.kernel.channel import Channel
-from sharedfs.kernel.device import Device
 from sharedfs.kernel.memory_limits import MemoryLimits
 from sharedfs.kernel.mount_flags import atime_attributes
 from sharedfs.kernel.mounts import Mount, mount_at
 from sharedfs.kernel.pagemap import PAGE_BYTES
-from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
@@ -57,15 +47,12 @@ from sharedfs.mount_options import (
     shown_flags,
     written,
 )
-from sharedfs.namespace import Namespace
 from sharedfs.ownership import Ownership
-from sharedfs.page_moves import PageMoves
+from sharedfs.parts import Given, build
 from sharedfs.pool_cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.process_looks import ProcessLooks
 from sharedfs.rare import RareRequests
-from sharedfs.reaper import Reaper
 from sharedfs.recharge import Recharge
-from sharedfs.reconcile import Reconcile
 from sharedfs.recovery import recover
 from sharedfs.room import Room
 from sharedfs.spill import Spill
@@ -74,7 +61,6 @@ from sharedfs.state import StateFiles
 from sharedfs.store import Store
 from sharedfs.swap import SwapScan
 from sharedfs.tmpfs import PrivateTmpfs
-from sharedfs.unclaimed import YIELD, UnclaimedFiles
 from sharedfs.units import format_size
 from sharedfs.upkeep import Upkeep
 
@@ -110,74 +96,34 @@ class Pool:
         events = _task_events(resources)
         self._mount_device = self._find_device()
         self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._mount_device)))
-        moves = PageMoves(self.books, self.looks)
-        self.reconcile = Reconcile(self.store, self.books, moves, self.options.huge)
-        self.allocation = Allocation(self.store, self.books, self.reconcile, self.options.huge)
-        self.reaper = Reaper(self.store, self.books, self.allocation, faults, self._on_end)
-        resources.callback(self.reaper.close)
-        growth = Growth(self.store, self.books, self.allocation, self.options.reserve_bytes, self.reaper)
         self.spill = Spill(_spill_directory(self.options, kept), self.store, self.books)
         resources.callback(self._end_spill)
-        self.device = Device(kept["device"])
-        self._files = data_files(self.store.mount_fd)
-        self._callers, names_callers = Callers(self.books, events), Callers(self.books, events)
-        self.namespace = Namespace(
-            self.store,
-            self._files,
-            self.books,
-            self.allocation,
-            self.reconcile,
-            self.device,
-            growth,
-            names_callers,
-            self.spill,
-            self.reaper,
-            fast_reads=self.options.reads == "fast",
-            incarnation=start.restarts,
-        )
-        self.unclaimed = UnclaimedFiles(self.store, self.books, self.namespace, self.spill, self.device)
-        giving_way = self._giving_way(growth)
-        shortage = Shortage(self._make_room, self.reaper.free_some, giving_way.for_request)
-        self.data_path = DataPath(
-            self.store,
-            self._files,
-            self.books,
-            self.allocation,
-            growth,
-            self.reaper,
-            self._callers,
-            events,
-            self.device,
-            shortage,
-            self._on_end,
-        )
-        resources.callback(self.data_path.close)
-        self.frequent = FrequentRequests(
-            self.namespace, journal, self.device, shortage, self._callers.tenant_of, self._on_end
-        )
-        resources.callback(self.frequent.close)
         self.in_hand = InHand(self.state)
-        self.channel = Channel(
-            self.device,
-            {**self.data_path.handlers, **self.frequent.handlers},
-            self._callers.tenant_of,
-            shortage=shortage,
-            shortcut=self.data_path.shortcut,
-            want_passthrough=self.options.passthrough,
-            on_end=self._on_end,
-            buffer=journal.request,
-            on_init=lambda request: self.state.write(_INIT_FILE, request),
-            on_turn=journal.answers_put_off,
-            in_hand=self.in_hand,
-            hidden_features=hidden_features(),
+        self.parts = build(
+            Given(
+                options=lambda: self.options,
+                store=self.store,
+                books=self.books,
+                journal=journal,
+                looks=self.looks,
+                spill=self.spill,
+                device_fd=kept["device"],
+                on_end=self._on_end,
+                events=events,
+                faults=faults,
+                in_hand=self.in_hand,
+                on_init=lambda request: self.state.write(_INIT_FILE, request),
+                restarts=start.restarts,
+            ),
+            resources,
         )
-        self.mappings = MappingScan(self.books, self.reconcile, self.looks)
+        self.mappings = MappingScan(self.books, self.parts.reconcile, self.looks)
         self.recharge = Recharge(
             self.store,
             self.books,
-            self.data_path,
-            self.reconcile,
-            moves,
+            self.parts.data_path,
+            self.parts.reconcile,
+            self.parts.moves,
             self.cgroup.inode,
             self.state,
             faults,
@@ -185,19 +131,19 @@ class Pool:
         self.upkeep = Upkeep(
             lambda: self.options,
             self.books,
-            self.data_path,
-            names_callers,
+            self.parts.data_path,
+            self.parts.callers,
             events,
-            self.reconcile,
+            self.parts.reconcile,
             self.mappings,
             SwapScan(self.store, self.books),
             self.recharge,
-            self.unclaimed,
+            self.parts.unclaimed,
             self.limits,
             self.store.tmpfs.room,
         )
         if start.resumes:
-            giving_way.resume()
+            self.parts.giving_way.resume()
             self.recharge.resume()
             self._resume(journal)
             if faults is not None:
@@ -208,33 +154,21 @@ class Pool:
         tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
         return Store(tmpfs, self.state, journal)
 
-    def _giving_way(self, growth: Growth) -> GivingWay:
-        giving_way = GivingWay(
-            self.store,
-            self.books,
-            self.namespace,
-            self.unclaimed,
-            lambda: self.options.unclaimed == YIELD,
-            self.unclaimed.tell,
-            self.reaper.free_some,
-        )
-        growth.give_way = giving_way.for_bytes
-        growth.space_to_give = giving_way.available_bytes
-        return giving_way
-
     def _resume(self, journal: Journal) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
         init_request = self.state.read(_INIT_FILE) or _init_in(journal.request)
         if not init_request:
             return  # the kernel's very first request was not read yet
-        self.channel.resume(init_request)
-        if not self.channel.resends:
-            self.in_hand.take_over(memoryview(journal.request), self.device.is_waiting)
-        recover(self.namespace, journal, self.device.backing, self.device.reply, died=self._start.died)
-        if self.channel.resends:
-            self.device.ask_again()
+        self.parts.channel.resume(init_request)
+        if not self.parts.channel.resends:
+            self.in_hand.take_over(memoryview(journal.request), self.parts.device.is_waiting)
+        recover(
+            self.parts.namespace, journal, self.parts.device.backing, self.parts.device.reply, died=self._start.died
+        )
+        if self.parts.channel.resends:
+            self.parts.device.ask_again()
         else:
-            self.channel.answer_first(self.in_hand.waiting(self.device.is_waiting))
+            self.parts.channel.answer_first(self.in_hand.waiting(self.parts.device.is_waiting))
 
     def _options(self) -> PoolOptions:
         """Those in force: as the last remount left them."""
@@ -264,13 +198,6 @@ class Pool:
             with suppress(OSError):
                 syscalls.umount(self.options.mountpoint, syscalls.MNT_DETACH)
 
-    def _make_room(self) -> None:
-        """No descriptor is left. In the request pump's thread, between two requests."""
-        self._files.make_room()
-        self._callers.make_room()
-        with self.namespace.lock:
-            self.namespace.make_room()
-
     def _end_spill(self) -> None:
         """The copies of spilled files go with the pool; while it is mounted another daemon is to find them."""
         if mount_at(self.options.mountpoint) is None:
@@ -293,7 +220,7 @@ class Pool:
             tenants = len(self.books.tenants)
             swapped_bytes = sum(self.books.swapped().values())
         bound = self.store.tmpfs.room.look()
-        passthrough = self.device.passthrough
+        passthrough = self.parts.device.passthrough
         with suppress(OSError):  # no descriptor is left: as they were
             mount = self._mount()
             self._flags = "" if mount is None else shown_flags(mount)
@@ -320,15 +247,15 @@ class Pool:
             recharged_bytes=self.recharge.recharged_bytes,
             stranded_bytes=self.recharge.stranded_bytes,
             recharge_refusal=self.recharge.refusal,
-            deleted_files=self.unclaimed.deleted_files,
-            deleted_bytes=self.unclaimed.deleted_bytes,
+            deleted_files=self.parts.unclaimed.deleted_files,
+            deleted_bytes=self.parts.unclaimed.deleted_bytes,
             spilled_files=len(spilled),
             spilled_bytes=sum(spilled.values()),
             brought_back_files=self.spill.brought_back,
             tenants=tenants,
             files=statistics.files,
             data_path=f"{self.options.reads}+passthrough" if passthrough else "exact",
-            engine=self.data_path.engine,
+            engine=self.parts.data_path.engine,
             mmap="shared mappings at memory speed" if passthrough else self._why_no_mappings(),
             pool_cgroup=self.cgroup.path,
             sharing_classes=statistics.classes,
@@ -337,7 +264,10 @@ class Pool:
             unseen_processes=unseen_processes,
             unseen=unseen,
             refused=self.books.allowances.refused,
-            requests={**self.data_path.requests, "namespace": self.frequent.answered + self.channel.forwarded},
+            requests={
+                **self.parts.data_path.requests,
+                "namespace": self.parts.frequent.answered + self.parts.channel.forwarded,
+            },
         )
 
     def _why_no_mappings(self) -> str:
@@ -380,9 +310,9 @@ class Pool:
         """
         served = self._start.resumes
         self._trio_token = trio.lowlevel.current_trio_token()
-        self.channel.start()
-        self.reaper.start()
-        pyfuse3.init(RareRequests(self.namespace), self.channel.libfuse_mountpoint, set())
+        self.parts.channel.start()
+        self.parts.reaper.start()
+        pyfuse3.init(RareRequests(self.parts.namespace), self.parts.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._obey, keeper, name="keeper")
@@ -401,12 +331,12 @@ class Pool:
                 self._die()
             raise
         finally:
-            self.channel.close()
+            self.parts.channel.close()
             pyfuse3.close(unmount=False)
 
     async def _wait_for_kernel(self) -> None:
         if not await trio.to_thread.run_sync(
-            self.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
+            self.parts.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
         ):
             raise HostFault("the kernel did not start the FUSE connection")
 
@@ -430,7 +360,7 @@ class Pool:
     def _hand_over(self) -> None:
         """Go between two requests. What is under way all the same our successor ends, as if we had been killed."""
         log.info("handing over")
-        with self.namespace.lock, self.books.lock:
+        with self.parts.namespace.lock, self.books.lock:
             logging.shutdown()
             os._exit(HANDED_OVER)
 
@@ -453,7 +383,7 @@ class Pool:
             self.books,
             self.status,
             self.reconfigure,
-            self.unclaimed.listing,
+            self.parts.unclaimed.listing,
             Ownership(self.store, self.books),
         )
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)

@@ -152,7 +152,8 @@ class Channel:
         self._closed = True
         with contextlib.suppress(OSError):
             self._ours.shutdown(socket.SHUT_RDWR)
-        self._replies.join(_REPLY_PUMP_END_SECONDS)
+        if self._replies.ident is not None:
+            self._replies.join(_REPLY_PUMP_END_SECONDS)
         self._ours.close()
 
     def _guard(self, pump: Callable[[], None]) -> None:

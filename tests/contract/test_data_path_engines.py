@@ -16,31 +16,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
-from sharedfs.descriptors import data_files
 from sharedfs.errors import HostFault
-from sharedfs.growth import Growth
 from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.channel import Channel
-from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_looks import ProcessLooks
-from sharedfs.reaper import Reaper
-from sharedfs.reconcile import Reconcile
 from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from tests.support.parts import build_parts, make_books, make_store
 from tests.support.tenants import wait_until
 
 PAGE = 4096
@@ -101,46 +88,19 @@ def served(engine: str) -> Iterator[Wire]:
             resources.callback(events.close)
         else:
             patch.setenv(PURE_PYTHON_VARIABLE, "1")
-        fsmount_fd, root_fd = make_tmpfs(8 * MIB)
-        os.close(fsmount_fd)
-        store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
+        store, books = make_store(8 * MIB), make_books()
         resources.callback(store.close)
-        reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-        allocation = Allocation(store, books, reconcile, NEVER)
-        reaper = Reaper(store, books, allocation)
-        growth = Growth(store, books, allocation, 0, reaper)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)
         kernel.settimeout(10)
         for end in (kernel, device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         ended: list[BaseException | None] = []
-        wire_end, callers, shortage = Device(device.fileno()), Callers(books, events), Shortage()
-        data_path = DataPath(
-            store,
-            data_files(store.mount_fd),
-            books,
-            allocation,
-            growth,
-            reaper,
-            callers,
-            events,
-            wire_end,
-            shortage,
-            ended.append,
+        parts = build_parts(
+            resources, store, books, ended=ended, device_fd=device.fileno(), events=events, passthrough=True
         )
-        resources.callback(data_path.close)
-        channel = Channel(
-            wire_end,
-            data_path.handlers,
-            callers.tenant_of,
-            shortage=shortage,
-            shortcut=data_path.shortcut,
-            want_passthrough=True,
-            on_end=ended.append,
-        )
-        resources.callback(os.close, int(channel.libfuse_mountpoint.rsplit("/", 1)[1]))
-        wire_end.passthrough = True
+        parts.device.passthrough = True
+        channel, data_path = parts.channel, parts.data_path
         channel.start()
 
         def stop() -> None:
@@ -151,7 +111,7 @@ def served(engine: str) -> Iterator[Wire]:
         resources.callback(stop)
         node, _ = store.make(store.node(wire.ROOT_NODE), b"file", 0o100644, 0, 0, 0)
         assert data_path.engine == engine
-        yield Wire(kernel, store, books, data_path, callers, node.inode)
+        yield Wire(kernel, store, books, data_path, parts.callers, node.inode)
     assert ended == [None, None]
 
 

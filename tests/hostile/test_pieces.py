@@ -8,38 +8,25 @@ import itertools
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import TracebackType
 
 import numpy as np
 import pytest
 
-from sharedfs.allocation import Allocation
 from sharedfs.books import Books
-from sharedfs.callers import Callers
-from sharedfs.datapath import DataPath
-from sharedfs.descriptors import data_files
-from sharedfs.growth import Growth
 from sharedfs.journal import Kind
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.kernel.shortage import Shortage
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.pages import PageMap
 from sharedfs.model.ranges import LAST_PAGE, as_runs
 from sharedfs.model.tenant import NOBODY
-from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.namespace import Namespace
 from sharedfs.node import Node
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_looks import ProcessLooks
 from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper
-from sharedfs.reconcile import Reconcile
 from sharedfs.recovery import _Recovery
-from sharedfs.spill import Spill
 from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from tests.support.parts import build_parts, make_books, make_store
 
 PAGE = 4096
 MIB = 1 << 20
@@ -86,7 +73,7 @@ def lock(monkeypatch: pytest.MonkeyPatch) -> CountingLock:
 
 @pytest.fixture
 def books(lock: CountingLock) -> Books:
-    kept = Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
+    kept = make_books()
     kept.lock = lock  # type: ignore[assignment]
     return kept
 
@@ -150,9 +137,7 @@ def test_who_exits_between_two_pieces_maps_nothing(books: Books, monkeypatch: py
 
 @pytest.fixture
 def store() -> Iterator[Store]:
-    fsmount_fd, root_fd = make_tmpfs(256 * MIB)
-    os.close(fsmount_fd)
-    kept = Store(PrivateTmpfs(root_fd))
+    kept = make_store(256 * MIB)
     yield kept
     kept.close()
 
@@ -170,42 +155,17 @@ Serving = tuple[Store, Books, Namespace, Reaper]
 
 @pytest.fixture
 def serving(store: Store, books: Books) -> Iterator[Serving]:
-    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-    allocation = Allocation(store, books, reconcile, NEVER)
-    reaper = Reaper(store, books, allocation)
-    growth = Growth(store, books, allocation, 0, reaper)
-    files = data_files(store.mount_fd)
-    device = Device(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))  # no kernel asks
-    callers, broken = Callers(books, None), list[BaseException]()
-    data_path = DataPath(
-        store, files, books, allocation, growth, reaper, callers, None, device, Shortage(), broken.append
-    )
-    namespace = Namespace(
-        store,
-        files,
-        books,
-        allocation,
-        reconcile,
-        device,
-        growth,
-        callers,
-        Spill(None, store, books),
-        reaper,
-        fast_reads=False,
-    )
-    yield store, books, namespace, reaper
-    namespace.close()
-    data_path.close()
-    os.close(device.fd)
-    assert broken == []
-    reaper.close()
+    ended: list[BaseException | None] = []
+    with ExitStack() as resources:
+        parts = build_parts(resources, store, books, ended=ended)
+        yield store, books, parts.namespace, parts.reaper
+    assert ended == []
 
 
-def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Store, books: Books) -> None:
+def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(serving: Serving) -> None:
+    store, books, _, reaper = serving
     size = 96 * MIB
     node = large_file(store, books, size)
-    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-    reaper = Reaper(store, books, Allocation(store, books, reconcile, NEVER))
     store.set_aside(store.node(1), b"large")
     assert reaper.takes(node.inode)
     store.drop(node.inode)
@@ -221,7 +181,6 @@ def test_a_piece_of_a_file_that_is_freed_is_small_whoever_asks_for_it(store: Sto
     assert max(pieces) <= (PIECE_PAGES + PAGES_PER_CHUNK) * PAGE
     assert len(pieces) >= size // max(pieces)
     assert store.tmpfs.removed_names() == {}
-    reaper.close()
 
 
 def test_many_small_files_that_are_forgotten_at_once_are_freed_in_pieces(serving: Serving) -> None:

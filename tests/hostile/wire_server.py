@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 
 import pyfuse3
 import trio
@@ -30,77 +31,25 @@ def use_extension(path: str) -> None:
 
 
 def main(device_fd: int) -> None:
-    from sharedfs.allocation import Allocation  # noqa: PLC0415 - after the extension is chosen
-    from sharedfs.books import Books  # noqa: PLC0415
-    from sharedfs.callers import Callers  # noqa: PLC0415
-    from sharedfs.datapath import DataPath  # noqa: PLC0415
-    from sharedfs.descriptors import data_files  # noqa: PLC0415
-    from sharedfs.frequent import FrequentRequests  # noqa: PLC0415
-    from sharedfs.growth import Growth  # noqa: PLC0415
-    from sharedfs.journal import Journal  # noqa: PLC0415
-    from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
-    from sharedfs.kernel.channel import Channel  # noqa: PLC0415
-    from sharedfs.kernel.device import Device  # noqa: PLC0415
-    from sharedfs.kernel.huge_pages import NEVER  # noqa: PLC0415
-    from sharedfs.kernel.shortage import Shortage  # noqa: PLC0415
+    from sharedfs.journal import Journal  # noqa: PLC0415 - after the extension is chosen
     from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
-    from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
-    from sharedfs.namespace import Namespace  # noqa: PLC0415
-    from sharedfs.page_moves import PageMoves  # noqa: PLC0415
-    from sharedfs.process_looks import ProcessLooks  # noqa: PLC0415
     from sharedfs.rare import RareRequests  # noqa: PLC0415
-    from sharedfs.reaper import Reaper  # noqa: PLC0415
-    from sharedfs.reconcile import Reconcile  # noqa: PLC0415
-    from sharedfs.spill import Spill  # noqa: PLC0415
     from sharedfs.state import StateFiles  # noqa: PLC0415
-    from sharedfs.store import Store  # noqa: PLC0415
-    from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs  # noqa: PLC0415
+    from tests.support.parts import build_parts, make_books, make_store  # noqa: PLC0415
 
     state = StateFiles()
     journal = Journal(state)
-    store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
-    books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    events = TaskEvents()
-    reconcile = Reconcile(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-    allocation = Allocation(store, books, reconcile, NEVER)
-    reaper = Reaper(store, books, allocation)
-    growth = Growth(store, books, allocation, 1 << 30, reaper)
-    files = data_files(store.mount_fd)
-    device, callers = Device(device_fd), Callers(books, events)
-    namespace = Namespace(
-        store,
-        files,
-        books,
-        allocation,
-        reconcile,
-        device,
-        growth,
-        Callers(books, events),
-        Spill(None, store, books),
-        reaper,
-        fast_reads=False,
-    )
+    store, books = make_store(8 << 20, state, journal), make_books()
     ended: list[BaseException | None] = []
-
-    def make_room() -> None:
-        files.make_room()
-        callers.make_room()
-        namespace.make_room()
-
-    shortage = Shortage(make_room, reaper.free_some)
-    data_path = DataPath(
-        store, files, books, allocation, growth, reaper, callers, events, device, shortage, ended.append
-    )
-    frequent = FrequentRequests(namespace, journal, device, shortage, callers.tenant_of, ended.append)
-    channel = Channel(
-        device,
-        {**data_path.handlers, **frequent.handlers},
-        callers.tenant_of,
-        shortage=shortage,
-        shortcut=data_path.shortcut,
-        want_passthrough=False,
-        on_end=ended.append,
-        buffer=journal.request,
+    parts = build_parts(
+        ExitStack(),
+        store,
+        books,
+        ended=ended,
+        device_fd=device_fd,
+        journal=journal,
+        events=TaskEvents(),
+        reserve_bytes=1 << 30,
     )
     os.umask(0)
 
@@ -110,7 +59,7 @@ def main(device_fd: int) -> None:
             books.ledger.check()
             names = sorted(os.listdir(store.mount_fd))
             return {
-                "engine": data_path.engine,
+                "engine": parts.data_path.engine,
                 "resident": books.ledger.resident_bytes,
                 "used": store.tmpfs.used_bytes(),
                 "names": names,
@@ -124,9 +73,9 @@ def main(device_fd: int) -> None:
             print(json.dumps(tell()), flush=True)
         os._exit(0)
 
-    channel.start()
+    parts.channel.start()
     threading.Thread(target=converse).start()
-    pyfuse3.init(RareRequests(namespace), channel.libfuse_mountpoint, set())
+    pyfuse3.init(RareRequests(parts.namespace), parts.channel.libfuse_mountpoint, set())
     try:
         trio.run(pyfuse3.main)
     finally:
