@@ -49,6 +49,7 @@ class FrequentRequests:
         self._slow_lane = Lane(self._lane_slots.qsize(), "reserve", on_error)
         self._open_at_once = self._handler(Opcode.OPEN, self._names.open)
         self.answered = 0
+        """By the request pump's thread; those that it handed to a slow lane, too."""
 
     @property
     def handlers(self) -> Mapping[int, RequestHandler]:
@@ -67,42 +68,51 @@ class FrequentRequests:
         self._namespace.close()
 
     def _handler(self, opcode: int, act: Act) -> RequestHandler:
-        lock, slot = self._namespace.lock, self._slot
-
         def handle(unique: int, node: int, thread_id: int, request: memoryview) -> None:
-            error, body = 0, b""
-            with lock:
-                self.answered += 1
-                slot.take(unique, opcode)
-                try:
-                    body = self._shortage.again(lambda: act(node, thread_id, request))
-                except OSError as failure:
-                    error = failure.errno or EIO
-                except OverflowError:  # a number on the wire that no system call takes
-                    error = EINVAL
-                self._commit(error, body)
-            if error == ENOSPC:  # the channel answers, or has it done again: nothing has changed
-                slot.clear()
-                raise OSError(error, strerror(error))
-            self._device.reply(unique, error, body)
-            slot.clear()
+            self.answered += 1
+            self._answer(self._slot, unique, opcode, lambda: act(node, thread_id, request))
 
         return handle
 
-    def _commit(self, error: int, body: bytes) -> None:
+    def _answer(
+        self, slot: Slot, unique: int, opcode: int, act: Callable[[], bytes], *, has_changed: bool = False
+    ) -> None:
+        """Take, act, commit, answer, clear: the way of a request through the journal. `act` gives the answer's body.
+
+        `has_changed`: what came before it is not to be done again, whatever is known of inodes.
+        """
+        error, body, in_pump = 0, b"", slot is self._slot
+        with self._namespace.lock:
+            slot.take(unique, opcode)
+            try:
+                body = (self._shortage if in_pump else self._lane_shortage).again(act)
+            except (OSError, OverflowError) as failure:
+                error = _errno(failure)
+            self._commit(slot, error, body, has_changed=has_changed)
+        if error == ENOSPC and in_pump:  # the channel answers, or has it done again: nothing has changed
+            slot.clear()
+            raise OSError(error, strerror(error))
+        self._device.reply(unique, error, body)
+        slot.clear()
+
+    def _commit(self, slot: Slot, error: int, body: bytes, *, has_changed: bool) -> None:
         """What the request under way has changed becomes what is known of its inodes, and its answer the answer."""
-        namespace, slot = self._namespace, self._slot
+        namespace = self._namespace
         changes, aftermath = namespace.store.take_changes(), namespace.take_aftermath()
-        if not changes and (error or not slot.is_intended):
+        if not changes and (error or not (has_changed or slot.is_intended)):
             return
+        if has_changed or slot is not self._slot:
+            # Not with the answer: another request may have changed these words before this one is cleared.
+            namespace.store.save(changes)
+            changes = []
         slot.commit(error, body, changes, aftermath)
         namespace.committed(slot.request, changes, aftermath)
 
     def _forget(self, _unique: int, _node: int, _thread_id: int, request: memoryview) -> None:
         """FORGET and BATCH_FORGET: no answer, and not sent again."""
         unique, opcode, dropped = forgets(request)
+        self.answered += 1
         with self._namespace.lock:
-            self.answered += 1
             self._slot.take(unique, opcode)
             self._namespace.forget_all(unique, dropped)
 
@@ -112,8 +122,8 @@ class FrequentRequests:
         def slow_change() -> None:
             self._change_slowly(unique, inode, changes, thread_id)
 
+        self.answered += 1
         with self._namespace.lock:
-            self.answered += 1
             slowly = self._namespace.is_slow(inode, changes)
         if slowly:
             self._slow_lane.submit(self._shortage.party(self._party_of, thread_id), slow_change)
@@ -141,25 +151,20 @@ class FrequentRequests:
             self._lane_slots.put(slot)
 
     def _change(self, slot: Slot, unique: int, inode: int, changes: Changes, thread_id: int) -> None:
-        namespace, error, body = self._namespace, 0, b""
+        """In two steps, for a long change is made without the lock: the change, and what the inode is like then."""
+        namespace = self._namespace
+        shortage = self._shortage if slot is self._slot else self._lane_shortage
         try:
             with namespace.lock:
                 slot.take(unique, Opcode.SETATTR)
-                again = (self._shortage if slot is self._slot else self._lane_shortage).again
-                rest = again(lambda: namespace.change(inode, changes, thread_id, slot))
+                rest = shortage.again(lambda: namespace.change(inode, changes, thread_id, slot))
             if rest is not None:
                 rest()
-            with namespace.lock:
-                body = again(lambda: self._names.attributes(inode))
-                # Not with the answer: another request may have changed these words before this one is cleared.
-                namespace.store.save(namespace.store.take_changes())
-                slot.commit(0, body, ())
-        except OSError as failure:
-            error = failure.errno or EIO
-        except OverflowError:
-            error = EINVAL
-        self._device.reply(unique, error, body)
-        slot.clear()
+        except (OSError, OverflowError) as failure:
+            self._device.reply(unique, _errno(failure))
+            slot.clear()
+        else:
+            self._answer(slot, unique, Opcode.SETATTR, lambda: self._names.attributes(inode), has_changed=True)
 
     def _open_or_bring_back(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
         try:
@@ -169,22 +174,15 @@ class FrequentRequests:
             self._slow_lane.submit(
                 self._shortage.party(self._party_of, thread_id),
                 lambda: self._in_slow_lane(
-                    lambda slot: self._open_slowly(slot, unique, inode, thread_id, kept), unique, inode
+                    lambda slot: self._answer(
+                        slot, unique, Opcode.OPEN, lambda: self._names.open(inode, thread_id, kept)
+                    ),
+                    unique,
+                    inode,
                 ),
             )
 
-    def _open_slowly(self, slot: Slot, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
-        namespace, error, body = self._namespace, 0, b""
-        with namespace.lock:
-            slot.take(unique, Opcode.OPEN)
-            try:
-                body = self._names.open(inode, thread_id, request)
-            except OSError as failure:
-                error = failure.errno or EIO
-            aftermath = namespace.take_aftermath()
-            # Not with the answer: another request may have changed these words before this one is cleared.
-            namespace.store.save(namespace.store.take_changes())
-            slot.commit(error, body, (), aftermath)
-            namespace.committed(slot.request, (), aftermath)
-        self._device.reply(unique, error, body)
-        slot.clear()
+
+def _errno(failure: OSError | OverflowError) -> int:
+    """A number on the wire that no system call takes overflows."""
+    return EINVAL if isinstance(failure, OverflowError) else failure.errno or EIO
