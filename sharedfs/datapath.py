@@ -24,10 +24,10 @@ from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import syscalls
 from sharedfs.kernel.channel import RequestHandler, Shortcut
 from sharedfs.kernel.device import Device
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.fuse_wire import BODY, Opcode
 from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.lane import Lane
+from sharedfs.lane import LONG_BYTES, Lane
 from sharedfs.model.tenant import TenantId
 from sharedfs.node import Node
 from sharedfs.reaper import Reaper
@@ -40,10 +40,7 @@ except ImportError:  # it is optional: no compiler at installation
 
 PURE_PYTHON_VARIABLE = "SHAREDFS_PURE_PYTHON"
 
-_BODY = wire.IN_HEADER.size
 _REPLY_HEADER = wire.OUT_HEADER.size
-# A longer allocation is made beside the pump: other tenants' reads do not wait for it. 16 MiB take about 2 ms.
-_SLOW_ALLOCATION_BYTES = 16 << 20
 _SLOW_THREADS = 4
 # A copy is answered in parts of this size; copy_file_range(2) may copy less than asked.
 _COPY_BYTES = 2 << 20
@@ -200,7 +197,7 @@ class DataPath:
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["read"] += 1
-        _, offset, size, read_flags = wire.READ_IN.unpack_from(request, _BODY)
+        _, offset, size, read_flags = wire.READ_IN.unpack_from(request, BODY)
         known = self._store.node(node)
         if not read_flags & wire.READ_LOCKOWNER and self._device.passthrough:
             # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
@@ -220,7 +217,7 @@ class DataPath:
 
     def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["write"] += 1
-        _, offset, size, write_flags = wire.WRITE_IN.unpack_from(request, _BODY)
+        _, offset, size, write_flags = wire.WRITE_IN.unpack_from(request, BODY)
         known = self._store.node(node)
         fd = self._files.get(known)
         tenant = self._callers.tenant_of(thread_id)
@@ -269,11 +266,11 @@ class DataPath:
 
     def _fallocate(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["fallocate"] += 1
-        _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, _BODY)
+        _, offset, length, mode = wire.FALLOCATE_IN.unpack_from(request, BODY)
         # The caller is asked for now, while its thread surely waits for this answer.
         tenant = self._callers.tenant_of(thread_id)
         new_bytes = length + self._gap_before(self._store.node(node), mode, offset, length)
-        allocate = self._allocate if new_bytes <= _SLOW_ALLOCATION_BYTES else self._allocate_slowly
+        allocate = self._allocate if new_bytes <= LONG_BYTES else self._allocate_slowly
         self._in_a_lane(new_bytes, unique, tenant, request, partial(allocate, node, mode, offset, length, tenant))
 
     def _gap_before(self, node: Node, mode: int, offset: int, length: int) -> int:
@@ -287,7 +284,7 @@ class DataPath:
         self, new_bytes: int, unique: int, tenant: TenantId, request: memoryview, work: Callable[[], bytes]
     ) -> None:
         """Do `work`, which gives the answer: at once, or beside the pump where it makes so much that it takes long."""
-        if new_bytes <= _SLOW_ALLOCATION_BYTES:
+        if new_bytes <= LONG_BYTES:
             self._device.reply(unique, 0, work())
         else:
             kept = memoryview(bytes(request[: wire.WRITE_DATA_OFFSET]))
@@ -337,13 +334,13 @@ class DataPath:
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
         self._answered["lseek"] += 1
-        _, offset, whence = wire.LSEEK_IN.unpack_from(request, _BODY)
+        _, offset, whence = wire.LSEEK_IN.unpack_from(request, BODY)
         found = os.lseek(self._files.get(self._store.node(node)), offset, whence)
         self._device.reply(unique, 0, wire.LSEEK_OUT.pack(found))
 
     def _copy_file_range(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["copy_file_range"] += 1
-        _, source_offset, target, _, target_offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request, _BODY)
+        _, source_offset, target, _, target_offset, length, _ = wire.COPY_FILE_RANGE_IN.unpack_from(request, BODY)
         source_fd, target_fd = (self._files.get(self._store.node(inode)) for inode in (node, target))
         tenant = self._callers.tenant_of(thread_id)
         length = max(0, min(length, _COPY_BYTES, os.fstat(source_fd).st_size - source_offset))

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 from sharedfs.books import Books
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.fuse_wire import BODY, Opcode
 from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.namespace import GIVEN_WAY_MARK, Namespace
 from sharedfs.store import Store
@@ -28,7 +28,6 @@ from sharedfs.unclaimed import TakenOut, UnclaimedFiles
 
 log = logging.getLogger("sharedfs")
 
-_BODY = wire.IN_HEADER.size
 _LOOK_SHARE = 0.05  # of the time may go into looking for files that have become unclaimed just now
 _NO_BYTES = 0
 # A rename that makes a whiteout is not among them: it could lose the file that it is about.
@@ -44,13 +43,13 @@ def need_of(request: memoryview) -> Need | None:
     """What a request needs space for; None for one that needs none."""
     _, opcode, _, node, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
     if opcode == Opcode.WRITE:
-        return wire.WRITE_IN.unpack_from(request, _BODY)[2], node
+        return wire.WRITE_IN.unpack_from(request, BODY)[2], node
     if opcode == Opcode.FALLOCATE:
-        return wire.FALLOCATE_IN.unpack_from(request, _BODY)[2], node
+        return wire.FALLOCATE_IN.unpack_from(request, BODY)[2], node
     if opcode == Opcode.COPY_FILE_RANGE:
-        return _NO_BYTES, wire.COPY_FILE_RANGE_IN.unpack_from(request, _BODY)[2]  # it is made in small parts
+        return _NO_BYTES, wire.COPY_FILE_RANGE_IN.unpack_from(request, BODY)[2]  # it is made in small parts
     if opcode == Opcode.LINK:
-        return _NO_BYTES, name_wire.LINK_IN.unpack_from(request, _BODY)[0]
+        return _NO_BYTES, name_wire.LINK_IN.unpack_from(request, BODY)[0]
     return (_NO_BYTES, node) if opcode in _MAKERS else None
 
 

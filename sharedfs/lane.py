@@ -7,6 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 
+LONG_BYTES = 16 << 20
+"""To make more than so many bytes is long work: it takes some 2 ms."""
+
 Work = Callable[[], None]
 
 

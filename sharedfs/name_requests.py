@@ -13,11 +13,10 @@ from sharedfs.journal import MOST_REPLY_BYTES
 from sharedfs.kernel import dirents, syscalls
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.fuse_wire import BODY, Opcode
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.namespace import OMIT, Changes, Found, Namespace
 
-_BODY = names.BODY
 # FUSE asks for these two only; struct fsxattr and an int of flags. What tmpfs refuses is refused by tmpfs.
 _IOCTL_BYTES = {
     syscalls.FS_IOC_GETFLAGS: 8,
@@ -29,7 +28,6 @@ _STATX_NLINK_OFFSET, _STATX_INODE_OFFSET = 16, 32
 _NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
 # fuse_dirent for each length of a name, so that packing pads it.
 _DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
-_DOTS = (b".", b"..")
 
 Act = Callable[[int, int, memoryview], bytes]
 """(node, thread_id, request) -> the body of the answer."""
@@ -73,7 +71,7 @@ class NameRequests:
 
     def _lookup(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
         try:
-            return self._entry(self._namespace.lookup(parent, bytes(request[_BODY:-1])))
+            return self._entry(self._namespace.lookup(parent, bytes(request[BODY:-1])))
         except FileNotFoundError:
             return _NO_ENTRY  # the kernel may remember that there is no such name
 
@@ -81,7 +79,7 @@ class NameRequests:
         return self.attributes(inode)
 
     def _statx(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        _, _, _, _, mask = names.STATX_IN.unpack_from(request, _BODY)
+        _, _, _, _, mask = names.STATX_IN.unpack_from(request, BODY)
         node, found = self._namespace.attributes(inode)
         status = syscalls.statx(self._namespace.store.path_descriptor(node), mask)
         status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = self._namespace.store.links(node, found).to_bytes(
@@ -98,58 +96,58 @@ class NameRequests:
     # -- names -------------------------------------------------------------------------------------------------------
 
     def _mkdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        mode, umask = names.MKDIR_IN.unpack_from(request, _BODY)
-        name = bytes(request[_BODY + names.MKDIR_IN.size : -1])
+        mode, umask = names.MKDIR_IN.unpack_from(request, BODY)
+        name = bytes(request[BODY + names.MKDIR_IN.size : -1])
         return self._entry(self._namespace.make_directory(parent, name, mode, umask, *_owner(request)))
 
     def _mknod(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        mode, device, umask, _ = names.MKNOD_IN.unpack_from(request, _BODY)
-        name = bytes(request[_BODY + names.MKNOD_IN.size : -1])
+        mode, device, umask, _ = names.MKNOD_IN.unpack_from(request, BODY)
+        name = bytes(request[BODY + names.MKNOD_IN.size : -1])
         return self._entry(self._namespace.make(parent, name, mode, umask, *_owner(request), device))
 
     def _symlink(self, parent: int, thread_id: int, request: memoryview) -> bytes:
-        name, target = names.names(request, _BODY)
+        name, target = names.names(request, BODY)
         return self._entry(self._namespace.make_symlink(parent, name, target, *_owner(request), thread_id))
 
     def _link(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        (inode,) = names.LINK_IN.unpack_from(request, _BODY)
-        return self._entry(self._namespace.link(inode, parent, bytes(request[_BODY + names.LINK_IN.size : -1])))
+        (inode,) = names.LINK_IN.unpack_from(request, BODY)
+        return self._entry(self._namespace.link(inode, parent, bytes(request[BODY + names.LINK_IN.size : -1])))
 
     def _unlink(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.unlink(parent, bytes(request[_BODY:-1]))
+        self._namespace.unlink(parent, bytes(request[BODY:-1]))
         return b""
 
     def _rmdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.remove_directory(parent, bytes(request[_BODY:-1]))
+        self._namespace.remove_directory(parent, bytes(request[BODY:-1]))
         return b""
 
     def _rename(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        (new_parent,) = names.RENAME_IN.unpack_from(request, _BODY)
-        old, new = names.names(request, _BODY + names.RENAME_IN.size)
+        (new_parent,) = names.RENAME_IN.unpack_from(request, BODY)
+        old, new = names.names(request, BODY + names.RENAME_IN.size)
         self._namespace.rename(parent, old, new_parent, new, 0)
         return b""
 
     def _rename2(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        new_parent, flags, _ = names.RENAME2_IN.unpack_from(request, _BODY)
-        old, new = names.names(request, _BODY + names.RENAME2_IN.size)
+        new_parent, flags, _ = names.RENAME2_IN.unpack_from(request, BODY)
+        old, new = names.names(request, BODY + names.RENAME2_IN.size)
         self._namespace.rename(parent, old, new_parent, new, flags)
         return b""
 
     # -- open files --------------------------------------------------------------------------------------------------
 
     def open(self, inode: int, thread_id: int, request: memoryview) -> bytes:
-        flags, _ = names.OPEN_IN.unpack_from(request, _BODY)
+        flags, _ = names.OPEN_IN.unpack_from(request, BODY)
         self._namespace.open(inode, flags)
         return self._opened(inode, self._namespace.open_for_reading(inode, flags, thread_id))
 
     def _create(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
-        name = bytes(request[_BODY + names.CREATE_IN.size : -1])
+        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, BODY)
+        name = bytes(request[BODY + names.CREATE_IN.size : -1])
         made = self._namespace.create(parent, name, flags, mode, umask, *_owner(request))
         return self._entry(made) + self._opened(made[0].inode)
 
     def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, _BODY)
+        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, BODY)
         made = self._namespace.create_nameless(parent, flags, mode, umask, *_owner(request))
         return self._entry(made) + self._opened(made[0].inode)
 
@@ -166,7 +164,7 @@ class NameRequests:
         return names.OPEN_OUT.pack(reader, flags, backing_id)
 
     def _release(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle = names.RELEASE_IN.unpack_from(request, _BODY)[0]
+        handle = names.RELEASE_IN.unpack_from(request, BODY)[0]
         self._namespace.release(inode, TenantId(handle))
         return b""
 
@@ -176,11 +174,11 @@ class NameRequests:
         return names.OPEN_OUT.pack(self._namespace.listings.open(self._namespace.store.node(inode)), 0, 0)
 
     def _releasedir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.listings.close(names.RELEASE_IN.unpack_from(request, _BODY)[0])
+        self._namespace.listings.close(names.RELEASE_IN.unpack_from(request, BODY)[0])
         return b""
 
     def _readdir(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
+        handle, offset, size = names.READDIR_IN.unpack_from(request, BODY)
         limit = size * dirents.PLAIN_PERCENT // 100
         listing, records = self._namespace.listings.read(handle, inode, offset, limit)
         if not records:
@@ -190,12 +188,12 @@ class NameRequests:
         return dirents.fuse_dirents(records, starts, self._namespace.store.tmpfs.root_numbers)
 
     def _readdirplus(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = names.READDIR_IN.unpack_from(request, _BODY)
+        handle, offset, size = names.READDIR_IN.unpack_from(request, BODY)
         limit = min(size, MOST_REPLY_BYTES) * dirents.PLUS_PERCENT // 100
         listing, records = self._namespace.listings.read(handle, inode, offset, limit)
         store, parts = self._namespace.store, []
         for number, next_offset, kind, name in dirents.entries(records):
-            if name in _DOTS:  # the kernel takes no reference to these
+            if name in names.DOTS:  # the kernel takes no reference to these
                 parts.append(_NO_ENTRY)
             else:
                 node, found = store.lookup(listing.node, name)
@@ -209,8 +207,8 @@ class NameRequests:
     # -- extended attributes and inode flags -------------------------------------------------------------------------
 
     def _getxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        size, _ = names.GETXATTR_IN.unpack_from(request, _BODY)
-        value = self._namespace.xattr(inode, bytes(request[_BODY + names.GETXATTR_IN.size : -1]))
+        size, _ = names.GETXATTR_IN.unpack_from(request, BODY)
+        value = self._namespace.xattr(inode, bytes(request[BODY + names.GETXATTR_IN.size : -1]))
         if size == 0:
             return names.GETXATTR_OUT.pack(len(value), 0)
         if len(value) > size:
@@ -218,23 +216,23 @@ class NameRequests:
         return value
 
     def _setxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        size, flags, fuse_flags, _ = names.SETXATTR_IN.unpack_from(request, _BODY)
-        body = bytes(request[_BODY + names.SETXATTR_IN.size :])
+        size, flags, fuse_flags, _ = names.SETXATTR_IN.unpack_from(request, BODY)
+        body = bytes(request[BODY + names.SETXATTR_IN.size :])
         name, _, value = body.partition(b"\0")
         drop_set_gid = bool(fuse_flags & names.SETXATTR_ACL_KILL_SGID)
         self._namespace.set_xattr(inode, name, value[:size], flags, drop_set_gid=drop_set_gid)
         return b""
 
     def _removexattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.remove_xattr(inode, bytes(request[_BODY:-1]))
+        self._namespace.remove_xattr(inode, bytes(request[BODY:-1]))
         return b""
 
     def _ioctl(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        _, _, command, _, in_bytes, out_bytes = names.IOCTL_IN.unpack_from(request, _BODY)
+        _, _, command, _, in_bytes, out_bytes = names.IOCTL_IN.unpack_from(request, BODY)
         argument_bytes = _IOCTL_BYTES.get(command)
         if argument_bytes is None:
             raise OSError(ENOTTY, os.strerror(ENOTTY))
-        start = _BODY + names.IOCTL_IN.size
+        start = BODY + names.IOCTL_IN.size
         argument = bytearray(bytes(request[start : start + in_bytes]).ljust(argument_bytes, b"\0"))
         self._namespace.inode_flags(inode, command, argument)
         return names.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_bytes])
@@ -261,7 +259,7 @@ def _owner(request: memoryview) -> tuple[int, int]:
 
 def changes_in(request: memoryview) -> Changes:
     """What a SETATTR asks for."""
-    fields = names.SETATTR_IN.unpack_from(request, _BODY)
+    fields = names.SETATTR_IN.unpack_from(request, BODY)
     valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
     return Changes(
         mode=mode if valid & names.FATTR_MODE else None,

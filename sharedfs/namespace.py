@@ -26,6 +26,7 @@ from sharedfs.kernel import syscalls
 from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import ROOT_NODE
 from sharedfs.kernel.shortage import SCARCE
+from sharedfs.lane import LONG_BYTES
 from sharedfs.listing import Listings
 from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.node import SET_ID_BITS, Node, Words
@@ -38,8 +39,7 @@ log = logging.getLogger("sharedfs")
 
 # A file's times and blocks change under the kernel when somebody writes to it through a mapping.
 _MAPPED_FILE_SECONDS = 1
-# A longer reservation, or a cut, is made beside the request pump: 16 MiB take 2 ms, and a cut of as much the same.
-_SLOW_RESERVATION_BYTES = 16 << 20
+# A cut of more is made beside the request pump, as a reservation of LONG_BYTES is.
 _SLOW_CUT_BYTES = 1 << 20
 _FEW_FORGOTTEN = 32  # files that are removed at once: 1 ms
 _ACCESS_ACL = b"system.posix_acl_access"
@@ -198,7 +198,7 @@ class Namespace:
         found = self.store.stat(self.store.node(inode))
         if self._is_slow_cut(found, changes.size):
             return True
-        return self._growth.bytes_of(found.st_size, changes.size, changes.size) > _SLOW_RESERVATION_BYTES
+        return self._growth.bytes_of(found.st_size, changes.size, changes.size) > LONG_BYTES
 
     @staticmethod
     def _is_slow_cut(found: os.stat_result, size: int) -> bool:

@@ -64,10 +64,11 @@ UNIQUE_INTERRUPT = 1 << 0  # of the INTERRUPT of the request whose number has no
 # fuse_out_header: len, error (a negative errno), unique
 OUT_HEADER = Struct("<IiQ")
 
-# The bodies below follow IN_HEADER, so they are unpacked at offset IN_HEADER.size (40).
+BODY = IN_HEADER.size
+"""Where the body of a request begins: the layouts below are unpacked there."""
 READ_IN = Struct("<QQII")  # fuse_read_in: fh, offset, size, read_flags, (lock_owner, flags, padding)
 WRITE_IN = Struct("<QQII")  # fuse_write_in: fh, offset, size, write_flags, (lock_owner, flags, padding)
-WRITE_DATA_OFFSET = IN_HEADER.size + 40  # the data follows the whole fuse_write_in
+WRITE_DATA_OFFSET = BODY + 40  # the data follows the whole fuse_write_in
 WRITE_OUT = Struct("<II")  # fuse_write_out: size, padding
 FALLOCATE_IN = Struct("<QQQI")  # fuse_fallocate_in: fh, offset, length, mode, (padding)
 LSEEK_IN = Struct("<QqI")  # fuse_lseek_in: fh, offset (as the caller gave it, so signed), whence, (padding)

@@ -1,14 +1,13 @@
 """The FUSE messages about names and attributes that we read or write ourselves. Layouts are those of linux/fuse.h.
 
-Bodies follow the request's header, so they are unpacked at offset IN_HEADER.size (40); names end with a zero byte.
+Bodies follow the request's header, so they are unpacked at offset BODY; names end with a zero byte.
 """
 
 import os
 from struct import Struct
 
-from sharedfs.kernel.fuse_wire import IN_HEADER, Opcode
-
-BODY = IN_HEADER.size
+from sharedfs.kernel.fuse_wire import BODY, IN_HEADER, Opcode
+from sharedfs.kernel.syscalls import NANOSECONDS
 
 FORGET_IN = Struct("<Q")  # nlookup
 BATCH_FORGET_IN = Struct("<II")  # count, (padding); that many FORGET_ONE follow
@@ -50,14 +49,15 @@ DIRENT = Struct("<QQII")
 
 SETXATTR_ACL_KILL_SGID = 1 << 0
 
-_NANOSECONDS = 1_000_000_000
+DOTS = (b".", b"..")
+"""Entries of every directory that are no names of their own."""
 
 
 def attributes(inode: int, links: int, found: os.stat_result) -> tuple[int, ...]:
     """The fields of fuse_attr."""
-    atime, atime_ns = divmod(found.st_atime_ns, _NANOSECONDS)
-    mtime, mtime_ns = divmod(found.st_mtime_ns, _NANOSECONDS)
-    ctime, ctime_ns = divmod(found.st_ctime_ns, _NANOSECONDS)
+    atime, atime_ns = divmod(found.st_atime_ns, NANOSECONDS)
+    mtime, mtime_ns = divmod(found.st_mtime_ns, NANOSECONDS)
+    ctime, ctime_ns = divmod(found.st_ctime_ns, NANOSECONDS)
     return (
         inode,
         found.st_size,

@@ -9,12 +9,10 @@ from errno import EINVAL, EIO, ENAMETOOLONG
 
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire as names
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.kernel.fuse_wire import BODY, Opcode
 
-_BODY = wire.IN_HEADER.size
-_WRITE_IN_BYTES = wire.WRITE_DATA_OFFSET - _BODY
+_WRITE_IN_BYTES = wire.WRITE_DATA_OFFSET - BODY
 _NAME_BYTES = 255
-_DOTS = (b".", b"..")
 
 # The fields of a request, in bytes. More may follow: structs have grown with the protocol.
 _FIELDS: dict[int, int] = {
@@ -71,7 +69,7 @@ def fault_of(request: memoryview) -> int:
         return EIO
     fields = _FIELDS.get(opcode)
     if fields is not None:
-        return 0 if length >= _BODY + fields else EINVAL
+        return 0 if length >= BODY + fields else EINVAL
     named = _NAMES.get(opcode)
     shape = _TEXTS.get(opcode) if named is None else named
     if shape is None:
@@ -79,7 +77,7 @@ def fault_of(request: memoryview) -> int:
         return 0 if other is None or other(request) else EINVAL
     texts = _texts(request, *shape)
     for text in texts:
-        if named is not None and (b"/" in text or (text in _DOTS and opcode != Opcode.LOOKUP)):
+        if named is not None and (b"/" in text or (text in names.DOTS and opcode != Opcode.LOOKUP)):
             return EINVAL
         if len(text) > _NAME_BYTES:
             return ENAMETOOLONG
@@ -88,42 +86,42 @@ def fault_of(request: memoryview) -> int:
 
 def _texts(request: memoryview, fields: int, count: int) -> list[bytes]:
     """The texts that end a request, none when they are not `count`, each of a byte at least and ended by a zero."""
-    texts = bytes(request[_BODY + fields :]).split(b"\0")
+    texts = bytes(request[BODY + fields :]).split(b"\0")
     return texts if len(texts) == count + 1 and not texts.pop() and b"" not in texts else []
 
 
 def _is_symlink(request: memoryview) -> bool:
     name, target = _texts(request, 0, 2) or (b"/", b"")
-    return b"/" not in name and name not in _DOTS and len(name) <= _NAME_BYTES and bool(target)
+    return b"/" not in name and name not in names.DOTS and len(name) <= _NAME_BYTES and bool(target)
 
 
 def _is_write(request: memoryview) -> bool:
     if len(request) < wire.WRITE_DATA_OFFSET:
         return False
-    _, _, size, _ = wire.WRITE_IN.unpack_from(request, _BODY)
+    _, _, size, _ = wire.WRITE_IN.unpack_from(request, BODY)
     return bool(len(request) == wire.WRITE_DATA_OFFSET + size)
 
 
 def _is_setxattr(request: memoryview) -> bool:
-    if len(request) < _BODY + names.SETXATTR_IN.size:
+    if len(request) < BODY + names.SETXATTR_IN.size:
         return False
-    size, *_ = names.SETXATTR_IN.unpack_from(request, _BODY)
-    name, end, value = bytes(request[_BODY + names.SETXATTR_IN.size :]).partition(b"\0")
+    size, *_ = names.SETXATTR_IN.unpack_from(request, BODY)
+    name, end, value = bytes(request[BODY + names.SETXATTR_IN.size :]).partition(b"\0")
     return bool(0 < len(name) <= _NAME_BYTES and end and len(value) == size)
 
 
 def _is_ioctl(request: memoryview) -> bool:
-    if len(request) < _BODY + names.IOCTL_IN.size:
+    if len(request) < BODY + names.IOCTL_IN.size:
         return False
-    in_bytes = names.IOCTL_IN.unpack_from(request, _BODY)[4]
-    return bool(len(request) == _BODY + names.IOCTL_IN.size + in_bytes)
+    in_bytes = names.IOCTL_IN.unpack_from(request, BODY)[4]
+    return bool(len(request) == BODY + names.IOCTL_IN.size + in_bytes)
 
 
 def _is_batch_forget(request: memoryview) -> bool:
-    if len(request) < _BODY + names.BATCH_FORGET_IN.size:
+    if len(request) < BODY + names.BATCH_FORGET_IN.size:
         return False
-    count, _ = names.BATCH_FORGET_IN.unpack_from(request, _BODY)
-    return bool(len(request) == _BODY + names.BATCH_FORGET_IN.size + count * names.FORGET_ONE.size)
+    count, _ = names.BATCH_FORGET_IN.unpack_from(request, BODY)
+    return bool(len(request) == BODY + names.BATCH_FORGET_IN.size + count * names.FORGET_ONE.size)
 
 
 _OTHERS = {

@@ -43,7 +43,7 @@ _FSMOUNT_CLOEXEC = 0x1
 _FSPICK_CLOEXEC, _FSPICK_EMPTY_PATH = 0x1, 0x8
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
-_NANOSECONDS = 1_000_000_000
+NANOSECONDS = 1_000_000_000
 STATX_BYTES = 256
 STAT_BLOCK_BYTES = 512  # of stat's st_blocks
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
@@ -197,7 +197,7 @@ def set_times(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:
 
 def restore_times(fd: int, accessed_ns: int, modified_ns: int) -> None:
     """Have the times that a file was found with."""
-    set_times(fd, divmod(accessed_ns, _NANOSECONDS), divmod(modified_ns, _NANOSECONDS))
+    set_times(fd, divmod(accessed_ns, NANOSECONDS), divmod(modified_ns, NANOSECONDS))
 
 
 def statx(fd: int, mask: int) -> bytearray:
