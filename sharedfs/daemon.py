@@ -24,7 +24,7 @@ from sharedfs.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.errors import CallerMistake, HostFault, first_error
 from sharedfs.faults import faults_of
 from sharedfs.feed import make_feed
-from sharedfs.feed_types import PoolStatus
+from sharedfs.feed_types import DataPathKind, PoolStatus
 from sharedfs.http_server import serve_http
 from sharedfs.in_hand import InHand
 from sharedfs.journal import Journal
@@ -39,6 +39,7 @@ from sharedfs.mappings import MappingScan
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.mount_options import (
     PoolOptions,
+    Reads,
     check_changes,
     check_unclaimed,
     parse,
@@ -69,6 +70,7 @@ log = logging.getLogger("sharedfs")
 _INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
 # A thread that runs Python code lets another one run after this time: requests do not wait for scans. Python's is 5 ms.
 _SWITCH_SECONDS = 0.0005
+_MAPPED = {Reads.EXACT: DataPathKind.EXACT_AND_MAPPED, Reads.FAST: DataPathKind.FAST_AND_MAPPED}
 # Of the state: the kernel's INIT request, the options of a remount, and the mount's device.
 _INIT_FILE, _OPTIONS_FILE, _DEVICE_FILE = "init", "options", "device"
 
@@ -254,7 +256,7 @@ class Pool:
             brought_back_files=self.spill.brought_back,
             tenants=tenants,
             files=statistics.files,
-            data_path=f"{self.options.reads}+passthrough" if passthrough else "exact",
+            data_path=_MAPPED[self.options.reads] if passthrough else DataPathKind.EXACT,
             engine=self.parts.data_path.engine,
             mmap="shared mappings at memory speed" if passthrough else self._why_no_mappings(),
             pool_cgroup=self.cgroup.path,

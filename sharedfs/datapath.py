@@ -18,6 +18,7 @@ from sharedfs.allocation import Allocation
 from sharedfs.books import Books
 from sharedfs.callers import Callers
 from sharedfs.descriptors import Descriptors
+from sharedfs.feed_types import Engine
 from sharedfs.growth import Growth
 from sharedfs.inodes import ENTRY_SECONDS
 from sharedfs.kernel import fuse_wire as wire
@@ -114,9 +115,8 @@ class DataPath:
         return counts
 
     @property
-    def engine(self) -> str:
-        """What answers the frequent requests."""
-        return "C" if self._fast is not None and self._fast.enabled else "Python"
+    def engine(self) -> Engine:
+        return Engine.C if self._fast is not None and self._fast.enabled else Engine.PYTHON
 
     @property
     def shortcut(self) -> Shortcut | None:

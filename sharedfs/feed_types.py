@@ -4,7 +4,7 @@ Tenants are listed once and referred to by `id`; id 0 is nobody. All sizes are b
 of the holdings, so an unchanged number means an unchanged answer.
 """
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -28,6 +28,26 @@ class Event(IntEnum):
     START = 6
     EXIT = 7
     FILE = 8
+
+
+class DataPathKind(StrEnum):
+    """How read(2) and mmap(2) reach a pool's files."""
+
+    EXACT = "exact"
+    EXACT_AND_MAPPED = "exact+passthrough"
+    FAST_AND_MAPPED = "fast+passthrough"
+
+    @property
+    def has_passthrough(self) -> bool:
+        """Whether files can be mapped shared."""
+        return self is not DataPathKind.EXACT
+
+
+class Engine(StrEnum):
+    """What answers frequent requests."""
+
+    C = "C"
+    PYTHON = "Python"
 
 
 class _Frozen(BaseModel):
@@ -156,10 +176,10 @@ class UsersOfFile(_Frozen):
 class PoolStatus(_Frozen):
     """What `sharedfs status` shows of one pool.
 
-    `refused` counts what tenants were refused for want of an allowance (EDQUOT).
-    `engine` is what answers frequent requests: C, or Python. `flags` and `settings` are mount options that are in
-    force: the kernel's and the pool's own. `recharged_bytes` were foreign, of a cgroup that is gone, and are the pool's
-    now; `stranded_bytes` still are not, and `recharge_refusal` says why, "" when nothing keeps them. `deleted_*`
+    `refused` counts what tenants were refused for want of an allowance (EDQUOT). `flags` and `settings` are mount
+    options that are in force: the kernel's and the pool's own.
+    `recharged_bytes` were foreign, of a cgroup that is gone, and are the pool's now; `stranded_bytes` still are not,
+    and `recharge_refusal` says why, "" when nothing keeps them. `deleted_*`
     and `brought_back_files` count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests`
     counts served requests, `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many
     daemons there were before it, `reloads` how often this keeper had the installed version take over (an earlier one
@@ -197,8 +217,8 @@ class PoolStatus(_Frozen):
     brought_back_files: int
     tenants: int
     files: int
-    data_path: str
-    engine: str
+    data_path: DataPathKind
+    engine: Engine
     mmap: str
     pool_cgroup: str
     sharing_classes: int

@@ -10,6 +10,7 @@ one wins.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from sharedfs.errors import CallerMistake
@@ -79,8 +80,22 @@ _FOR_OTHERS_WITH_VALUE = frozenset(("user", "comment", "helper"))
 # mount(8) repeats what the kernel shows of a mount when it is remounted.
 _OF_A_LIVE_MOUNT = frozenset(("fd", "rootmode", "user_id", "group_id", "max_read", "blksize"))
 
-READS = ("exact", "fast")
-UNCLAIMED = ("keep", "delete", "spill", "yield")
+
+class Reads(StrEnum):
+    """How read(2) of a file opened for reading only is attributed: page by page, or by the open handle."""
+
+    EXACT = "exact"
+    FAST = "fast"
+
+
+class UnclaimedRule(StrEnum):
+    """What becomes of files that nobody uses any more."""
+
+    KEEP = "keep"
+    DELETE = "delete"
+    SPILL = "spill"
+    YIELD = "yield"
+
 
 _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 
@@ -89,11 +104,10 @@ _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
 class PoolOptions:
     """What a pool is mounted with. Sizes are bytes, times seconds, `flags` MS_ bits.
 
-    `unclaimed` is the rule for files that nobody uses any more: they are kept, or after `grace_seconds` deleted or
-    spilled to `spill_directory`, or go when there is no space left ("yield").
+    Files that nobody uses any more are deleted after `grace_seconds`, or spilled to `spill_directory`, if `unclaimed`
+    says so; YIELD has them go when there is no space left.
 
-    `reads` is how read(2) of a file opened for reading only is attributed: "exact", page by page, or "fast", by the
-    open handle. `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `huge` is tmpfs's word for where huge
+    `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `huge` is tmpfs's word for where huge
     pages are made. `root_mode`, `root_uid` and `root_gid` are those of the root directory at first, as with tmpfs.
     `inodes` is how many files there may be: 0 is no bound, None what tmpfs thinks right.
     """
@@ -106,9 +120,9 @@ class PoolOptions:
     idle_seconds: float = 600.0
     scan_seconds: float = 0.5
     passthrough: bool = True
-    reads: str = "exact"
+    reads: Reads = Reads.EXACT
     tenant_rules: str = DEFAULT_TENANT_RULES
-    unclaimed: str = "keep"
+    unclaimed: UnclaimedRule = UnclaimedRule.KEEP
     grace_seconds: float = 3600.0
     spill_directory: str = ""
     huge: str = NEVER
@@ -136,18 +150,17 @@ def _seconds(text: str) -> float:
     return float(text)
 
 
-def _reads(text: str) -> str:
-    if text not in READS:
-        raise ValueError(f"{text!r} is no way to read: write {' or '.join(READS)}")
-    return text
+def _reads(text: str) -> Reads:
+    if text not in set(Reads):
+        raise ValueError(f"{text!r} is no way to read: write {' or '.join(Reads)}")
+    return Reads(text)
 
 
-def _unclaimed(text: str) -> str:
-    if text not in UNCLAIMED:
-        raise ValueError(
-            f"{text!r} is no rule for unclaimed files: write {', '.join(UNCLAIMED[:-1])} or {UNCLAIMED[-1]}"
-        )
-    return text
+def _unclaimed(text: str) -> UnclaimedRule:
+    if text not in set(UnclaimedRule):
+        *others, last = UnclaimedRule
+        raise ValueError(f"{text!r} is no rule for unclaimed files: write {', '.join(others)} or {last}")
+    return UnclaimedRule(text)
 
 
 def _directory(text: str) -> str:
@@ -346,7 +359,7 @@ def check_changes(options: PoolOptions, asked: Asked) -> None:
 
 def check_unclaimed(options: PoolOptions) -> None:
     """Raises CallerMistake where the rule for unclaimed files lacks a place to spill to."""
-    if options.unclaimed == "spill" and not options.spill_directory:
+    if options.unclaimed is UnclaimedRule.SPILL and not options.spill_directory:
         raise CallerMistake("unclaimed=spill needs a directory on a disk: give spill_dir=DIR too, when mounting")
 
 

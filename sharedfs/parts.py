@@ -21,7 +21,7 @@ from sharedfs.kernel.channel import Channel
 from sharedfs.kernel.device import Device, InHand
 from sharedfs.kernel.shortage import Shortage
 from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.mount_options import PoolOptions
+from sharedfs.mount_options import PoolOptions, Reads, UnclaimedRule
 from sharedfs.namespace import Namespace
 from sharedfs.page_moves import PageMoves
 from sharedfs.process_looks import ProcessLooks
@@ -29,7 +29,7 @@ from sharedfs.reaper import Reaper
 from sharedfs.reconcile import Reconcile
 from sharedfs.spill import Spill
 from sharedfs.store import Store
-from sharedfs.unclaimed import YIELD, UnclaimedFiles
+from sharedfs.unclaimed import UnclaimedFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
         callers,
         given.spill,
         reaper,
-        fast_reads=options.reads == "fast",
+        fast_reads=options.reads is Reads.FAST,
         incarnation=given.restarts,
     )
     unclaimed = UnclaimedFiles(store, books, namespace, given.spill, device)
@@ -106,7 +106,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
         books,
         namespace,
         unclaimed,
-        lambda: given.options().unclaimed == YIELD,
+        lambda: given.options().unclaimed is UnclaimedRule.YIELD,
         unclaimed.tell,
         reaper.free_some,
     )

@@ -54,7 +54,7 @@ def show(found: list[PoolStatus]) -> None:
     )
     print_table(heads, rows, texts=4)
     for pool in found:
-        if "passthrough" not in pool.data_path:
+        if not pool.data_path.has_passthrough:
             say(f"{pool.name}: {pool.mmap}")
         if pool.bound_bytes < pool.size_bytes:
             say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
@@ -62,8 +62,6 @@ def show(found: list[PoolStatus]) -> None:
             say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
         if pool.oom_score_adj > NEVER_KILLED:
             say(f"{pool.name}: the kernel may kill it when memory is short: its processes lack CAP_SYS_RESOURCE")
-        if pool.survives.startswith("nothing"):
-            say(f"{pool.name}: outlives {pool.survives}")
         if pool.deleted_files:
             say(f"{pool.name}: deleted {_files(pool.deleted_files, pool.deleted_bytes)} that nobody used any more")
         if pool.spilled_files or pool.brought_back_files:

@@ -23,6 +23,7 @@ from sharedfs.books import Books
 from sharedfs.feed_types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
 from sharedfs.kernel.device import Device
 from sharedfs.model.sharing import SharingClass
+from sharedfs.mount_options import UnclaimedRule
 from sharedfs.namespace import Namespace
 from sharedfs.node import Node
 from sharedfs.paged_lists import PagedLists
@@ -31,14 +32,13 @@ from sharedfs.store import Store
 
 log = logging.getLogger("sharedfs")
 
-_DELETE, _SPILL, YIELD = "delete", "spill", "yield"
 _PAUSE_AFTER_FAILURE_SECONDS = 60.0
 _OF_THE_DISK = (ENOSPC, EDQUOT, EROFS)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    name: str
+    name: UnclaimedRule
     grace_seconds: float
 
 
@@ -121,13 +121,13 @@ class UnclaimedFiles:
         spilled = self._spill.files().keys()
         self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
         self._books.forget_makers()
-        if rule.name not in (_DELETE, _SPILL) or now < self._retry_at:
+        if rule.name not in (UnclaimedRule.DELETE, UnclaimedRule.SPILL) or now < self._retry_at:
             return
         self._put_off = {inode: until for inode, until in self._put_off.items() if until > now and inode in self._since}
         for inode in inodes:
             if now - self._since[inode] >= rule.grace_seconds and inode not in self._put_off:
                 try:
-                    self._delete(inode) if rule.name == _DELETE else self._move_to_disk(inode)
+                    self._delete(inode) if rule.name is UnclaimedRule.DELETE else self._move_to_disk(inode)
                 except OSError as error:
                     self._put_off[inode] = now + _PAUSE_AFTER_FAILURE_SECONDS
                     if error.errno != EPERM:  # chattr's +i or +a

@@ -21,12 +21,12 @@ from sharedfs.kernel.shortage import SCARCE
 from sharedfs.kernel.task_events import TaskEvents
 from sharedfs.looker import NoLooks
 from sharedfs.mappings import MappingScan
-from sharedfs.mount_options import PoolOptions
+from sharedfs.mount_options import PoolOptions, UnclaimedRule
 from sharedfs.recharge import Recharge
 from sharedfs.reconcile import Reconcile
 from sharedfs.room import Room
 from sharedfs.swap import SwapScan
-from sharedfs.unclaimed import YIELD, Rule, UnclaimedFiles
+from sharedfs.unclaimed import Rule, UnclaimedFiles
 
 log = logging.getLogger("sharedfs")
 
@@ -120,7 +120,7 @@ class Upkeep:
         if self.recharge.stranded_bytes:
             await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
         options = self.options()
-        pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed == YIELD else options.grace_seconds / 4
+        pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed is UnclaimedRule.YIELD else options.grace_seconds / 4
         if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, pause):
             rule = Rule(options.unclaimed, options.grace_seconds)
             await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)

@@ -82,7 +82,7 @@ def _run(lasting: ExitStack, runtime: str | None, *, keep: bool) -> dict[str, An
 
 
 def _perform(tenants: Tenants, mountpoint: Path, tmpfs: Path, pool: PoolStatus, runtime: str | None) -> dict[str, Any]:
-    passthrough = "passthrough" in pool.data_path
+    passthrough = pool.data_path.has_passthrough
     story.opening(tenants.hierarchy, pool, runtime, passthrough=passthrough)
     on_pool = acts.on_pool(tenants, mountpoint, "map" if passthrough else "read")
     story.of_pool(on_pool, "containers" if runtime else "cgroups", passthrough=passthrough)
