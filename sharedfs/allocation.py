@@ -65,7 +65,7 @@ class Allocation:
             beyond = [window for window in made if window[0] < start or window[1] > end]
             for window in beyond:
                 self._books.charge_allocated(node.inode, self._reconcile.resident(fd, *_pages(*window)), tenant)
-                self._reconcile.has_tail(node.inode)
+                self._reconcile.note_tail(node.inode)
 
     def _needed_bytes(self, fd: int, start: int, end: int) -> int:
         """How much is to be made for bytes `start`..`end` of a file: what it has not, where that matters."""
@@ -131,7 +131,7 @@ class Allocation:
             return
         kept = self._reconcile.resident(fd, first, last)
         if kept:
-            self._reconcile.has_tail(inode)
+            self._reconcile.note_tail(inode)
         self._books.uncharge(inode, first, last, kept)
 
 

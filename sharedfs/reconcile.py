@@ -37,7 +37,7 @@ class Reconcile:
         self._inodes = inodes
         self._books = books
         self._moves = moves
-        # Before Linux 6.5 we cannot ask; there is no passthrough then, so nothing comes about without us.
+        # Not before Linux 6.5: there is no passthrough then, so no page comes about without a request.
         self._can_ask = page_cache.can_be_asked()
         self.huge_bytes = huge_pages.page_bytes()
         self._huge_bytes = self.huge_bytes or PAGE_BYTES
@@ -54,7 +54,7 @@ class Reconcile:
         """The pages of an inclusive range that a file has; none where the kernel cannot be asked."""
         return page_cache.resident_runs(fd, first, last) if self._can_ask else []
 
-    def has_tail(self, inode: int) -> None:
+    def note_tail(self, inode: int) -> None:
         """A file has pages beyond its size."""
         self._with_tail.add(inode)
 
@@ -91,7 +91,7 @@ class Reconcile:
         self._suspects = suspects
 
     def _charge_strays(self, node: Node, pages: list[PageRange]) -> None:
-        """Unless the file is gone: we had it open, and the books will not be told once more."""
+        """Unless the file is gone: the daemon had it open, and the books will not be told once more."""
         with self._inodes.lock:
             if self._inodes.nodes.get(node.inode) is node:
                 self._books.charge_strays(node.inode, pages)
@@ -108,7 +108,7 @@ class Reconcile:
         windows = as_runs(pages // per_huge * per_huge + (0, per_huge - 1)).tolist()
         with suppress(OSError), self._inodes.opened(self._known(inode)) as fd:
             if any(last * PAGE_BYTES >= os.fstat(fd).st_size for _, last in windows):
-                self.has_tail(inode)
+                self.note_tail(inode)
             return [run for window in windows for run in self.resident(fd, *window)]
         return []  # it is gone
 
@@ -198,7 +198,7 @@ class Reconcile:
             syscalls.punch_hole(fd, start * PAGE_BYTES, (end - start + 1) * PAGE_BYTES)
         there = self.resident(fd, first, last)
         if any(end >= beyond for _, end in there):
-            self.has_tail(node.inode)
+            self.note_tail(node.inode)
         self._books.charge_allocated(node.inode, there, NOBODY)
         return there
 
