@@ -18,14 +18,15 @@ from sharedfs.feed_types import NOBODY_PATH, Event
 from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
 from sharedfs.kernel.proc import Process
 from sharedfs.model.cells import PAGES_PER_CHUNK
+from sharedfs.model.class_view import Predicate, Verdicts
 from sharedfs.model.kept_mappings import KeptMappings
-from sharedfs.model.ledger import PIECE_CHUNKS, Ledger, Predicate
+from sharedfs.model.ledger import PIECE_CHUNKS, Ledger
 from sharedfs.model.makers import Makers
 from sharedfs.model.ranges import LAST_PAGE, NO_RUNS, PageRange, Runs, as_runs, batched, gaps, page_parts, without
-from sharedfs.model.readers import Readers
+from sharedfs.model.readers import Reader, Readers
 from sharedfs.model.settled_uses import SettledUses
 from sharedfs.model.sharing import SharingClass
-from sharedfs.model.storage import LedgerStorage, Log, MemoryLog
+from sharedfs.model.storage import LedgerStorage, Log, MemoryLog, rewrite
 from sharedfs.model.tenant import NOBODY, TenantId, TenantTable
 from sharedfs.model.tenant_rules import TenantRules
 from sharedfs.room import tenant_room
@@ -37,6 +38,7 @@ _ALL_PAGES = as_runs([(0, LAST_PAGE)])
 _FILES_AT_ONCE = 2048  # looked at while the lock is held: a millisecond
 _MAPS_AT_ONCE = 256  # read after a start, while the lock is held: a few milliseconds
 _CHUNKS_TO_UNCHARGE = 64
+_RANGES_TO_UNCHARGE = 1024
 _RANGES_AT_ONCE = 64  # that are charged one by one
 _PIECE_PAGES = PIECE_CHUNKS * PAGES_PER_CHUNK
 _END = object()
@@ -58,7 +60,8 @@ class Books:
         self.page_bytes = page_bytes
         self.lock = threading.Lock()
         self._state = None if state_fd is None else BooksState(state_fd)
-        self.ledger = Ledger(page_bytes, storage=LedgerStorage() if self._state is None else self._state.ledger)
+        storage = LedgerStorage() if self._state is None else self._state.ledger
+        self.ledger = Ledger(page_bytes, storage=storage, tidies_itself=False)
         self._log: Log = MemoryLog() if self._state is None else self._state.tenants
         self.tenants = TenantTable(self._log)
         self.allowances = Allowances(self.ledger, time.monotonic)
@@ -73,6 +76,7 @@ class Books:
         self._tape: Tape | None = None
         # How many handles a tenant has with which it reads a file without asking us, and may have read all of it.
         self._readers = Readers(self._log)
+        self._closed: dict[Reader, None] = {}  # large files that were read so until they were closed
         # Files that lost pages since the running mapping scan began: what it saw of them may be gone.
         self._shrunk: set[int] = set()
         # Files that were mapped where the books have no page, and that had shrunk meanwhile: the next scan tells.
@@ -94,7 +98,7 @@ class Books:
 
     def _tidy_log(self) -> None:
         if self._log.overgrown:
-            self._log.rewrite([self.tenants.dump(), self._readers.dump()])
+            rewrite(self._log, [self.tenants.dump(), self._readers.dump()])
 
     # -- tenants -----------------------------------------------------------------------------------------------------
 
@@ -138,8 +142,9 @@ class Books:
         return dead
 
     def exit(self, tenants: Iterable[TenantId]) -> None:
-        with self.lock:
-            for tenant in tenants:
+        """These cgroups are gone. `tidy` is to follow. The lock is let go between two tenants."""
+        for tenant in tenants:
+            with self.lock:
                 self._readers.forget(tenant)
                 self.ledger.exit(tenant)
                 self.allowances.forget(tenant)
@@ -149,6 +154,18 @@ class Books:
                 self._makers.gone(tenant, self.tenants.remove(tenant).path)
                 self.exits += 1
             self._tidy_log()
+
+    def age(self) -> None:
+        """`Ledger.age`."""
+        with self.lock:
+            self.ledger.age()
+
+    def tidy(self) -> None:
+        """What the ledger has to do for itself, in pieces: `Ledger.tidy_some`. Not for the request pump."""
+        while self.ledger.untidy:
+            with self.lock:
+                self.ledger.tidy_some()
+            time.sleep(_PAUSE_SECONDS)
 
     def _if_live(self, tenant: TenantId) -> TenantId:
         """NOBODY for a tenant that exited since its thread was looked up: no exit would take it out of the books."""
@@ -244,9 +261,14 @@ class Books:
         with self.lock:
             self.ledger.recharge(inode, start // self.page_bytes, (end - 1) // self.page_bytes)
 
-    def bytes_where(self, wanted: Predicate) -> int:
+    def holdings(self) -> list[tuple[SharingClass, int]]:
+        """`Ledger.holdings`, worked out without the lock."""
         with self.lock:
-            return self.ledger.bytes_where(wanted)
+            classes = self.ledger.classes()
+        return self.ledger.holdings_of(classes)
+
+    def bytes_where(self, wanted: Predicate) -> int:
+        return sum(held_bytes for held, held_bytes in self.holdings() if wanted(held))
 
     def files_where(self, wanted: Predicate) -> list[int]:
         """Files with pages in a class that is `wanted`, ascending. The lock is let go between parts of the files.
@@ -254,11 +276,12 @@ class Books:
         A file that changes meanwhile is as it was when its part was looked at.
         """
         with self.lock:
-            files = self.ledger.all_files()
+            files, classes = self.ledger.all_files(), self.ledger.classes()
+        verdicts = Verdicts(classes, wanted)
         found: list[int] = []
-        for start in range(0, len(files), _FILES_AT_ONCE):
+        for part in batched(files, _FILES_AT_ONCE):
             with self.lock:
-                found += self.ledger.files_among(files[start : start + _FILES_AT_ONCE], wanted)
+                found += self.ledger.files_among(part, verdicts)
         return sorted(found)
 
     def runs_where(self, inode: int, wanted: Predicate) -> list[PageRange]:
@@ -343,29 +366,39 @@ class Books:
             if inode not in self.in_change:
                 self.settled.forget()
                 self._doubtful.add(inode)  # what is mapped there by now is another page
-                for gap in gaps(there(first, last), first, last):
-                    if self.ledger.uncharge(inode, *gap, self._begin_uncharge(inode, gap)):
-                        self._shrunk.add(inode)
+                gone = list(gaps(there(first, last), first, last))
+                if not gone:
+                    return
+                self._begin_uncharge(inode, gone)
+                if self.ledger.uncharge_runs(inode, as_runs(gone), self.ledger.chunks_of(inode, first, last)):
+                    self._shrunk.add(inode)
 
     def _uncharge(self, inode: int, first: int, last: int, kept: Iterable[PageRange]) -> None:
         """In pieces. Nobody may make pages there meanwhile."""
-        for gap in gaps(kept, first, last):
+        ranges = list(gaps(kept, first, last))
+        gone = as_runs(ranges) if len(ranges) > 1 else NO_RUNS
+        for part in batched(ranges, _RANGES_TO_UNCHARGE):
             with self.lock:
-                chunks = self._begin_uncharge(inode, gap)
-            for number, part in enumerate(batched(chunks, _CHUNKS_TO_UNCHARGE)):
-                if number:
-                    time.sleep(_PAUSE_SECONDS)
-                with self.lock:
-                    if self.ledger.uncharge(inode, *gap, part):
-                        self._shrunk.add(inode)
+                self._begin_uncharge(inode, part)
+                chunks = self.ledger.chunks_of(inode, first, last)
+        if not ranges:
+            return
+        for number, indices in enumerate(batched(chunks, _CHUNKS_TO_UNCHARGE)):
+            if number:
+                time.sleep(_PAUSE_SECONDS)
+            with self.lock:
+                one = len(ranges) == 1
+                ledger = self.ledger
+                if ledger.uncharge(inode, *ranges[0], indices) if one else ledger.uncharge_runs(inode, gone, indices):
+                    self._shrunk.add(inode)
 
-    def _begin_uncharge(self, inode: int, gap: PageRange) -> Sequence[int]:
-        """With the lock held: all of it but the ledger's part; the chunks that this has to look at."""
+    def _begin_uncharge(self, inode: int, gone: Iterable[PageRange]) -> None:
+        """With the lock held: all of it but the ledger's part."""
         self.shrinks += 1
-        self.kept.uncharge(inode, *gap)
-        if self._tape is not None:
-            self._tape.free(inode, *gap)
-        return self.ledger.chunks_of(inode, *gap)
+        for gap in gone:
+            self.kept.uncharge(inode, *gap)
+            if self._tape is not None:
+                self._tape.free(inode, *gap)
 
     def chunks_of(self, inode: int, first: int, last: int) -> list[int]:
         """The chunks of PAGES_PER_CHUNK pages that have pages in a range, by number, in order. O(chunks log chunks)."""
@@ -432,10 +465,13 @@ class Books:
 
     def mapped(self) -> set[tuple[int, TenantId]]:
         """The files and tenants of which the books say that pages are mapped; a fast reader counts as one."""
-        while True:
+        with self.lock:
+            files = self.ledger.all_files()
+        found: set[tuple[int, TenantId]] = set()
+        for part in batched(files, _MAPS_AT_ONCE):
             with self.lock:
-                if not self.ledger.make_some(_MAPS_AT_ONCE):
-                    return self.ledger.mapped()
+                found |= self.ledger.mapped_among(part)
+        return found
 
     def begin_scan(self) -> None:
         with self.lock:
@@ -531,7 +567,8 @@ class Books:
             tenant = self._if_live(tenant)
             if tenant != NOBODY:
                 self._readers.add((inode, tenant), 1, request)
-                self._set_mapped(inode, tenant, _ALL_PAGES)
+                self._record_mapped(inode, tenant, _ALL_PAGES)
+                next(self.ledger.mapping(inode, tenant, _ALL_PAGES), None)  # the rest of a large file: the next scan
                 self._tidy_log()
             return tenant
 
@@ -541,15 +578,40 @@ class Books:
             if self.tenants.get(tenant) is None:
                 return  # it has exited
             if not self._readers.add((inode, tenant), -1, request):
-                self._set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
-                self._set_mapped(inode, tenant, NO_RUNS)
+                if self.ledger.is_large(inode):
+                    self._closed[inode, tenant] = None
+                else:
+                    self._set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
+                    self._set_mapped(inode, tenant, NO_RUNS)
             self._tidy_log()
 
     def refresh_readers(self) -> None:
-        """Readers use what has become resident since they opened, too. O(readers) when nothing has."""
+        """Readers use what has become resident since they opened, too. O(readers) when nothing has.
+
+        And large files that were closed are used no more. Not for the request pump: in pieces.
+        """
         with self.lock:
-            for inode, tenant in self._readers:
-                self._set_mapped(inode, tenant, _ALL_PAGES)
+            readers, closed = list(self._readers), list(self._closed)
+        for reader in readers:
+            self._read_by(reader, _ALL_PAGES, lambda reader: reader in self._readers)
+        for reader in closed:
+            for pages in (_ALL_PAGES, NO_RUNS):
+                self._read_by(reader, pages, lambda reader: reader in self._closed and reader not in self._readers)
+            self._closed.pop(reader, None)
+
+    def _read_by(self, reader: Reader, pages: Runs, holds: Callable[[Reader], bool]) -> None:
+        """`set_mapped` in pieces, for as long as what is said of a reader holds."""
+        inode, tenant = reader
+        with self.lock:
+            if not holds(reader) or self.ledger.is_mapped(inode, tenant, pages):
+                return
+            self._record_mapped(inode, tenant, pages)
+            pieces = self.ledger.mapping(inode, tenant, pages)
+        while True:
+            with self.lock:
+                if not holds(reader) or self.tenants.get(tenant) is None or next(pieces, _END) is _END:
+                    return
+            time.sleep(_PAUSE_SECONDS)
 
     def readers_of(self, inode: int) -> tuple[TenantId, ...]:
         """The tenants with such a handle. Call with the lock held. O(readers)."""

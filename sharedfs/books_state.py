@@ -11,8 +11,9 @@ written: then nothing that rests on it was stored yet, and it is cut off.
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 
 from sharedfs.errors import HostFault
 from sharedfs.kernel import syscalls
@@ -72,6 +73,7 @@ class FileLog:
         if lines and lines[0] != _FORMAT:
             raise HostFault(f"the state of the books: {name} begins with {lines[0]}, this version reads {_FORMAT}")
         self._bytes = self._rewritten_bytes = len(kept)
+        self._later: list[bytes] | None = None  # lines appended since a rewriting began
         self.overgrown = False
         os.ftruncate(self._fd, len(kept))
         if not lines:
@@ -82,17 +84,33 @@ class FileLog:
         return records
 
     def append(self, record: Record) -> None:
-        self._write(self._fd, _line(record))
+        line = _line(record)
+        self._write(self._fd, line)
+        self._bytes += len(line)
+        if self._later is not None:
+            self._later.append(line)
         self.overgrown = self._bytes > _OVERGROWN_BYTES + _OVERGROWN_TIMES * self._rewritten_bytes
 
-    def rewrite(self, records: Iterable[Record]) -> None:
-        self._bytes = 0
-        self._write(self._draft_fd, b"".join(map(_line, [_FORMAT, *records])))
+    def rewriting(self, records: Iterable[Record]) -> Iterator[None]:
+        later: list[bytes] = []
+        self._later = later
+        written = 0
+        os.ftruncate(self._draft_fd, 0)
+        for record in chain([_FORMAT], records):
+            line = _line(record)
+            self._write(self._draft_fd, line)
+            written += len(line)
+            yield
+            if self._later is not later:
+                return  # another one has begun
+        self._write(self._draft_fd, b"".join(later))
         directory, draft, name = self._directory_fd, os.fsencode(self._draft), os.fsencode(self._name)
         syscalls.rename(directory, draft, directory, name, syscalls.RENAME_EXCHANGE)
         self._fd, self._draft_fd = self._draft_fd, self._fd
         os.ftruncate(self._draft_fd, 0)
-        self._rewritten_bytes = self._bytes
+        self._rewritten_bytes = written
+        self._bytes = written + sum(map(len, later))
+        self._later = None
         self.overgrown = False
 
     def close(self) -> None:
@@ -119,7 +137,6 @@ class FileLog:
                 written += os.write(fd, text[written:])
         if written < len(text):
             raise HostFault(f"the state of the books: no memory for {self._name}")
-        self._bytes += written
 
 
 class BooksState:

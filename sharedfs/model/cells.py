@@ -91,6 +91,10 @@ class _Slots:
             _add(totals, np.bincount(ids.ravel()))
 
     @property
+    def used(self) -> int:
+        return self.count - len(self._free)
+
+    @property
     def memory_bytes(self) -> int:
         return self.count * self.bytes_each + getsizeof(self._free)
 
@@ -239,6 +243,21 @@ class Cells:
             else:
                 _add(counts, np.bincount(self.mixed_ids(chunk)))
         return dict(counts)
+
+    @property
+    def chunks(self) -> int:
+        """Those that have pages, and those that are about to. O(1)."""
+        return self._entry_count - len(self._free_entries)
+
+    @property
+    def mixed_chunks(self) -> int:
+        """Those that have cells. O(1)."""
+        return sum(slots.used for slots in self._slots.values())
+
+    @property
+    def used_bytes(self) -> int:
+        """The entries of chunks, and the cells of those that have some. O(1)."""
+        return self.chunks * ENTRY_BYTES + sum(slots.used * slots.bytes_each for slots in self._slots.values())
 
     @property
     def memory_bytes(self) -> int:

@@ -17,31 +17,37 @@ counts are counted again from the page maps.
 Classes are bounded, for a tenant could make a million of them: see `class_bound`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.model.cells import PAGES_PER_CHUNK, Cells
 from sharedfs.model.class_bound import MOST_CLASSES, ClassBound, whole_units
+from sharedfs.model.class_view import ABSENT, ClassView, Predicate, Verdicts
 from sharedfs.model.page_maps import PageMaps
 from sharedfs.model.pages import Move, PageMap
 from sharedfs.model.ranges import LAST_PAGE, PageRange, Runs, as_runs, batched, check_range, chosen_in, gaps, merged
 from sharedfs.model.sharing import SharingClass
-from sharedfs.model.sharing_table import ABSENT, SharingTable
+from sharedfs.model.sharing_table import SharingTable
 from sharedfs.model.steps import StepMemo
 from sharedfs.model.storage import LedgerStorage, Record
 from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.model.tidying import Tidying
 
 PIECE_CHUNKS = 16
 """A piece of long work: of so many chunks, which takes half a millisecond when each page of them differs."""
 
 _OPENED, _UNIT = "opened", "unit"
 _SEQUENCES_PER_OPENING = 1 << 40
-
-Predicate = Callable[[SharingClass], bool]
+_TIMES_TOO_MANY = 4
+"""So many times the bound on classes there are ids of these at most, whoever tidies the books up."""
+_MANY_CLASSES = 64  # of a file: then fewer pages are a piece, for each may make a class
+_PIECE_PAGES = 128
+_FILE_BYTES, _CHUNK_BYTES = 500, 250
+"""About what the objects for a file and for a chunk take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class Ledger:
 
     `page_bytes`: the kernel's page size. `storage`: where the books live, in memory of their own by default.
     `spare_ids`: dead class ids that are never worth a compaction; `most_classes`: see `class_bound`; small in tests.
+    `tidies_itself`: within the operation that makes it necessary, as long as that takes. Otherwise whoever has the
+    ledger calls `tidy_some` after operations, in pieces, and until then only what is kept is more than it has to be.
     Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`). HostFault of the
     storage, also when it is made, leaves books that are not to be used further.
     """
@@ -82,6 +90,7 @@ class Ledger:
         storage: LedgerStorage | None = None,
         spare_ids: int = 1024,
         most_classes: int = MOST_CLASSES,
+        tidies_itself: bool = True,
     ) -> None:
         if page_bytes <= 0:
             raise ValueError(f"a page of {page_bytes} bytes")
@@ -93,10 +102,15 @@ class Ledger:
         self._steps = StepMemo(self._table)
         self._files = PageMaps(self._cells)
         self._made = self._files.made
-        self._bound = ClassBound(self._table, self._files, most_classes, self._book)
+        self._bound = ClassBound(self._table, self._files, most_classes)
+        self._tidying = Tidying(
+            self._table, self._files, self._steps, self._bound, self._log, self._dump, self._book, self._has_changed
+        )
+        self._tidies_itself = tidies_itself
+        self._most_ids = _TIMES_TOO_MANY * most_classes
         self._mappings: dict[TenantId, dict[int, tuple[Runs, int, int]]] = {}
         """What `set_mapped` was told last: the ranges, and the file's births and resident pages afterwards."""
-        self._compactions = 0
+        self._told_bytes = 0  # of the ranges in these
         self._openings = 0
         self._sequence = 0
         self._restore()
@@ -158,6 +172,25 @@ class Ledger:
         self._post(moves)
         return sum(freed for _, _, freed in moves)
 
+    def uncharge_runs(self, file: int, gone: Runs, chunks: Iterable[int]) -> int:
+        """As `uncharge`, of many ranges, in some chunks. O(cells of the chunks), however many ranges there are."""
+        pages = self._files.get(file)
+        if pages is None:
+            return 0
+        moves: list[Move] = []
+        for index in chunks:
+            first_page = index * PAGES_PER_CHUNK
+            chosen = chosen_in(gone, first_page, PAGES_PER_CHUNK)
+            if chosen is True:
+                last_page = first_page + PAGES_PER_CHUNK - 1
+                moves += pages.apply_to_chunks((index,), first_page, last_page, self._steps.uncharge)
+            elif chosen is not False:
+                moves += pages.apply_where(index, chosen, self._steps.uncharge, None)
+        if not pages.pages_by_class:
+            self._forget(file)
+        self._post(moves)
+        return sum(freed for _, _, freed in moves)
+
     def drop(self, file: int) -> int:
         """`file` is gone. Returns the pages freed. O(its classes + tenants with mappings)."""
         pages = self._files.get(file)
@@ -186,7 +219,7 @@ class Ledger:
         pages = self._files.get(file)
         if pages is None or tenant == NOBODY or pages.fixed_by(self._steps.of(tenant).map):
             return
-        self._mappings.get(tenant, {}).pop(file, None)
+        self._untell(file, tenant)
         moves: list[Move] = []
         for run in ranges:
             first_page, last_page = whole_units(pages, *run) if pages.unit_pages > 1 else run
@@ -214,15 +247,20 @@ class Ledger:
         steps = self._steps.of(tenant)
         everything = len(runs) == 1 and runs[0, 0] == 0 and runs[0, 1] == LAST_PAGE
         if not pages.fixed_by(steps.map if everything else steps.unmap) or (len(runs) and not everything):
-            for part in batched(pages.chunks(), PIECE_CHUNKS):
-                self._map_chunks(file, tenant, runs, part)
+            for part, offsets in _pieces_of(pages):
+                self._map_chunks(file, tenant, runs, part, offsets)
                 yield
         if not len(runs):
-            self._mappings.get(tenant, {}).pop(file, None)
+            self._untell(file, tenant)
         elif self._files.get(file) is not None:
-            self._mappings.setdefault(tenant, {})[file] = told
+            self._tell(file, tenant, told)
 
-    def _map_chunks(self, file: int, tenant: TenantId, runs: Runs, indices: Iterable[int]) -> None:
+    def is_large(self, file: int) -> bool:
+        """Whether to map all of it is more than one piece (`mapping`). O(1)."""
+        pages = self._files.get(file)
+        return pages is not None and (pages.chunk_count > PIECE_CHUNKS or len(pages.pages_by_class) > _MANY_CLASSES)
+
+    def _map_chunks(self, file: int, tenant: TenantId, runs: Runs, indices: Iterable[int], offsets: range) -> None:
         pages, steps = self._files.get(file), self._steps.of(tenant)
         if pages is None:
             return
@@ -232,11 +270,11 @@ class Ledger:
             chosen = chosen_in(runs, first_page, PAGES_PER_CHUNK)
             if isinstance(chosen, bool):
                 step = steps.map if chosen else steps.unmap
-                moves += pages.apply_to_chunks((index,), first_page, first_page + PAGES_PER_CHUNK - 1, step)
+                moves += pages.apply_to_chunks((index,), first_page + offsets[0], first_page + offsets[-1], step)
             else:
                 if pages.unit_pages > 1:
                     chosen = chosen.reshape(-1, pages.unit_pages).any(axis=1).repeat(pages.unit_pages)
-                moves += pages.apply_where(index, chosen, steps.map, steps.unmap)
+                moves += pages.apply_where(index, chosen, steps.map, steps.unmap, offsets)
         self._post(moves)
 
     def is_mapped(self, file: int, tenant: TenantId, runs: Runs) -> bool:
@@ -254,29 +292,39 @@ class Ledger:
 
     def exit(self, tenant: TenantId) -> None:
         """`tenant` owns and uses nothing any more; the other payers of its pages share them. O(its classes) (I4)."""
-        self._mappings.pop(tenant, None)
+        gone = self._mappings.pop(tenant, {})
+        self._told_bytes -= sum(runs.nbytes for runs, _, _ in gone.values())
         self._steps.forget(tenant)
         if self._table.exit(tenant):
             self._sequence += 1
-        if self._log.overgrown:
-            self._log.rewrite(self._dump())
+        self._settle_if_due()
 
     def age(self) -> None:
         """A generation has passed: touches before the last one count no more (`SharingClass.aged`). O(classes)."""
         self._steps.clear()
         if self._table.age():
             self._sequence += 1
-        self._log.rewrite(self._dump())
+        self._settle_if_due()
+
+    @property
+    def untidy(self) -> bool:
+        """Whether `tidy_some` has something to do. O(1)."""
+        return self._tidying.due
+
+    def tidy_some(self) -> bool:
+        """Do a piece of what the books do for themselves (`tidying`), a millisecond or two; False when all is done.
+
+        No answer is another one afterwards, but where there are too many classes (`class_bound`).
+        """
+        return self._tidying.step()
 
     def coarsen(self, file: int, unit_pages: int) -> None:
         """From here on who uses a page of `file` uses the aligned run of `unit_pages` pages that it is in. O(pages).
 
         A power of two; at most a chunk.
         """
-        pages = self._files[file]
-        pages.unit_pages = min(unit_pages, PAGES_PER_CHUNK)
-        self._log.append((_UNIT, file, pages.unit_pages))
-        self._book(self._bound.unite(pages, 0, LAST_PAGE))
+        for _ in self._tidying.coarsening(file, unit_pages):
+            pass
 
     # -- Questions -----------------------------------------------------------------------------------------------------
 
@@ -292,41 +340,61 @@ class Ledger:
 
     @property
     def foreign_bytes(self) -> int:
-        """Resident bytes that the kernel charged to their owner's cgroup instead of the pool's (I2). O(classes)."""
-        return self.bytes_where(lambda held: held.foreign)
+        """Resident bytes that the kernel charged to their owner's cgroup instead of the pool's (I2).
+
+        O(foreign classes).
+        """
+        return self._table.foreign_pages * self._page_bytes
 
     def holdings(self) -> list[tuple[SharingClass, int]]:
         """Every class that has pages, with its bytes; they sum to `resident_bytes` (I1). By class id. O(classes)."""
-        return [(held, pages * self._page_bytes) for held, pages in self._table.holdings()]
+        return self.holdings_of(self._table)
+
+    def classes(self) -> ClassView:
+        """The classes as they are now, for questions that nobody should wait for. O(ids), at the speed of memory."""
+        return self._table.copy()
+
+    def holdings_of(self, classes: ClassView) -> list[tuple[SharingClass, int]]:
+        """As `holdings`, of what `classes` gave, which needs no ledger."""
+        return [(held, pages * self._page_bytes) for held, pages in classes.holdings()]
+
+    def classes_of(self, tenant: TenantId) -> int:
+        """How many classes `tenant` is in, and was in before it aged out of some. O(1)."""
+        return len(self._table.ids_of(tenant))
+
+    def holdings_of_tenant(self, tenant: TenantId) -> list[tuple[SharingClass, int]]:
+        """The part of `holdings` that `tenant` pays for. O(its classes)."""
+        counts = {raw: self._table.pages_of(raw) for raw in self._table.ids_of(tenant)}
+        held = self._table.held_by({raw: pages for raw, pages in counts.items() if pages})
+        return [(one, pages * self._page_bytes) for one, pages in held if tenant in one.payers]
 
     def file_holdings(self, file: int) -> list[tuple[SharingClass, int]]:
         """The part of `holdings` that is in `file`; nothing when it has no resident page. O(classes of the file)."""
         pages = self._files.get(file)
         if pages is None:
             return []
-        by_id: dict[int, int] = {}
-        for raw, count in pages.pages_by_class.items():
-            canonical = self._table.alias[raw]
-            by_id[canonical] = by_id.get(canonical, 0) + count
-        return [(self._table.held(raw), by_id[raw] * self._page_bytes) for raw in sorted(by_id)]
+        return [(held, count * self._page_bytes) for held, count in self._table.held_by(pages.pages_by_class)]
 
     def bytes_where(self, wanted: Predicate) -> int:
         """Resident bytes in the classes that are `wanted`. O(classes)."""
         return sum(pages for held, pages in self._table.holdings() if wanted(held)) * self._page_bytes
 
     def all_files(self) -> list[int]:
-        """Files that have resident pages, in no order. O(files), and quick: no page map is looked at."""
+        """Files that have resident pages, in no order. O(files), at the speed of memory: no page map is looked at."""
         return list(self._files)
 
-    def files_among(self, files: Iterable[int], wanted: Predicate) -> list[int]:
-        """Those of `files` with pages in a class that is `wanted`, in their order. O(ids + files x their classes)."""
-        ids = {raw for raw, held in self._table.by_id() if wanted(held)}
+    def files_among(self, files: Iterable[int], verdicts: Verdicts) -> list[int]:
+        """Those of `files` with pages in a class that is wanted, in their order. O(files x their classes), quick."""
         maps = ((file, self._files.get(file)) for file in files)
-        return [file for file, pages in maps if pages is not None and self._has_class(pages, ids)]
+        return [
+            file
+            for file, pages in maps
+            if pages is not None and verdicts.wants_any(pages.pages_by_class.keys(), self._table.held)
+        ]
 
     def files_where(self, wanted: Predicate) -> list[int]:
         """Files with pages in a class that is `wanted`, ascending. O(ids + files x their classes)."""
-        return sorted(self.files_among(self.all_files(), wanted))
+        return sorted(self.files_among(self.all_files(), Verdicts(self._table, wanted)))
 
     def runs_where(self, file: int, wanted: Predicate) -> list[PageRange]:
         """The pages of a file whose class is `wanted`, ascending and merged. O(pages with a cell)."""
@@ -355,10 +423,6 @@ class Ledger:
     def files(self) -> list[int]:
         """Files that have resident pages, ascending. O(files log files)."""
         return sorted(self._files)
-
-    def _has_class(self, pages: PageMap, ids: AbstractSet[int]) -> bool:
-        alias = self._table.alias
-        return any(alias[raw] in ids for raw in pages.pages_by_class)
 
     def resident_pages_of(self, file: int) -> int:
         """O(classes of the file)."""
@@ -402,24 +466,23 @@ class Ledger:
         return self._files.make_some(files)
 
     def statistics(self) -> LedgerStatistics:
-        """How big the books are. O(files + chunks + classes)."""
-        maps = self._made.values()
-        told = sum(runs.nbytes for by_file in self._mappings.values() for runs, _, _ in by_file.values())
+        """How big the books are. O(tenants + foreign classes), and O(ids) at the speed of memory."""
+        objects = len(self._made) * _FILE_BYTES + self._cells.chunks * _CHUNK_BYTES
         return LedgerStatistics(
             sequence=self._sequence,
             resident_bytes=self.resident_bytes,
             foreign_bytes=self.foreign_bytes,
             files=len(self._files),
-            classes=sum(1 for _ in self._table.holdings()),
+            classes=self._table.classes_with_pages,
             class_ids=self._table.ids_in_use,
-            compactions=self._compactions,
-            page_map_bytes=sum(pages.map_bytes for pages in maps),
-            memory_bytes=sum(pages.memory_bytes for pages in maps)
+            compactions=self._tidying.compactions,
+            page_map_bytes=self._cells.used_bytes,
+            memory_bytes=objects
             + self._cells.memory_bytes
             + self._table.memory_bytes
             + self._steps.memory_bytes
-            + told,
-            coarse_files=sum(1 for _ in self._files.units()),
+            + self._told_bytes,
+            coarse_files=len(self._files.units),
             reductions=self._bound.reductions,
         )
 
@@ -440,6 +503,11 @@ class Ledger:
             raise BrokenInvariant(
                 f"I1: the page maps have {by_id}, the table {posted}, resident {self._table.resident_pages} pages"
             )
+        told = sum(runs.nbytes for by_file in self._mappings.values() for runs, _, _ in by_file.values())
+        units = {file: pages.unit_pages for file, pages in self._files.all() if pages.unit_pages > 1}
+        map_bytes = sum(pages.map_bytes for pages in self._made.values())
+        if (self._told_bytes, self._files.units, self._cells.used_bytes) != (told, units, map_bytes):
+            raise BrokenInvariant(f"I1: the books' own size is not {told}, {units}, {map_bytes}: {self.statistics()}")
 
     # -- Inside --------------------------------------------------------------------------------------------------------
 
@@ -448,13 +516,20 @@ class Ledger:
         if not moves:
             return
         self._book(moves)
-        if self._bound.exceeded:
-            self._steps.clear()
-            self._bound.enforce(self.coarsen, self._compact)
-        elif self._table.crowded:
-            self._compact()
-        elif self._log.overgrown:
-            self._log.rewrite(self._dump())
+        self._tidy_if_due()
+
+    def _settle_if_due(self) -> None:
+        if self._tidies_itself:
+            for _ in self._tidying.settling():
+                pass
+
+    def _tidy_if_due(self) -> None:
+        if self._tidies_itself or self._table.ids_in_use > self._most_ids:
+            while self._tidying.due and self._tidying.step():
+                pass
+
+    def _has_changed(self) -> None:
+        self._sequence += 1
 
     def _book(self, moves: Sequence[Move]) -> None:
         for raw, target, pages in moves:
@@ -462,35 +537,37 @@ class Ledger:
         if moves:
             self._sequence += 1
 
-    def _compact(self) -> None:
-        """Write the page maps that hold aliases with what these stand for, and free the ids. O(pages), amortised.
-
-        Whenever we are killed, what is kept is right: until the log is written anew an alias and what it stands for are
-        the same, and by then no page map has one.
-        """
-        canonical = np.array(self._table.alias, dtype=np.uint32)
-        for _, pages in self._files.all():
-            pages.relabel(canonical)
-        self._table.reclaim()
-        self._log.rewrite(self._dump())
-        self._steps.clear()
-        self._compactions += 1
-
     def _forget(self, file: int) -> None:
         if self._files[file].unit_pages > 1:
             self._log.append((_UNIT, file, 1))
         self._files.remove(file)
-        for by_file in self._mappings.values():
-            by_file.pop(file, None)
+        for tenant in self._mappings:
+            self._untell(file, tenant)
+
+    def _tell(self, file: int, tenant: TenantId, told: tuple[Runs, int, int]) -> None:
+        self._untell(file, tenant)
+        self._mappings.setdefault(tenant, {})[file] = told
+        self._told_bytes += told[0].nbytes
+
+    def _untell(self, file: int, tenant: TenantId) -> None:
+        told = self._mappings.get(tenant, {}).pop(file, None)
+        if told is not None:
+            self._told_bytes -= told[0].nbytes
 
     # -- What is kept --------------------------------------------------------------------------------------------------
 
     def mapped(self) -> set[tuple[int, TenantId]]:
         """The files and tenants for which `set_mapped` said last that pages are mapped. O(files x their classes)."""
+        return self.mapped_among(self.all_files())
+
+    def mapped_among(self, files: Iterable[int]) -> set[tuple[int, TenantId]]:
+        """As `mapped`, of these files."""
         held = self._table.held
+        maps = ((file, self._files.get(file)) for file in files)
         return {
             (file, tenant)
-            for file, pages in self._files.all()
+            for file, pages in maps
+            if pages is not None
             for raw in pages.pages_by_class
             for tenant in held(raw).mapped
         }
@@ -512,6 +589,18 @@ class Ledger:
         self._files.load(entries, units)
         self._log.append((_OPENED, self._openings))
 
-    def _dump(self) -> list[Record]:
-        units = [(_UNIT, *unit) for unit in self._files.units()]
-        return [(_OPENED, self._openings), self._table.dump(), *units]
+    def _dump(self) -> Iterator[Record]:
+        units = [(_UNIT, *unit) for unit in self._files.units.items()]
+        return chain([(_OPENED, self._openings)], self._table.dump(), units)
+
+
+def _pieces_of(pages: PageMap) -> Iterator[tuple[Sequence[int], range]]:
+    """Some chunks, and which pages of each: little enough to be done at once."""
+    chunks = pages.chunks()
+    if len(pages.pages_by_class) <= _MANY_CLASSES:
+        for part in batched(chunks, PIECE_CHUNKS):
+            yield part, range(PAGES_PER_CHUNK)
+    else:
+        for index in chunks:
+            for start in range(0, PAGES_PER_CHUNK, _PIECE_PAGES):
+                yield (index,), range(start, start + _PIECE_PAGES)

@@ -32,7 +32,7 @@ class PageMaps:
         pages = self.made.get(file)
         if pages is None and file in self._waiting:
             pages = PageMap(self._cells, file, self._entries[file])
-            pages.unit_pages = self._units.pop(file, 1)
+            pages.unit_pages = self._units.get(file, 1)
             self.made[file] = pages
             del self._waiting[file]
         return pages
@@ -51,6 +51,15 @@ class PageMaps:
     def remove(self, file: int) -> None:
         """A file that has no page any more."""
         del self.made[file]
+        self._units.pop(file, None)
+
+    def set_unit(self, file: int, unit_pages: int) -> None:
+        """A file that has pages gets this unit of accounting."""
+        self[file].unit_pages = unit_pages
+        if unit_pages > 1:
+            self._units[file] = unit_pages
+        else:
+            self._units.pop(file, None)
 
     def make_some(self, files: int) -> bool:
         """Make up to so many maps that wait; whether others still do."""
@@ -63,14 +72,13 @@ class PageMaps:
         self.make_some(len(self._waiting))
         return self.made.items()
 
-    def units(self) -> Iterator[tuple[int, int]]:
-        """The files whose unit of accounting is more than a page. O(files)."""
-        yield from self._units.items()
-        yield from ((file, pages.unit_pages) for file, pages in self.made.items() if pages.unit_pages > 1)
+    @property
+    def units(self) -> Mapping[int, int]:
+        """The files whose unit of accounting is more than a page, with these. O(1)."""
+        return self._units
 
     def __iter__(self) -> Iterator[int]:
-        yield from self.made
-        yield from self._waiting
+        return iter([*self.made, *self._waiting])
 
     def __len__(self) -> int:
         return len(self.made) + len(self._waiting)

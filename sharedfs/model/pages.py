@@ -15,19 +15,19 @@ its classes, never its pages.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
-from sys import getsizeof
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK, Cells, Chunk
+from sharedfs.model.class_view import ABSENT
 from sharedfs.model.ranges import LAST_PAGE, PageRange
-from sharedfs.model.sharing_table import ABSENT
 from sharedfs.model.steps import Step
 
 _SHIFT = PAGES_PER_CHUNK.bit_length() - 1
 _MASK = PAGES_PER_CHUNK - 1
+_WHOLE_CHUNK = range(PAGES_PER_CHUNK)
 _FEW_PAGES = 64
 """So many cells are stored one by one: it is faster than to make a new slot."""
 
@@ -56,6 +56,11 @@ class PageMap:
     def resident_pages(self) -> int:
         """O(classes of this file)."""
         return sum(self.pages_by_class.values())
+
+    @property
+    def chunk_count(self) -> int:
+        """O(1)."""
+        return len(self._chunks)
 
     @property
     def leading_pages(self) -> int:
@@ -98,19 +103,26 @@ class PageMap:
                     self._apply_to_chunk(index, chunk, start, stop, step, moved)
         return self._count([(raw, step.target(raw), pages) for raw, pages in moved.items()]) if moved else ()
 
-    def apply_where(self, index: int, chosen: NDArray[np.bool_], step: Step, other: Step) -> Sequence[Move]:
+    def apply_where(
+        self, index: int, chosen: NDArray[np.bool_], step: Step, other: Step | None, offsets: range = _WHOLE_CHUNK
+    ) -> Sequence[Move]:
         """Put the pages of one chunk that are `chosen` where `step` says, and those that are not where `other` does.
 
-        `chosen` has an item for each page that a chunk can have. O(cells of the chunk).
+        Without `other` these stay.
+        `chosen` has an item for each page that a chunk can have; those at other `offsets` stay. O(cells of the chunk).
         """
         chunk = self._chunks.get(index)
         if chunk is None:
             return ()
         ids = self._cells.ids(chunk)
+        inside = np.zeros(len(ids), bool)
+        inside[offsets[0] : offsets[-1] + 1] = True
         part = chosen[: len(ids)]
         moved: dict[tuple[int, int], int] = {}
         result = ids.copy()
-        for pages, one in ((part, step), (~part, other)):
+        for pages, one in ((part & inside, step), (~part & inside, other)):
+            if one is None:
+                continue
             counts = np.bincount(ids[pages])
             for raw in counts.nonzero()[0].tolist():
                 if raw not in one.fixed and (target := one.target(raw)) != raw:
@@ -119,6 +131,8 @@ class PageMap:
         if not moved:
             return ()
         self._cells.put(chunk, result)
+        if not chunk.pages:
+            del self._chunks[index]
         return self._count([(raw, target, pages) for (raw, target), pages in moved.items()])
 
     def apply(self, first_page: int, last_page: int, step: Step) -> Sequence[Move]:
@@ -241,37 +255,29 @@ class PageMap:
                 self._cells.put(chunk, ids)
         return self._count([(raw, target, pages) for (raw, target), pages in moved.items()]) if moved else ()
 
-    def relabel(self, canonical: NDArray[np.uint32]) -> None:
-        """Replace each raw id by `canonical[raw]`. O(classes), and O(pages) when that changes any.
+    def relabel(self, indices: Iterable[int], canonical: NDArray[np.uint32]) -> None:
+        """In chunks with these numbers, replace each raw id by `canonical[raw]`; ids beyond its end stay. O(cells).
 
         Pages mean the same before and after, and in between.
         """
-        by_class: dict[int, int] = {}
-        for raw, pages in self.pages_by_class.items():
-            target = int(canonical[raw])
-            by_class[target] = by_class.get(target, 0) + pages
-        if by_class != self.pages_by_class:
-            for chunk in self._chunks.values():
-                if chunk.cells is None:
-                    target = int(canonical[chunk.raw])
-                    if target != chunk.raw:
-                        self._cells.put_uniform(chunk, target, chunk.pages)
-                else:
-                    self._cells.put(chunk, canonical[self._cells.mixed_ids(chunk)])
-            self.pages_by_class = by_class
+        for index in indices:
+            chunk = self._chunks.get(index)
+            if chunk is None:
+                continue
+            ids = self._cells.ids(chunk)
+            known = ids < len(canonical)
+            targets = ids.copy()
+            targets[known] = canonical[ids[known]]
+            if not np.array_equal(targets, ids):
+                counts = np.bincount(ids[targets != ids])
+                self._cells.put(chunk, targets)
+                moved: list[int] = counts.nonzero()[0].tolist()
+                self._count([(raw, int(canonical[raw]), int(counts[raw])) for raw in moved])
 
     @property
     def map_bytes(self) -> int:
         """Bytes of the entries, and of the cells where there are some. O(chunks)."""
         return sum(ENTRY_BYTES + (0 if chunk.cells is None else chunk.cells.nbytes) for chunk in self._chunks.values())
-
-    @property
-    def memory_bytes(self) -> int:
-        """An estimate of what this map takes beside its entries and cells. O(chunks)."""
-        objects = sum(
-            getsizeof(chunk) + (getsizeof(chunk.cells) if chunk.cells else 0) for chunk in self._chunks.values()
-        )
-        return objects + getsizeof(self) + getsizeof(self._chunks) + getsizeof(self.pages_by_class)
 
     def snapshot(self) -> bytes:
         """Every cell as bytes, to compare. O(pages)."""

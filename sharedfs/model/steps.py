@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from sys import getsizeof
 
 from sharedfs.errors import BrokenInvariant
+from sharedfs.model.class_view import ABSENT, State
 from sharedfs.model.sharing import SharingClass
-from sharedfs.model.sharing_table import ABSENT, SharingTable, State
+from sharedfs.model.sharing_table import SharingTable
 from sharedfs.model.tenant import TenantId
 
 Rule = Callable[[State], State]

@@ -1,14 +1,14 @@
 """What the books are kept in, as the books see it: memory that keeps its place, and a log of small records.
 
 Both may outlive the process that writes them (see `sharedfs.books_state`), so both are written for one that may be
-killed between any two stores: cells and entries are whole words, a record is there or is not, `rewrite` switches from
+killed between any two stores: cells and entries are whole words, a record is there or is not, `rewriting` switches from
 the old log to the new one at once. What fails to be kept raises HostFault: the books are then not to be used further.
 
 Here are those that live as long as the object: the books without a keeper, and most tests.
 """
 
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,7 +35,7 @@ class Log(Protocol):
     """Records in the order they were appended."""
 
     overgrown: bool
-    """Whether a `rewrite` is worth its cost: most of the log is history."""
+    """Whether a `rewriting` is worth its cost: most of the log is history."""
 
     def records(self) -> list[Record]:
         """What was there when the log was opened."""
@@ -43,8 +43,11 @@ class Log(Protocol):
     def append(self, record: Record) -> None:
         """Kept when this returns; when we are killed within, kept or not."""
 
-    def rewrite(self, records: Iterable[Record]) -> None:
-        """Put `records` in place of all there are, at once."""
+    def rewriting(self, records: Iterable[Record]) -> Iterator[None]:
+        """Put `records` in place of all that were there at the first step, one at each step, and at once at the end.
+
+        What is appended between two steps is kept. An earlier one that has not ended comes to nothing.
+        """
 
 
 class MemoryRegion:
@@ -69,7 +72,14 @@ class MemoryLog:
     def append(self, record: Record) -> None:
         pass
 
-    def rewrite(self, records: Iterable[Record]) -> None:
+    def rewriting(self, records: Iterable[Record]) -> Iterator[None]:
+        del records
+        return iter(())
+
+
+def rewrite(log: Log, records: Iterable[Record]) -> None:
+    """As `Log.rewriting`, in one piece."""
+    for _ in log.rewriting(records):
         pass
 
 

@@ -142,7 +142,8 @@ def test_a_log_is_written_anew_without_a_descriptor(tmp_path: Path) -> None:
         state.tenants.append(("one",))
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for number in range(3):
-            state.tenants.rewrite([("all", number)])
+            for _ in state.tenants.rewriting([("all", number)]):
+                pass
             state.tenants.append(("more", number))
 
     try:

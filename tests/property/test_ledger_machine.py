@@ -13,15 +13,17 @@ from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from sharedfs.books_state import BooksState, FileLog
+from sharedfs.model import tidying
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.ledger import Ledger
-from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.model.ranges import LAST_PAGE, as_runs
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.storage import Record
 from sharedfs.model.tenant import NOBODY, TenantId
@@ -50,7 +52,7 @@ class WatchedLog:
 
     def __init__(self, log: FileLog) -> None:
         self._log = log
-        self.records, self.rewrite = log.records, log.rewrite
+        self.records, self.rewriting = log.records, log.rewriting
         self.decisions: list[Record] = []
 
     @property
@@ -68,10 +70,13 @@ class LedgerMachine(RuleBasedStateMachine):
         spare_ids=st.sampled_from([0, 6, 1024]),
         most_classes=st.sampled_from([4, 12, MOST_CLASSES_HERE + 1]),
         page_bytes=st.sampled_from([4096, 16384]),
+        tidies_itself=st.booleans(),
     )
-    def open_books(self, spare_ids: int, most_classes: int, page_bytes: int) -> None:
+    def open_books(self, spare_ids: int, most_classes: int, page_bytes: int, tidies_itself: bool) -> None:
         self.directory = TemporaryDirectory(dir="/dev/shm")
-        self.bounds = {"spare_ids": spare_ids, "most_classes": most_classes}
+        self.bounds = {"spare_ids": spare_ids, "most_classes": most_classes, "tidies_itself": tidies_itself}
+        self.pieces = patch.multiple(tidying, SETTLED_AT_ONCE=1, IDS_AT_ONCE=2, FILES_AT_ONCE=1, CHUNKS_AT_ONCE=1)
+        self.pieces.start()
         self.open_ledger(page_bytes)
         self.oracle = Oracle(page_bytes)
         self.told: dict[tuple[int, TenantId], list[tuple[int, int]]] = {}
@@ -90,10 +95,14 @@ class LedgerMachine(RuleBasedStateMachine):
         if hasattr(self, "directory"):
             self.kept.close()
             self.directory.cleanup()
+            self.pieces.stop()
 
     def both(self, operation: str, *operands: object, **options: object) -> None:
         result = getattr(self.ledger, operation)(*operands, **options)
         assert result == getattr(self.oracle, operation)(*operands, **options)
+        self.tell_decisions()
+
+    def tell_decisions(self) -> None:
         for tag, *decided in self.log.decisions:
             getattr(self.oracle, {"unit": "coarsen", "reduce": "reduce"}[tag])(*decided)
         self.log.decisions.clear()
@@ -127,6 +136,13 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(file=files, pages=any_ranges)
     def punch(self, file: int, pages: tuple[int, int]) -> None:
         self.both("uncharge", file, *pages)
+
+    @rule(file=files, ranges=range_lists)
+    def punch_many(self, file: int, ranges: list[tuple[int, int]]) -> None:
+        gone = as_runs(ranges)
+        freed = self.ledger.uncharge_runs(file, gone, self.ledger.chunks_of(file))
+        assert freed == sum(self.oracle.uncharge(file, first, last) for first, last in gone.tolist())
+        self.tell_decisions()
 
     @rule(file=files, page=near_pages)
     def truncate(self, file: int, page: int) -> None:
@@ -246,11 +262,26 @@ class LedgerMachine(RuleBasedStateMachine):
         self.both("age")
         assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.all()}
 
+    @rule(pieces=st.integers(1, 4))
+    def tidy_some(self, pieces: int) -> None:
+        """Between two pieces of what the books do for themselves anything else may happen."""
+        for _ in range(pieces):
+            self.ledger.tidy_some()
+            self.ledger.check()
+        if self.log.decisions:  # the oracle does as much at once
+            while self.ledger.tidy_some():
+                self.ledger.check()
+        self.tell_decisions()
+
     @rule()
     def compact(self) -> None:
-        self.ledger._compact()
+        while self.ledger.tidy_some():
+            pass
+        self.tell_decisions()
+        for _ in self.ledger._tidying.compacting():
+            pass
         statistics = self.ledger.statistics()
-        assert statistics.class_ids <= statistics.classes + 1 + len(self.ledger._table._vacant)
+        assert statistics.class_ids <= statistics.classes + 1
 
     @rule(file=files, ranges=st.lists(short_ranges, max_size=4))
     def absent(self, file: int, ranges: list[tuple[int, int]]) -> None:

@@ -5,8 +5,9 @@ import pytest
 
 from sharedfs.errors import BrokenInvariant
 from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK, PAGES_PER_SHORT_SLOT, Cells
+from sharedfs.model.class_view import ABSENT
 from sharedfs.model.pages import PageMap
-from sharedfs.model.sharing_table import ABSENT, SharingTable
+from sharedfs.model.sharing_table import SharingTable
 from sharedfs.model.steps import StepMemo
 from sharedfs.model.storage import MemoryRegion
 from sharedfs.model.tenant import TenantId
@@ -86,7 +87,7 @@ def test_relabel_sums_what_becomes_one(memo: StepMemo) -> None:
     pages = PageMap(Cells(MemoryRegion(), MemoryRegion(), MemoryRegion()), 1)
     pages.charge(0, 9, memo.of(A).charge)
     pages.charge(10, 14, memo.of(B).charge)
-    pages.relabel(np.array([0, 2, 2], dtype=np.uint32))
+    pages.relabel(pages.chunks(), np.array([0, 2, 2], dtype=np.uint32))
     assert pages.pages_by_class == {2: 15}
     pages.check()
 
