@@ -14,13 +14,17 @@ bounds its tenants. Call everything with the books' lock held.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from errno import EDQUOT
 from os import strerror
 
+from sharedfs.model.class_view import ClassView
 from sharedfs.model.ledger import Ledger
 from sharedfs.model.sharing import SharingClass
 from sharedfs.model.tenant import NOBODY, TenantId
 
+LOOKED_AT_CLASSES = 1024
+"""Of a tenant that has used its allowance up: a millisecond."""
 _NEVER = float("-inf")
 
 
@@ -55,25 +59,43 @@ class Allowances:
     def in_force(self) -> bool:
         return self._monotonic() < self._expires_seconds
 
-    def put(self, sequence: int, marks: Mapping[TenantId, int | None], valid_seconds: float) -> bool:
+    def state(self) -> "AllowanceState":
+        """The books as `put` is to count with them. O(ids + tenants), at the speed of memory."""
+        unspent = {tenant: left + self._taken.get(tenant, 0) for tenant, left in self.left.items()}
+        return AllowanceState(self._ledger, self._ledger.classes(), self._ledger.sequence, unspent)
+
+    def put(
+        self,
+        sequence: int,
+        marks: Mapping[TenantId, int | None],
+        valid_seconds: float,
+        state: "AllowanceState | None" = None,
+        shares: Mapping[TenantId, int] | None = None,
+    ) -> bool:
         """New marks, None for a tenant that may grow at will. Who is not named keeps what it has.
 
-        False, with nothing changed, when later ones are here already. O(classes x payers).
+        False, with nothing changed, when later ones are here already. `shares` are those of `state`, an earlier one,
+        and have been worked out without the lock: what was made since is counted on. O(tenants); O(classes x payers)
+        without these.
         """
         if sequence < self._sequence and self.in_force:
             return False
         self._sequence = sequence
         self._expires_seconds = self._monotonic() + valid_seconds
-        shares = even_shares(self._ledger.holdings())
+        state = self.state() if state is None else state
+        shares = state.shares() if shares is None else shares
         for tenant, mark in marks.items():
             if mark is None:
                 self.forget(tenant)
                 self._at_will.add(tenant)
             else:
                 self._at_will.discard(tenant)
+                taken = self._taken.get(tenant, 0)
+                unspent = self.left.get(tenant, 0) + taken
+                made = max(0, state.unspent.get(tenant, unspent) - unspent)
                 self._marks[tenant] = mark
-                self.left[tenant] = mark - shares.get(tenant, 0) - self._taken.get(tenant, 0)
-                self._looked_at[tenant] = self._ledger.sequence
+                self.left[tenant] = mark - shares.get(tenant, 0) - made - taken
+                self._looked_at[tenant] = state.sequence
         return True
 
     def lack(self, tenant: TenantId) -> bool:
@@ -131,6 +153,22 @@ class Allowances:
         """What is left by the books as they are: more than was counted when the tenant freed something."""
         if tenant == NOBODY or self._looked_at.get(tenant) == self._ledger.sequence:
             return left
+        if self._ledger.classes_of(tenant) > LOOKED_AT_CLASSES:
+            return left  # the next mark tells, in a second: this look would hold up everybody else
         self._looked_at[tenant] = self._ledger.sequence
-        share = even_shares(self._ledger.holdings()).get(tenant, 0)
+        share = even_shares(self._ledger.holdings_of_tenant(tenant)).get(tenant, 0)
         return max(left, self._marks[tenant] - share - self._taken.get(tenant, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class AllowanceState:
+    """The books at one moment, and what each tenant might still have made then."""
+
+    ledger: Ledger
+    classes: ClassView
+    sequence: int
+    unspent: Mapping[TenantId, int]
+
+    def shares(self) -> dict[TenantId, int]:
+        """The even shares. Without the lock. O(classes x payers)."""
+        return even_shares(self.ledger.holdings_of(self.classes))

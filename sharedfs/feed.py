@@ -1,6 +1,7 @@
 """The feed: what a pool tells the controller and the CLI, as HTTP on a Unix socket that only root can open.
 
-Every answer is one consistent reading of the books, taken under their lock. OpenAPI is at /openapi.json.
+Every answer is one consistent reading of the books, taken under their lock. Where that would be long, a copy is taken,
+and the answer is made of it without the lock. OpenAPI is at /openapi.json.
 """
 
 import stat
@@ -57,22 +58,24 @@ def make_feed(
         return status()
 
     @app.get("/v1/holdings")
-    async def get_holdings() -> Holdings:
+    def get_holdings() -> Holdings:
         with books.lock:
             ledger, swapped = books.ledger, books.swapped()
-            held = ledger.holdings()
-            return Holdings(
-                pool=name,
-                sequence=ledger.sequence + books.swap_looks,
-                resident_bytes=ledger.resident_bytes,
-                foreign_bytes=ledger.foreign_bytes,
-                swapped_bytes=sum(swapped.values()),
-                tenants=_tenants(books.tenants.live(), even_shares(held)),
-                classes=_classes(held, swapped),
-            )
+            classes, tenants = ledger.classes(), books.tenants.live()
+            sequence, foreign_bytes = ledger.sequence + books.swap_looks, ledger.foreign_bytes
+        held = ledger.holdings_of(classes)
+        return Holdings(
+            pool=name,
+            sequence=sequence,
+            resident_bytes=sum(held_bytes for _, held_bytes in held),
+            foreign_bytes=foreign_bytes,
+            swapped_bytes=sum(swapped.values()),
+            tenants=_tenants(tenants, even_shares(held)),
+            classes=_classes(held, swapped),
+        )
 
     @app.put("/v1/allowances", status_code=204)
-    async def put_allowances(order: AllowanceOrder) -> None:
+    def put_allowances(order: AllowanceOrder) -> None:
         """How far tenants may grow: beyond that they are refused (EDQUOT)."""
         with books.lock:
             marks = {
@@ -80,7 +83,10 @@ def make_feed(
                 for allowance in order.tenants
                 if (tenant := books.tenants.find(allowance.path, allowance.inode)) is not None
             }
-            taken = books.allowances.put(order.sequence, marks, order.valid_seconds)
+            state = books.allowances.state()
+        shares = state.shares()
+        with books.lock:
+            taken = books.allowances.put(order.sequence, marks, order.valid_seconds, state, shares)
         if not taken:
             raise HTTPException(409, "later allowances are in force")
 
