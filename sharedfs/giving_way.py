@@ -2,7 +2,8 @@
 
 Called by the thread that answers the request, the request pump for one, with the request half done or not begun. So
 nothing here waits for the kernel: it may hold the lock of a directory for a request that waits for the pump. A file
-leaves the tree and its pages are freed at once; a thread of its own tells the kernel that the name is gone.
+leaves the tree; as many pieces of it are freed at once as the request needs, and the reaper frees the rest. A thread
+of its own tells the kernel that the name is gone.
 
 Oldest is what has been unclaimed for longest. Until the kernel knows that a name is gone, a tenant may still open the
 file by it. The file carries a mark, so that this open is refused with ESTALE, and the kernel looks the name up anew.
@@ -21,8 +22,8 @@ from sharedfs.books import Books
 from sharedfs.kernel import fuse_wire as wire
 from sharedfs.kernel import name_wire
 from sharedfs.kernel.fuse_wire import BODY, Opcode
-from sharedfs.model.ranges import LAST_PAGE
 from sharedfs.namespace import GIVEN_WAY_MARK, Namespace
+from sharedfs.reaper import Reaper
 from sharedfs.store import Store
 from sharedfs.unclaimed import TakenOut, UnclaimedFiles
 
@@ -54,10 +55,7 @@ def need_of(request: memoryview) -> Need | None:
 
 
 class GivingWay:
-    """For one pool. `is_wanted` says whether the rule is in force; the others are as for `UnclaimedFiles`.
-
-    `free_some` frees a piece of what is gone already; False when nothing is left of it (`Reaper`).
-    """
+    """For one pool. `is_wanted` says whether the rule is in force; the others are as for `UnclaimedFiles`."""
 
     def __init__(
         self,
@@ -67,7 +65,7 @@ class GivingWay:
         unclaimed: UnclaimedFiles,
         is_wanted: Callable[[], bool],
         tell: Callable[[TakenOut], None],
-        free_some: Callable[[], bool],
+        reaper: Reaper,
     ) -> None:
         self._store = store
         self._books = books
@@ -75,7 +73,7 @@ class GivingWay:
         self._unclaimed = unclaimed
         self._is_wanted = is_wanted
         self._tell = tell
-        self._free_some = free_some
+        self._reaper = reaper
         self._lock = threading.Lock()
         self._candidates: deque[tuple[int, int]] = deque()
         self._candidate_bytes = 0
@@ -86,10 +84,10 @@ class GivingWay:
 
     def resume(self) -> None:
         """Free the pages of files that a daemon before us had taken out of the tree, and no more."""
-        for inode in list(self._store.removed):
+        for inode, name in list(self._store.removed.items()):
             with suppress(OSError), self._store.lock:
                 if self._namespace.has_given_way(self._store.find(inode)):
-                    self._free(inode)
+                    self._reaper.empty(inode, name)
 
     def for_request(self, request: memoryview) -> bool:
         """Whether files went, so that the request is to be tried again."""
@@ -103,7 +101,7 @@ class GivingWay:
         if not self._is_wanted():
             return False
         with self._lock:
-            gave_way = False
+            gave_way = self._reaper.free_some()  # or in part, for a request before this one
             while not gave_way or self._free_bytes() < needed_bytes:
                 if not self._candidates or self._free_bytes() + self._candidate_bytes < needed_bytes:
                     self._look()
@@ -112,7 +110,7 @@ class GivingWay:
                 inode, held_bytes = self._candidates.popleft()
                 self._candidate_bytes -= held_bytes
                 gave_way |= inode != spared and self._give(inode)
-                while self._free_bytes() < needed_bytes and self._free_some():
+                while self._free_bytes() < needed_bytes and self._reaper.free_some():
                     pass  # what is gone already is freed before another file goes
             return gave_way
 
@@ -143,16 +141,11 @@ class GivingWay:
             self._gone.put(taken)
             with self._store.lock:
                 if inode in self._store.removed:
-                    self._free(inode)
+                    self._reaper.empty(inode, self._store.removed[inode])
         except OSError as error:  # chattr's +i or +a, or no descriptor left
             log.debug("inode %d does not give way: %s", inode, error)
             return False
         return True
-
-    def _free(self, inode: int) -> None:
-        """The pages of a file that left the tree. Call with the store's lock held."""
-        os.truncate(self._store.descriptor_path(self._store.find(inode)), 0)
-        self._books.uncharge(inode, 0, LAST_PAGE)
 
     def _tell_kernel(self) -> None:
         while True:

@@ -6,7 +6,6 @@ them: descriptors from 3 on, their names and the receiver's process id in the en
 
 import fcntl
 import os
-import socket
 from collections.abc import Mapping
 
 _FIRST = 3
@@ -37,5 +36,3 @@ def exec_with(descriptors: Mapping[str, int], arguments: list[str], environment:
         os.dup2(fd, number)
     handed = (str(os.getpid()), str(len(descriptors)), ":".join(descriptors)) if descriptors else ()
     os.execve(arguments[0], arguments, {**environment, **dict(zip(_VARIABLES, handed, strict=False))})
-
-

@@ -108,7 +108,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
         unclaimed,
         lambda: given.options().unclaimed is UnclaimedRule.YIELD,
         unclaimed.tell,
-        reaper.free_some,
+        reaper,
     )
     growth.give_way, growth.space_to_give = giving_way.for_bytes, giving_way.available_bytes
 

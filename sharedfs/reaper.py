@@ -65,6 +65,8 @@ class Reaper:
         self._allocation = allocation
         self._faults = faults
         self._waiting: dict[int, bytes] = {}
+        self._emptied: set[int] = set()  # of these, those that the kernel still knows: only their pages go
+        self._entries = threading.Lock()  # over these two, where both change
         self._current: _Dying | None = None
         self._turn = threading.Lock()  # over one piece
         self._wake = threading.Event()
@@ -85,12 +87,21 @@ class Reaper:
             os.close(self._current.fd)
 
     def takes(self, inode: int) -> bool:
-        """Whether a file in removed/ is large. O(its classes)."""
-        return self._books.resident_bytes_of(inode) > FEW_PAGES * self._books.page_bytes
+        """Whether a file in removed/ is large, or is being freed already. O(its classes)."""
+        return inode in self._emptied or self._books.resident_bytes_of(inode) > FEW_PAGES * self._books.page_bytes
 
     def add(self, inode: int, name: bytes) -> None:
         """Nothing but removed/ knows this file any more. Call with the store's lock held."""
-        self._waiting[inode] = name
+        with self._entries:
+            self._emptied.discard(inode)
+            self._waiting[inode] = name
+        self._wake.set()
+
+    def empty(self, inode: int, name: bytes) -> None:
+        """Free the pages of a file in removed/ that nobody can use and the kernel knows. With the store's lock held."""
+        with self._entries:
+            self._emptied.add(inode)
+            self._waiting[inode] = name
         self._wake.set()
 
     @property
@@ -170,6 +181,11 @@ class Reaper:
 
     def _end(self, inode: int, name: bytes) -> None:
         """The books first: a daemon that is killed after that finds the file in removed/."""
+        with self._entries:
+            if inode in self._emptied:
+                self._emptied.discard(inode)
+                self._waiting.pop(inode, None)
+                return
         self._books.drop(inode)
         self._store.tmpfs.remove_for_good(inode, name)
         self._waiting.pop(inode, None)

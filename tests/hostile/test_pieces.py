@@ -15,18 +15,23 @@ import numpy as np
 import pytest
 
 from sharedfs.books import Books
+from sharedfs.giving_way import GivingWay
 from sharedfs.journal import Kind
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.pages import PageMap
 from sharedfs.model.ranges import LAST_PAGE, as_runs
-from sharedfs.model.tenant import NOBODY
+from sharedfs.model.sharing import SharingClass
+from sharedfs.model.tenant import NOBODY, TenantId
 from sharedfs.namespace import Namespace
 from sharedfs.node import Node
 from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper
 from sharedfs.recovery import _Recovery
+from sharedfs.spill import Spill
 from sharedfs.store import Store
+from sharedfs.unclaimed import TakenOut, UnclaimedFiles
 from tests.support.parts import build_parts, make_books, make_store
+from tests.support.tenants import wait_until
 
 PAGE = 4096
 MIB = 1 << 20
@@ -43,6 +48,7 @@ class CountingLock:
         self._lock = threading.Lock()
         self.visited = 0
         self.most = 0
+        self.total = 0
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -50,6 +56,7 @@ class CountingLock:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.most = max(self.most, self.visited)
+        self.total += self.visited
         self._lock.release()
 
 
@@ -228,3 +235,124 @@ def test_a_cut_that_a_killed_daemon_did_not_book_is_booked(serving: Serving) -> 
     recovery.end(store.slot)
     assert books.resident_bytes() == store.tmpfs.used_bytes() == PAGE
     assert store.slot.intent() is None
+
+
+def test_every_other_page_that_is_gone_is_booked_in_pieces_of_chunks(books: Books, lock: CountingLock) -> None:
+    """A look at a chunk takes out all that is gone there: not one for each of 65,536 gaps."""
+    tenant = books.tenants.intern("/t", 1)
+    pages = 128 * PAGES_PER_CHUNK
+    books.charge_allocated(FILE, [(0, pages - 1)], tenant)
+    lock.most = lock.total = 0
+    books.uncharge(FILE, 0, pages - 1, [(page, page) for page in range(0, pages, 2)])
+    assert books.resident_bytes() == pages // 2 * PAGE
+    assert 0 < lock.most <= MOST_CHUNKS
+    assert lock.total == 128
+    lock.total = 0
+    books.lose_absent(FILE, 0, 63, lambda first, last: [(page, page) for page in range(first, last, 4)])
+    assert books.resident_bytes() == (pages // 2 - 16) * PAGE
+    assert lock.total == 1
+    books.ledger.check()
+
+
+def test_a_handle_that_reads_past_us_is_opened_and_closed_in_pieces(books: Books, lock: CountingLock) -> None:
+    """The request does the first one, the next scan the others."""
+    owner, reader = (books.tenants.intern(f"/t{number}", number) for number in (1, 2))
+    books.charge_allocated(FILE, [(0, CHUNKS * PAGES_PER_CHUNK - 1)], owner)
+
+    def users() -> tuple[int, int]:
+        found = books.file_holdings(FILE)
+        return sum(size for held, size in found if reader in held.mapped), sum(
+            size for held, size in found if reader in held.users
+        )
+
+    lock.most = lock.total = 0
+    assert books.open_for_reading(FILE, reader) == reader
+    assert lock.total <= MOST_CHUNKS
+    books.refresh_readers()
+    assert users() == (CHUNKS * PAGES_PER_CHUNK * PAGE,) * 2
+    lock.total = 0
+    books.close_for_reading(FILE, reader)
+    assert lock.total <= MOST_CHUNKS
+    books.refresh_readers()
+    assert users() == (0, CHUNKS * PAGES_PER_CHUNK * PAGE), "the end of a use counts as a touch"
+    assert lock.most <= MOST_CHUNKS
+    books.open_for_reading(FILE, reader)
+    books.close_for_reading(FILE, reader)
+    books.open_for_reading(FILE, reader)
+    books.refresh_readers()
+    assert users()[0] == CHUNKS * PAGES_PER_CHUNK * PAGE, "it was opened again before the scan"
+    books.ledger.check()
+
+
+def test_a_file_that_gives_way_is_freed_in_pieces_and_stays_until_the_kernel_forgets_it(serving: Serving) -> None:
+    store, books, namespace, reaper = serving
+    node = large_file(store, books, 96 * MIB)
+    node.lookups = 1
+    taken: list[TakenOut] = []
+    device_fd = os.open(os.devnull, os.O_RDWR)
+    unclaimed = UnclaimedFiles(store, books, namespace, Spill(None, store, books), Device(device_fd))
+    giving_way = GivingWay(store, books, namespace, unclaimed, lambda: True, taken.append, reaper)
+    used = store.tmpfs.used_bytes()
+    free = os.statvfs(store.tmpfs.mount_fd).f_bavail * PAGE
+    assert giving_way.for_bytes(free + MIB, 0)
+    piece = (PIECE_PAGES + PAGES_PER_CHUNK) * PAGE
+    assert 0 < used - store.tmpfs.used_bytes() <= piece, "as much as the request needs"
+    assert books.resident_bytes() == store.tmpfs.used_bytes()
+    while reaper.free_some():
+        assert books.resident_bytes() == store.tmpfs.used_bytes()
+    assert store.tmpfs.used_bytes() == 0
+    assert list(store.removed) == [node.inode], "the kernel has a reference"
+    namespace.forget(node.inode, 0)
+    assert store.tmpfs.removed_names() == {}
+    wait_until(lambda: bool(taken), "the kernel is told", 10)
+    os.close(device_fd)
+
+
+def test_a_file_that_gives_way_and_is_forgotten_halfway_is_gone_in_the_end(serving: Serving) -> None:
+    store, books, namespace, reaper = serving
+    node = large_file(store, books, 32 * MIB)
+    node.lookups = 1
+    namespace.unlink_unasked(1, b"large")
+    reaper.empty(node.inode, store.removed[node.inode])
+    assert reaper.free_some()
+    namespace.forget(node.inode, 0)
+    assert store.removed == {}
+    while reaper.free_some():
+        assert books.resident_bytes() == store.tmpfs.used_bytes()
+    assert store.tmpfs.removed_names() == {}
+    assert books.resident_bytes() == store.tmpfs.used_bytes() == 0
+
+
+def test_questions_about_all_classes_are_answered_without_the_lock(
+    books: Books, lock: CountingLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who pays for a class is worked out when nobody waits: for none of them while the lock is held."""
+    for number in range(1, 12):
+        books.tenants.intern(f"/t{number}", number)
+    for page in range(1024):
+        books.charge(page % 4, page // 4 * PAGE, (page // 4 + 1) * PAGE, TenantId(1))
+        for bit in range(10):
+            if page >> bit & 1:
+                books.touch(page % 4, page // 4 * PAGE, (page // 4 + 1) * PAGE, TenantId(bit + 2))
+    payers = SharingClass.payers
+
+    def counted(held: SharingClass) -> frozenset[TenantId]:
+        lock.visited += 1
+        return payers.__get__(held)
+
+    monkeypatch.setattr(SharingClass, "payers", property(counted))
+    lock.most = 0
+    assert books.bytes_where(lambda held: TenantId(3) in held.payers) == 512 * PAGE
+    assert books.files_where(lambda held: TenantId(3) in held.payers) == [2, 3]
+    with books.lock:
+        state = books.allowances.state()
+    shares = state.shares()
+    with books.lock:
+        assert books.allowances.put(1, {TenantId(1): 1 << 30}, 10.0, state, shares)
+        books.ledger.statistics()
+    assert lock.most == 0
+    assert books.allowances.left[TenantId(1)] == (1 << 30) - shares[TenantId(1)]
+    monkeypatch.setattr("sharedfs.allowances.LOOKED_AT_CLASSES", 100)
+    with books.lock, pytest.raises(OSError, match="quota"):
+        books.allowances.take(TenantId(1), 1 << 31)
+    assert lock.most <= 100
