@@ -289,8 +289,12 @@ class Books:
             return self.ledger.runs_where(inode, wanted)
 
     def file_holdings(self, inode: int) -> list[tuple[SharingClass, int]]:
+        """`Ledger.file_holdings`, worked out without the lock where the file has many classes."""
         with self.lock:
-            return self.ledger.file_holdings(inode)
+            if not self.ledger.is_large(inode):
+                return self.ledger.file_holdings(inode)
+            counts, classes = self.ledger.counts_of(inode), self.ledger.classes()
+        return [(held, count * self.page_bytes) for held, count in classes.held_by(counts)]
 
     @contextmanager
     def changing(self, inode: int) -> Iterator[None]:
@@ -321,8 +325,7 @@ class Books:
             return self.ledger.absent(inode, pages)
 
     def has_foreign(self, inode: int) -> bool:
-        with self.lock:
-            return any(held.foreign for held, _ in self.ledger.file_holdings(inode))
+        return any(held.foreign for held, _ in self.file_holdings(inode))
 
     def resident_bytes(self) -> int:
         with self.lock:
@@ -453,11 +456,13 @@ class Books:
                 self.swap_looks += 1
 
     def swapped(self, inode: int | None = None) -> dict[SharingClass, int]:
-        """The bytes in swap of each class, of one file or all. Call with the lock held. O(pages in swap)."""
+        """The bytes in swap of each class, of one file or all. In pieces: a page counts as it is when its piece is."""
+        with self.lock:
+            swapped = [(known, runs) for known, runs in self._swapped.items() if inode in (None, known)]
         found: dict[SharingClass, int] = {}
-        for known, runs in self._swapped.items():
-            if inode in (None, known):
-                for held, held_bytes in self.ledger.holdings_in(known, runs).items():
+        for known, runs in swapped:
+            for part in self._in_pieces(runs):
+                for held, held_bytes in self.ledger.holdings_in(known, part).items():
                     found[held] = found.get(held, 0) + held_bytes
         return found
 

@@ -220,7 +220,7 @@ class Pool:
         with self.books.lock:
             statistics = self.books.ledger.statistics()
             tenants = len(self.books.tenants)
-            swapped_bytes = sum(self.books.swapped().values())
+        swapped_bytes = sum(self.books.swapped().values())
         bound = self.store.tmpfs.room.look()
         passthrough = self.parts.device.passthrough
         with suppress(OSError):  # no descriptor is left: as they were

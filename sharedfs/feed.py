@@ -54,24 +54,25 @@ def make_feed(
     app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
 
     @app.get("/v1/status")
-    async def get_status() -> PoolStatus:
+    def get_status() -> PoolStatus:
         return status()
 
     @app.get("/v1/holdings")
     def get_holdings() -> Holdings:
+        ledger, swap_looks, swapped = books.ledger, books.swap_looks, books.swapped()
         with books.lock:
-            ledger, swapped = books.ledger, books.swapped()
             classes, tenants = ledger.classes(), books.tenants.live()
-            sequence, foreign_bytes = ledger.sequence + books.swap_looks, ledger.foreign_bytes
+            sequence, foreign_bytes = ledger.sequence + swap_looks, ledger.foreign_bytes
         held = ledger.holdings_of(classes)
+        rows = _classes(held, swapped)
         return Holdings(
             pool=name,
             sequence=sequence,
             resident_bytes=sum(held_bytes for _, held_bytes in held),
             foreign_bytes=foreign_bytes,
-            swapped_bytes=sum(swapped.values()),
+            swapped_bytes=sum(row.bytes for row in rows if row.swapped),
             tenants=_tenants(tenants, even_shares(held)),
-            classes=_classes(held, swapped),
+            classes=rows,
         )
 
     @app.put("/v1/allowances", status_code=204)
@@ -104,9 +105,9 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
 
     def file_holdings(inode: int, named: dict[TenantId, Tenant]) -> FileHoldings:
         """Who uses a file, by number; `named` gets all of these, for a tenant may exit at any moment."""
+        swapped = books.swapped(inode)
+        classes = books.file_holdings(inode)
         with books.lock:
-            classes = books.ledger.file_holdings(inode)
-            swapped = books.swapped(inode)
             opened = books.readers_of(inode)
             for number in frozenset(opened).union(*(held.payers for held, _ in classes)):
                 if (tenant := books.tenants.get(number)) is not None:
@@ -138,7 +139,7 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
         return FilesOfTenant(tenants=_tenants(named.values()), files=files, next_after=next_after)
 
     @app.get("/v1/files/users")
-    async def get_users_of_file(path: str) -> UsersOfFile:
+    def get_users_of_file(path: str) -> UsersOfFile:
         """Who uses the file at a path relative to the pool's root."""
         with store.lock:
             try:
@@ -227,7 +228,7 @@ def _classes(
 ) -> tuple[ClassHolding, ...]:
     rows: list[ClassHolding] = []
     for sharing, size_bytes in holdings:
-        swapped_bytes = swapped.get(sharing, 0)
+        swapped_bytes = min(swapped.get(sharing, 0), size_bytes)  # it was looked at before
         rows += (
             ClassHolding(
                 owner=sharing.owner,

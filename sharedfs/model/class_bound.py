@@ -98,9 +98,10 @@ class ClassBound:
         def one_for(ids: list[int]) -> dict[int, int]:
             if len(ids) < 2:
                 return {}
-            whole = reduce(SharingClass.united, map(table.held, ids))
-            targets = {raw: table.intern(table.held(raw).used_as(whole)) for raw in ids}
-            return {raw: target for raw, target in targets.items() if table.alias[raw] != target}
+            before = {raw: table.held(raw) for raw in ids}
+            whole = reduce(SharingClass.united, before.values())
+            after = {raw: held.used_as(whole) for raw, held in before.items()}
+            return {raw: table.intern(held) for raw, held in after.items() if held != before[raw]}
 
         return pages.unite(first_page, last_page, one_for)
 

@@ -131,4 +131,4 @@ class Verdicts:
 
     def wants_any(self, ids: AbstractSet[int], held: Callable[[int], SharingClass]) -> bool:
         """Whether one of `ids` is wanted; `held` tells of those that are new."""
-        return not self._ids.isdisjoint(ids) or any(self._wanted(held(raw)) for raw in ids - self._told.keys())
+        return not self._ids.isdisjoint(ids) or any(self._wanted(held(raw)) for raw in ids if raw not in self._told)

@@ -156,7 +156,7 @@ def test_a_file_of_many_classes_is_mapped_few_pages_at_once(ledger: Ledger) -> N
     newcomer = TenantId(77)
     classes = ledger._table.classes
     for _ in ledger.mapping(0, newcomer, as_runs([(0, LAST_PAGE)])):
-        assert ledger._table.classes - classes <= 128
+        assert ledger._table.classes - classes <= 64
         classes = ledger._table.classes
         ledger.check()
     assert ledger.is_large(0)
