@@ -109,7 +109,9 @@ class GivingWay:
                         break
                 inode, held_bytes = self._candidates.popleft()
                 self._candidate_bytes -= held_bytes
-                gave_way |= inode != spared and self._give(inode)
+                if inode != spared and self._give(inode):
+                    gave_way = True
+                    self._reaper.free_some()  # a name needs no bytes, and space
                 while self._free_bytes() < needed_bytes and self._reaper.free_some():
                     pass  # what is gone already is freed before another file goes
             return gave_way

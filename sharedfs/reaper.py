@@ -110,8 +110,14 @@ class Reaper:
         return sum(map(self._books.resident_bytes_of, list(islice(self._waiting, PIECE_FILES))))
 
     def free_some(self) -> bool:
-        """Free one piece; False when there is none, or no descriptor to open the next file with."""
-        with self._turn:
+        """Free one piece; False when there is none, or no descriptor to open the next file with.
+
+        Where another thread is at a piece, it is that one which is waited for.
+        """
+        if not self._turn.acquire(blocking=False):
+            with self._turn:
+                return True
+        try:
             if self._current is None and self._end_small():
                 return True
             try:
@@ -123,6 +129,8 @@ class Reaper:
             if dying is not None:
                 self._free_piece(dying)
             return dying is not None
+        finally:
+            self._turn.release()
 
     def with_space(self, act: Callable[[], Outcome]) -> Outcome:
         """Do `act`, and again when it finds the pool full while files wait to be freed. Not for the request pump."""

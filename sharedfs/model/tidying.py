@@ -20,10 +20,11 @@ from sharedfs.model.steps import StepMemo
 from sharedfs.model.storage import Log, Record
 from sharedfs.model.tenant import TenantId
 
-SETTLED_AT_ONCE = 128
+SETTLED_AT_ONCE = 64
 IDS_AT_ONCE = 256
 FILES_AT_ONCE = 256
 CHUNKS_AT_ONCE = 4
+PAGES_AT_ONCE = 64  # that may be of as many classes
 
 _UNIT = "unit"
 
@@ -99,11 +100,15 @@ class Tidying:
         pages = self._files[file]
         self._files.set_unit(file, min(unit_pages, PAGES_PER_CHUNK))
         self._log.append((_UNIT, file, pages.unit_pages))
+        at_once = max(PAGES_AT_ONCE, pages.unit_pages)
         for index in pages.chunks():
-            if self._files.get(file) is not pages:
-                return  # it is gone
-            first_page = index * PAGES_PER_CHUNK
-            self._book(self._bound.unite(pages, first_page, first_page + PAGES_PER_CHUNK - 1))
+            for first_page in range(index * PAGES_PER_CHUNK, (index + 1) * PAGES_PER_CHUNK, at_once):
+                if self._files.get(file) is not pages:
+                    return  # it is gone
+                moves = self._bound.unite(pages, first_page, first_page + at_once - 1)
+                self._book(moves)
+                if moves:
+                    yield
             yield
 
     def compacting(self) -> Iterator[None]:
