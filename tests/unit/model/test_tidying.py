@@ -185,3 +185,17 @@ def test_a_copy_of_the_classes_stays_as_it_is(ledger: Ledger) -> None:
     ledger.drop(0)
     assert ledger.holdings_of(classes) == before
     assert classes.alias[ABSENT] == ABSENT
+
+
+def test_there_is_an_end_to_ids_that_nobody_tidies_up() -> None:
+    """Whoever makes classes faster than the upkeep brings them down does it itself."""
+    ledger = Ledger(spare_ids=8, most_classes=64, tidies_itself=False)
+    most = 0
+    for page in range(512):
+        ledger.charge(page % FILES, page, page, A)
+        for bit, tenant in enumerate(TENANTS[1:]):
+            if page >> bit & 1:
+                ledger.touch(page % FILES, page, page, tenant)
+        most = max(most, ledger.statistics().class_ids)
+    assert 64 < most <= 4 * 64 + len(TENANTS)
+    ledger.check()
