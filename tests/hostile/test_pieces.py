@@ -17,6 +17,7 @@ import pytest
 from sharedfs.books import Books
 from sharedfs.giving_way import GivingWay
 from sharedfs.journal import Kind
+from sharedfs.kernel.device import Device
 from sharedfs.kernel.fuse_wire import Opcode
 from sharedfs.model.cells import PAGES_PER_CHUNK
 from sharedfs.model.pages import PageMap

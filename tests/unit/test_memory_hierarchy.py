@@ -25,7 +25,7 @@ def test_mountinfo() -> None:
     found = parse_mountinfo(MOUNTINFO)
     assert len(found) == 9
     options = frozenset({"rw", "discard"}), ("rw", "relatime")
-    assert found[0] == Mount((259, 1), "/", "ext4", "/dev/root", *options, "/", 22, 1, frozenset({1}))
+    assert found[0] == Mount((259, 1), "/", "ext4", "/dev/root", *options, "/", 22, 1, frozenset({1}), 1)
     assert (found[2].id, found[2].parent, found[2].groups) == (30, 22, {9, 3})
     assert found[2].super_options == {"ro", "mode=755"}, "optional fields of any number stand before the dash"
     assert (found[6].mountpoint, found[6].source) == ("/mnt/with space\\and\tmore", "odd name")
