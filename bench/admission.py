@@ -8,16 +8,16 @@ import time
 
 import click
 
-from sharedfs import fastpath
-from sharedfs.books import Books
-from sharedfs.callers import Callers
-from sharedfs.inodes import ENTRY_SECONDS
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.accounting.callers import Callers
+from sharedfs.fuse import protocol as wire
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.ops import fastpath
+from sharedfs.storage.inodes import ENTRY_SECONDS
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 
 PAGE = 4096
 PAGES = 64

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.billing.books import Books
-from controller.billing.policies.policy import Policy
-from sharedfs.errors import BrokenInvariant
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.billing.holdings import Books
+from controller.policies.policy import Policy
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.linux.cgroups import CgroupRef
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from controller.limits.base import write_file
+from controller.limits.cgroup_files import write_file
 from controller.limits.types import KernelLimits, WriteFile
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
 
 SYSTEMD_BOOTED = Path("/run/systemd/system")
 """There when systemd is process 1 (sd_booted(3))."""

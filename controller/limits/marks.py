@@ -14,7 +14,7 @@ from errno import ESTALE
 from pathlib import Path
 
 from controller.limits.types import Limits
-from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy, readable
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy, readable
 
 _NAME = "trusted.sharedfs.limits"
 

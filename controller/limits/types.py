@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from mmap import PAGESIZE
 from typing import Protocol
 
-from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Literal
 from controller.zombies.census import Census, Held, take_census
 from controller.zombies.files import ChargedFiles, SharedFile, SharedFiles, find_shared_files
 from controller.zombies.types import DyingBelow, Holder, User, Zombies
-from sharedfs.kernel.cgroups import MemoryHierarchy
+from sharedfs.linux.cgroups import MemoryHierarchy
 
 
 def find_zombies(hierarchy: MemoryHierarchy, progress: Callable[[str], None] = lambda _: None) -> Zombies:

@@ -7,8 +7,8 @@ from errno import EDQUOT
 
 import pytest
 
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.model.tenant import TenantId
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.ledger.tenant import TenantId
 from tests.contract.test_data_path_engines import Wire, served
 
 PAGE = 4096

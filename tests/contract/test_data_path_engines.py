@@ -16,17 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharedfs.books import Books
-from sharedfs.callers import Callers
-from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
-from sharedfs.errors import HostFault
-from sharedfs.inodes import ENTRY_SECONDS
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel import name_wire as names
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.model.sharing import SharingClass
-from sharedfs.store import Store
+from sharedfs.accounting.books import Books
+from sharedfs.accounting.callers import Callers
+from sharedfs.common.errors import HostFault
+from sharedfs.fuse import messages as names
+from sharedfs.fuse import protocol as wire
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.ops.data import PURE_PYTHON_VARIABLE, DataPath, fastpath
+from sharedfs.storage.inodes import ENTRY_SECONDS
+from sharedfs.storage.tree import Store
 from tests.support.parts import build_parts, make_books, make_store
 from tests.support.tenants import wait_until
 

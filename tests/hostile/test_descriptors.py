@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from sharedfs import places, upkeep
-from sharedfs.books_state import BooksState
-from sharedfs.errors import first_error
-from sharedfs.kernel.shortage import Shortage
+from sharedfs.accounting.persistence import BooksState
+from sharedfs.common import paths
+from sharedfs.common.errors import first_error
+from sharedfs.linux.shortage import Shortage
+from sharedfs.maintenance import tasks
 from tests.support.kills import run_in_child
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.tenants import Tenants, wait_until
@@ -109,7 +110,7 @@ def test_every_request_and_task_bears_that_no_descriptor_is_left(aging_pool: Mou
     pool, tenant = aging_pool, tenants.make("a")
     tenant.do(f"fd = os.open('{pool.path}/mapped', os.O_RDWR | os.O_CREAT); os.pwrite(fd, bytes(1 << 16), 0)")
     tenant.do("m = mmap.mmap(fd, 1 << 16); m[:] = bytes(1 << 16)")
-    status, log = pool.status(), places.daemon_log(pool.name)
+    status, log = pool.status(), paths.daemon_log(pool.name)
     for spare in range(MOST_SPARE + 1):
         before = log.read_text().count(PUT_OFF)
         with spare_descriptors(status.daemon_pid, spare):
@@ -169,7 +170,7 @@ def test_a_task_whose_nursery_wraps_the_error_is_put_off_all_the_same(errno: int
     async def main() -> None:
         with trio.move_on_after(5):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(upkeep._keep, "it", work, lambda _: 0.0)
+                nursery.start_soon(tasks._keep, "it", work, lambda _: 0.0)
                 while len(turns) < 3:
                     await trio.sleep(0)
                 nursery.cancel_scope.cancel()
@@ -183,7 +184,7 @@ def test_a_task_that_fails_for_another_reason_ends_the_daemon() -> None:
         raise OSError(5, "x")
 
     with pytest.raises(ExceptionGroup) as broken:
-        trio.run(upkeep._keep, "it", work, lambda _: 0.0)
+        trio.run(tasks._keep, "it", work, lambda _: 0.0)
     assert str(first_error(broken.value)) == "[Errno 5] x"
 
 

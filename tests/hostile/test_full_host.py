@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.journal import Kind
-from sharedfs.kernel import syscalls
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.recovery import _Recovery
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.linux import syscalls
+from sharedfs.ops.recovery import _Recovery
+from sharedfs.storage.journal import Kind
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.parts import build_parts, make_books, make_store
 from tests.support.posix import fails

@@ -14,23 +14,23 @@ from types import TracebackType
 import numpy as np
 import pytest
 
-from sharedfs.books import Books
-from sharedfs.giving_way import GivingWay
-from sharedfs.journal import Kind
-from sharedfs.kernel.device import Device
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.model.cells import PAGES_PER_CHUNK
-from sharedfs.model.pages import PageMap
-from sharedfs.model.ranges import LAST_PAGE, as_runs
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
-from sharedfs.namespace import Namespace
-from sharedfs.node import Node
-from sharedfs.reaper import PIECE_FILES, PIECE_PAGES, Reaper
-from sharedfs.recovery import _Recovery
-from sharedfs.spill import Spill
-from sharedfs.store import Store
-from sharedfs.unclaimed import TakenOut, UnclaimedFiles
+from sharedfs.accounting.books import Books
+from sharedfs.fuse.device import Device
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.ledger.chunks import PAGES_PER_CHUNK
+from sharedfs.ledger.page_map import PageMap
+from sharedfs.ledger.page_ranges import LAST_PAGE, as_runs
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
+from sharedfs.maintenance.giving_way import GivingWay
+from sharedfs.maintenance.unclaimed import TakenOut, UnclaimedFiles
+from sharedfs.ops.namespace import Namespace
+from sharedfs.ops.recovery import _Recovery
+from sharedfs.pages.reaper import PIECE_FILES, PIECE_PAGES, Reaper
+from sharedfs.pages.spill import Spill
+from sharedfs.storage.journal import Kind
+from sharedfs.storage.node import Node
+from sharedfs.storage.tree import Store
 from tests.support.parts import build_parts, make_books, make_store
 from tests.support.tenants import wait_until
 
@@ -135,7 +135,7 @@ def test_who_exits_between_two_pieces_maps_nothing(books: Books, monkeypatch: py
         if len(pieces) == 3:
             books.exit([reader])
 
-    monkeypatch.setattr("sharedfs.books.time.sleep", exit_in_between)
+    monkeypatch.setattr("sharedfs.accounting.books.time.sleep", exit_in_between)
     books.set_mapped(FILE, reader, every_other_page())
     assert len(pieces) == 3
     assert not any(reader in held.users for held, _ in books.file_holdings(FILE))
@@ -353,7 +353,7 @@ def test_questions_about_all_classes_are_answered_without_the_lock(
         books.ledger.statistics()
     assert lock.most == 0
     assert books.allowances.left[TenantId(1)] == (1 << 30) - shares[TenantId(1)]
-    monkeypatch.setattr("sharedfs.allowances.LOOKED_AT_CLASSES", 100)
+    monkeypatch.setattr("sharedfs.accounting.quota.LOOKED_AT_CLASSES", 100)
     with books.lock, pytest.raises(OSError, match="quota"):
         books.allowances.take(TenantId(1), 1 << 31)
     assert lock.most <= 100

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sharedfs.kernel.fuse_wire import ROOT_NODE, Opcode
+from sharedfs.fuse.protocol import ROOT_NODE, Opcode
 from tests.hostile.wire import UNANSWERED, Kernel, served
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the store's tmpfs needs root")

@@ -19,10 +19,10 @@ import trio
 
 
 def use_extension(path: str) -> None:
-    """Have `path` (built by a test) be sharedfs.fastpath."""
+    """Have `path` (built by a test) be sharedfs.ops.fastpath."""
     import sharedfs  # noqa: PLC0415
 
-    spec = importlib.util.spec_from_file_location("sharedfs.fastpath", path)
+    spec = importlib.util.spec_from_file_location("sharedfs.ops.fastpath", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -31,10 +31,10 @@ def use_extension(path: str) -> None:
 
 
 def main(device_fd: int) -> None:
-    from sharedfs.journal import Journal  # noqa: PLC0415 - after the extension is chosen
-    from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
-    from sharedfs.rare import RareRequests  # noqa: PLC0415
-    from sharedfs.state import StateFiles  # noqa: PLC0415
+    from sharedfs.linux.perf_events import TaskEvents  # noqa: PLC0415
+    from sharedfs.ops.pyfuse3_ops import RareRequests  # noqa: PLC0415
+    from sharedfs.storage.journal import Journal  # noqa: PLC0415 - after the extension is chosen
+    from sharedfs.storage.state_files import StateFiles  # noqa: PLC0415
     from tests.support.parts import build_parts, make_books, make_store  # noqa: PLC0415
 
     state = StateFiles()

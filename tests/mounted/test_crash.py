@@ -17,10 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sharedfs import keeper, places, pools
-from sharedfs.kernel import syscalls
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.common import paths
+from sharedfs.linux import syscalls
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mountinfo import mount_at
+from sharedfs.pool import registry
+from sharedfs.supervisor import keeper
 from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount, unmount_whatever_happened
 from tests.support.posix import Child, fails, opened, refused
@@ -40,7 +42,7 @@ def options(unique_name: str) -> list[str]:
 def assert_nothing_left(place: Path, name: str) -> None:
     assert mount_at(str(place)) is None
     assert not find_memory_hierarchy().directory(f"{name}-pools").exists()
-    assert not places.pool_directory(name).exists()
+    assert not paths.pool_directory(name).exists()
     assert os.listdir(place) == []
 
 
@@ -150,7 +152,7 @@ def test_what_has_no_name_any_more_goes_whatever_chattr_said(pool: MountedPool, 
             kill_daemon(pool)
     wait_until(lambda: pool.resident_by_statfs() == free, "all memory is back")
     assert pool.check_conservation().resident_bytes == free
-    assert "ERROR" not in places.daemon_log(pool.name).read_text()
+    assert "ERROR" not in paths.daemon_log(pool.name).read_text()
 
 
 def test_a_directory_that_is_being_read_is_read_on(pool: MountedPool) -> None:
@@ -228,7 +230,7 @@ def test_the_keepers_death_ends_the_mount_cleanly(pool: MountedPool, unique_name
     with opened_until_death(pool.path / "f") as fd:
         os.write(fd, b"x")
         os.kill(pool.status().keeper_pid, signal.SIGKILL)
-        wait_until(lambda: not places.pool_directory(unique_name).exists(), "the daemon has cleaned up", 20)
+        wait_until(lambda: not paths.pool_directory(unique_name).exists(), "the daemon has cleaned up", 20)
         assert_nothing_left(pool.path, unique_name)
         wait_until(lambda: not_connected(fd), "the connection is over")
 
@@ -238,7 +240,7 @@ def test_the_keeper_gives_up_when_daemons_die_young(pool: MountedPool, unique_na
     dead: set[int] = set()
 
     def kill_whoever_serves() -> bool:
-        if not pools.is_served(record):
+        if not registry.is_served(record):
             return True
         with suppress(FileNotFoundError, ProcessLookupError):
             children = Path(f"/proc/{status.keeper_pid}/task/{status.keeper_pid}/children").read_text()
@@ -248,12 +250,12 @@ def test_the_keeper_gives_up_when_daemons_die_young(pool: MountedPool, unique_na
                     os.kill(process_id, signal.SIGKILL)
         return False
 
-    record = pools.record_at(str(pool.path))
+    record = registry.record_at(str(pool.path))
     assert record is not None
     wait_until(kill_whoever_serves, "the keeper has given up", 120)
     assert len(dead) >= keeper.MOST_FAILURES  # more where we were too slow, and one lived for a second
     assert mount_at(str(pool.path)) is None
-    assert "giving up" in places.daemon_log(unique_name).read_text()
+    assert "giving up" in paths.daemon_log(unique_name).read_text()
     assert f"sharedfs umount {pool.path}" in sharedfs("status").stderr
     unmount(str(pool.path))
     assert_nothing_left(pool.path, unique_name)

@@ -1,8 +1,8 @@
 """Every operation takes effect once and is answered once, wherever in it the daemon is killed (I8).
 
-The daemon kills itself at an armed point (`sharedfs/faults.py`) in the middle of the operation. The caller waits, sees
-no error and the first answer. Afterwards all that was made can be removed without a trace: no look-up is counted too
-often (the file would stay in removed/) or too seldom (the daemon would say so).
+The daemon kills itself at an armed point (`sharedfs/storage/fault_injection.py`) in the middle of the operation. The
+caller waits, sees no error and the first answer. Afterwards all that was made can be removed without a trace: no
+look-up is counted too often (the file would stay in removed/) or too seldom (the daemon would say so).
 """
 
 import mmap
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import faults, places
-from sharedfs.faults import Point, armed_word
-from sharedfs.kernel import syscalls
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.reaper import PIECE_PAGES
-from sharedfs.recovery import MOST_DEATHS
+from sharedfs.common import paths
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.linux import syscalls
+from sharedfs.ops.recovery import MOST_DEATHS
+from sharedfs.pages.reaper import PIECE_PAGES
+from sharedfs.storage import fault_injection
+from sharedfs.storage.fault_injection import Point, armed_word
 from tests.support.holes import content_is_there, fault_holes
 from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, mounted_pool
@@ -47,17 +48,17 @@ class Armed:
 
     def __init__(self, pool: MountedPool) -> None:
         self.pool = pool
-        self.state = pool.kept(faults.FILE)
+        self.state = pool.kept(fault_injection.FILE)
         self.store = pool.kept("removed")
-        self.log = places.daemon_log(pool.name)
+        self.log = paths.daemon_log(pool.name)
 
     def arm(self, opcode: int, point: Point, how: int = 0) -> None:
         """`how` are flags of `faults`."""
-        with (self.state / faults.FILE).open("r+b") as file:
+        with (self.state / fault_injection.FILE).open("r+b") as file:
             file.write((armed_word(opcode, point) | how).to_bytes(8, "little"))
 
     def disarm(self) -> None:
-        with (self.state / faults.FILE).open("r+b") as file:
+        with (self.state / fault_injection.FILE).open("r+b") as file:
             file.write(bytes(8))
 
     def restarted_since(self, restarts: int) -> bool:
@@ -122,7 +123,7 @@ def armed() -> Iterator[Armed]:
     name = f"sharedfs-test-{os.getpid()}-faults"
     with tempfile.TemporaryDirectory(prefix="sf-", dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHAREDFS_RUN_DIR", f"{directory}/run")
-        patch.setenv(faults.VARIABLE, "1")
+        patch.setenv(fault_injection.VARIABLE, "1")
         options = ("--size", "64M", "--cgroup-parent", f"{name}-pools")
         with mounted_pool(Path(directory) / "mnt", name, *options) as pool:
             yield Armed(pool)
@@ -433,7 +434,7 @@ def test_killed_in_an_operation(armed: Armed, name: str, point: Point) -> None:
 def test_a_daemon_that_breaks_is_followed_by_another(armed: Armed) -> None:
     """What it did not foresee ends a daemon, not the mount."""
     restarts = armed.pool.status().restarts
-    armed.arm(Opcode.MKDIR, Point.INTENDED, faults.BREAK)
+    armed.arm(Opcode.MKDIR, Point.INTENDED, fault_injection.BREAK)
     (armed.pool.path / "d").mkdir()
     wait_until(lambda: armed.restarted_since(restarts), "another daemon answers", 20)
     assert "the daemon broke" in armed.log.read_text()
@@ -449,7 +450,7 @@ def test_pages_that_are_in_no_file_when_the_daemon_is_killed_come_back(armed: Ar
     fault_holes(leaver, path, pages)
     wait_until(lambda: armed.pool.holdings().foreign_bytes == len(pages) * PAGE, "the pages are foreign", 20)
     modified, restarts = path.stat().st_mtime_ns, armed.pool.status().restarts
-    armed.arm(faults.RECHARGE, Point.HALFWAY)
+    armed.arm(fault_injection.RECHARGE, Point.HALFWAY)
     with ThreadPoolExecutor(1) as lane:
         with armed.not_restarted() as is_dead:
             leaver.exit()
@@ -466,11 +467,11 @@ def test_pages_that_are_in_no_file_when_the_daemon_is_killed_come_back(armed: Ar
     armed.pool.check_conservation()
 
 
-@pytest.mark.parametrize("how", [0, faults.BREAK])
+@pytest.mark.parametrize("how", [0, fault_injection.BREAK])
 def test_a_request_that_kills_every_daemon_fails_and_the_pool_lives(armed: Armed, how: int) -> None:
     (armed.pool.path / "d").mkdir()
     restarts = armed.pool.status().restarts
-    armed.arm(Opcode.MKNOD, Point.INTENDED, faults.AGAIN | how)
+    armed.arm(Opcode.MKNOD, Point.INTENDED, fault_injection.AGAIN | how)
     try:
         with fails(EIO):
             os.mkfifo(armed.pool.path / "d" / "p")
@@ -510,12 +511,12 @@ def test_a_large_file_is_freed_in_pieces_whoever_is_killed_in_between(armed: Arm
     inode = large_file.stat().st_ino
     left = []
     restarts = armed.pool.status().restarts
-    armed.arm(faults.REAP, Point.HALFWAY)
+    armed.arm(fault_injection.REAP, Point.HALFWAY)
     with armed.not_restarted() as is_dead:
         large_file.unlink()
         wait_until(is_dead, "the daemon is dead")
         left.append(sum(file.stat().st_blocks * 512 for file in (armed.store / "removed").iterdir()))
-        armed.arm(faults.REAP, Point.HALFWAY)
+        armed.arm(fault_injection.REAP, Point.HALFWAY)
     wait_until(lambda: armed.restarted_since(restarts + 1), "the third daemon answers", 20)
     wait_until(lambda: os.listdir(armed.store / "removed") == [], "nothing is left in removed/", 20)
     assert LARGE - PIECE_BYTES <= left[0] < LARGE, "it dies after one piece, and the rest is there"

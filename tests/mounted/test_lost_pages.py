@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.books import Books
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.model.ranges import PageRange
-from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.page_ranges import PageRange
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
-from sharedfs.room import PROCESS_BYTES, RESERVE_BYTES
+from sharedfs.linux.cgroups import CgroupVersion, find_memory_hierarchy
+from sharedfs.storage.room import PROCESS_BYTES, RESERVE_BYTES
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
 from tests.support.posix import fails, opened, tmpfs
 from tests.support.tenants import Tenant, wait_until

@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 import pytest
 
-from sharedfs import mount_helper, mounting, places, pools
-from sharedfs.feed_types import PoolStatus
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mounts import Mount, mount_at, mounts
+from sharedfs.api.types import PoolStatus
+from sharedfs.common import paths
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mountinfo import Mount, mount_at, mounts
+from sharedfs.mount import mount_helper, mounting
+from sharedfs.pool import registry
 from tests.support.mount import MountedPool, sharedfs, unmount_whatever_happened
 from tests.support.mount_helper import installed_helper
 from tests.support.posix import as_user, fails, opened, tmpfs
@@ -90,7 +92,7 @@ def nothing_left(run_dir: Path, unique_name: str) -> Callable[[], None]:
         return (
             not [mount for mount in mounts() if mount.mountpoint.startswith(str(run_dir))]
             and not find_memory_hierarchy().directory(f"{unique_name}-pools").exists()
-            and (not places.pools_directory().exists() or not list(places.pools_directory().iterdir()))
+            and (not paths.pools_directory().exists() or not list(paths.pools_directory().iterdir()))
         )
 
     return lambda: (
@@ -122,7 +124,7 @@ def test_mount_and_umount(mount: Run, place: Path, unique_name: str, nothing_lef
     """It serves as soon as mount(8) returns, and is gone soon after umount(8) does."""
     mount("allow_other")
     (place / "f").write_bytes(b"served")
-    record = pools.read_record(unique_name)
+    record = registry.read_record(unique_name)
     assert record is not None
     assert record.mountpoint == str(place)
     found = run("findmnt", "-n", "-o", "SOURCE,FSTYPE", str(place))
@@ -130,7 +132,7 @@ def test_mount_and_umount(mount: Run, place: Path, unique_name: str, nothing_lef
     assert f"{unique_name} on {place} type fuse.sharedfs (rw,nosuid,nodev," in run("mount").stdout
     assert run("umount", "-t", "fuse.sharedfs", str(place)).returncode == 0
     nothing_left()
-    wait_until(lambda: not pools.is_served(record), "the daemon has ended")
+    wait_until(lambda: not registry.is_served(record), "the daemon has ended")
     assert os.listdir(place) == []
 
 

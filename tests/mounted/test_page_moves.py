@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.books import Books
-from sharedfs.kernel import huge_pages
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.mappings import MappingScan
-from sharedfs.model.tenant import NOBODY
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_looks import ProcessLooks
-from sharedfs.reconcile import Reconcile
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.tenant import NOBODY
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux import huge_pages
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.huge_pages import NEVER
+from sharedfs.pages.mapping_scan import MappingScan
+from sharedfs.pages.page_moves import PageMoves
+from sharedfs.pages.process_looks import ProcessLooks
+from sharedfs.pages.reconcile import Reconcile
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 from tests.support.tenants import Agent, Tenant, Tenants
 
 PAGE, WINDOW = 4096, 512

@@ -19,14 +19,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from sharedfs.books_state import BooksState, FileLog
-from sharedfs.model import tidying
-from sharedfs.model.cells import PAGES_PER_CHUNK
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.ranges import LAST_PAGE, as_runs
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.storage import Record
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.accounting.persistence import BooksState, FileLog
+from sharedfs.ledger import tidying
+from sharedfs.ledger.chunks import PAGES_PER_CHUNK
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.page_ranges import LAST_PAGE, as_runs
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.storage import Record
+from sharedfs.ledger.tenant import NOBODY, TenantId
 from tests.property.ledger_oracle import Oracle
 
 FILES = (3, 8)

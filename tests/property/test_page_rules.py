@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.billing.page import Kind, Page, Place
-from controller.billing.policies.kinds import ByUse
-from controller.billing.policies.policy import Policy
-from controller.billing.policies.registry import POLICIES, policy_named
-from sharedfs.feed_types import NOBODY_PATH
-from sharedfs.kernel.cgroups import CgroupRef
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
+from controller.policies.families import ByUse
+from controller.policies.page_state import Kind, Page, Place
+from controller.policies.policy import Policy
+from controller.policies.registry import POLICIES, policy_named
+from sharedfs.api.types import NOBODY_PATH
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
+from sharedfs.linux.cgroups import CgroupRef
 
 TENANTS = {TenantId(number): CgroupRef(f"/{name}", number) for number, name in enumerate("abc", 1)}
 NAMES = TENANTS | {NOBODY: CgroupRef(NOBODY_PATH, 0)}

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.billing.page import Kind, Place
-from controller.billing.policies.registry import POLICIES, policy_named
-from controller.lab import machine as machine_module
+from controller.lab import engine as machine_module
 from controller.lab.events import Event, Events, MemoryTrace
 from controller.lab.replay import Clocks, Replay
-from controller.lab.survey import survey
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.lab.trace_index import survey
+from controller.policies.page_state import Kind, Place
+from controller.policies.registry import POLICIES, policy_named
+from sharedfs.linux.cgroups import CgroupRef
 from tests.property.lab_oracle import Row, SlowReplay
 
 FILES, PAGES, SECOND = 3, 8, 1_000_000

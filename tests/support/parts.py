@@ -4,18 +4,18 @@ import os
 from contextlib import ExitStack
 from typing import Any
 
-from sharedfs.books import Books
-from sharedfs.journal import Journal
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.mount_options import PoolOptions
-from sharedfs.parts import Given, Parts, build
-from sharedfs.process_looks import ProcessLooks
-from sharedfs.spill import Spill
-from sharedfs.state import StateFiles
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.daemon.parts import Given, Parts, build
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.pages.process_looks import ProcessLooks
+from sharedfs.pages.spill import Spill
+from sharedfs.pool.options import PoolOptions
+from sharedfs.storage.journal import Journal
+from sharedfs.storage.state_files import StateFiles
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 
 _NO_MOUNT = (255, 255)
 

@@ -5,8 +5,8 @@ import signal
 import socket
 import sys
 
-from sharedfs.kept import exec_with
-from sharedfs.kernel.service_manager import KEPT_VARIABLE
+from sharedfs.linux.service_manager import KEPT_VARIABLE
+from sharedfs.supervisor.fd_store import exec_with
 from tests.support.mount import MountedPool
 
 

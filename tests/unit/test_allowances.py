@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.allowances import Allowances
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.tenant import TenantId
+from sharedfs.accounting.quota import Allowances
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.tenant import TenantId
 
 TENANT = TenantId(1)
 PAGE = 4096

@@ -7,11 +7,11 @@ from errno import EIO, ENOENT
 
 import pytest
 
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel.channel import Channel, offers
-from sharedfs.kernel.device import Device
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.kernel.shortage import Shortage
+from sharedfs.fuse import protocol as wire
+from sharedfs.fuse.device import Device
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.fuse.relay import Channel, offers
+from sharedfs.linux.shortage import Shortage
 from tests.support.tenants import wait_until
 
 INIT_EXT, PASSTHROUGH_2 = 1 << 30, 1 << 5

@@ -2,7 +2,7 @@
 
 import threading
 
-from sharedfs.lane import Lane
+from sharedfs.common.lane import Lane
 
 
 def test_one_party_has_half_of_the_threads_and_another_one_begins_at_once() -> None:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.mount_flags import (
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.mount_flags import (
     MS_DIRSYNC,
     MS_NOATIME,
     MS_NODEV,
@@ -20,9 +20,9 @@ from sharedfs.kernel.mount_flags import (
     MS_STRICTATIME,
     MS_SYNCHRONOUS,
 )
-from sharedfs.kernel.mounts import parse_mountinfo
-from sharedfs.mount_helper import words_kept_by_mount
-from sharedfs.mount_options import (
+from sharedfs.linux.mountinfo import parse_mountinfo
+from sharedfs.mount.mount_helper import words_kept_by_mount
+from sharedfs.pool.options import (
     DEFAULT_FLAGS,
     Asked,
     PoolOptions,

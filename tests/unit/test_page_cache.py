@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharedfs.kernel import huge_pages, page_cache
-from sharedfs.kernel.pagemap import PAGE_BYTES
-from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.ledger.page_ranges import LAST_PAGE
+from sharedfs.linux import cachestat, huge_pages
+from sharedfs.linux.pagemap import PAGE_BYTES
 
-pytestmark = pytest.mark.skipif(not page_cache.can_be_asked(), reason="no cachestat(2)")
+pytestmark = pytest.mark.skipif(not cachestat.can_be_asked(), reason="no cachestat(2)")
 
 pages = st.integers(0, 3000)
 
@@ -28,7 +28,7 @@ def test_runs_are_the_pages_of_a_file(written: set[int], allocated: tuple[int, i
         os.posix_fallocate(fd, first * PAGE_BYTES, (last - first + 1) * PAGE_BYTES)
         there = written | set(range(first, last + 1))
         for low, high in ((min(asked), max(asked)), (0, LAST_PAGE)):
-            runs = page_cache.resident_runs(fd, low, high)
+            runs = cachestat.resident_runs(fd, low, high)
             assert {page for run in runs for page in range(run[0], run[1] + 1)} == {
                 page for page in there if low <= page <= high
             }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sharedfs.kernel.pagemap import PAGE_BYTES, PagemapReader
+from sharedfs.linux.pagemap import PAGE_BYTES, PagemapReader
 
 PAGES = 64
 

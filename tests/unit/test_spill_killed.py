@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from sharedfs import spill
-from sharedfs.books import Books
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.model.tenant import NOBODY
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.node import Node
-from sharedfs.spill import Spill
-from sharedfs.store import Store
-from sharedfs.tmpfs import TREE, PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.tenant import NOBODY
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.pages import spill
+from sharedfs.pages.spill import Spill
+from sharedfs.storage.node import Node
+from sharedfs.storage.tmpfs import TREE, PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a private tmpfs takes root")
 

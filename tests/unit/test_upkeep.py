@@ -2,7 +2,7 @@
 
 import gc
 
-from sharedfs.upkeep import keep_collections_short
+from sharedfs.maintenance.tasks import keep_collections_short
 
 
 class Thing:

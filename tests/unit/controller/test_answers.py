@@ -9,12 +9,12 @@ from typing import cast
 import pytest
 from fastapi.routing import APIRoute
 
-from controller.api import make_api
-from controller.api_types import Bills, PoolAnswers, TenantBill
-from controller.client import read
-from controller.service import Controller
-from controller.tables import VIEWS
-from sharedfs.errors import HostFault
+from controller.api.client import read
+from controller.api.types import Bills, PoolAnswers, TenantBill
+from controller.cli.tables import VIEWS
+from controller.service.controller import Controller
+from controller.service.http_api import make_api
+from sharedfs.common.errors import HostFault
 
 LINE = TenantBill(
     tenant="/a",
@@ -65,5 +65,6 @@ def test_every_view_is_of_the_type_that_the_api_tells() -> None:
 
 def test_a_command_that_asks_a_question_does_not_load_pydantic() -> None:
     """It takes longer to import than the rest of the command does."""
-    code = "import sys, controller.cli, controller.client, controller.tables; print('pydantic' in sys.modules)"
+    modules = "controller.cli.main, controller.api.client, controller.cli.tables"
+    code = f"import sys, {modules}; print('pydantic' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"

@@ -6,15 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.billing.books import Books, PoolBooks, SharingClass
-from controller.billing.decision import Decider, Decision, Facts
+from controller.billing.holdings import Books, PoolBooks, SharingClass
 from controller.billing.inheritance import Inheritance
-from controller.billing.planner import Planner, Rules
-from controller.billing.policies.proportional import Proportional
-from controller.billing.settlement import raises
 from controller.limits.types import Account, Budget, Limits, managers_limits
-from sharedfs.headroom import Room
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+from controller.policies.proportional import Proportional
+from controller.settlement.decision import Decider, Decision, Facts
+from controller.settlement.planner import Planner, Rules
+from controller.settlement.settle import raises
+from sharedfs.common.headroom import Room
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion
 
 MIB = 1 << 20
 POD, A, B, C = (CgroupRef(path, inode) for inode, path in enumerate(("/pod", "/pod/a", "/pod/b", "/c"), 1))

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.billing.bill import make_bill
-from controller.billing.books import Books, SharingClass, without
+from controller.billing.holdings import Books, SharingClass, without
 from controller.billing.inheritance import FRESH_SECONDS, Inheritance
-from controller.billing.policies.proportional import Proportional
-from controller.billing.policies.registry import policy_to_settle
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.policies.proportional import Proportional
+from controller.policies.registry import policy_to_settle
+from sharedfs.linux.cgroups import CgroupRef
 
 MIB = 1 << 20
 A, B, C, D = (CgroupRef(f"/{name}", inode) for inode, name in enumerate("abcd", 1))

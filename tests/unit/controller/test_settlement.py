@@ -1,4 +1,4 @@
-"""Each promise of `controller.billing.settlement`, by its name there."""
+"""Each promise of `controller.settlement.settle`, by its name there."""
 
 from dataclasses import replace
 from mmap import PAGESIZE
@@ -7,14 +7,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from controller.billing.bill import due_bytes, make_bill
-from controller.billing.books import SharingClass
-from controller.billing.pacing import given_up_bytes
-from controller.billing.policies.proportional import Proportional
-from controller.billing.settlement import SLACK_BYTES, Position, raises, settle
-from controller.billing.whatif import what_if_exit
+from controller.billing.holdings import SharingClass
 from controller.limits.types import Account, Limits, Order, is_above, round_up
-from sharedfs.headroom import DEFAULT_ROOM
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+from controller.policies.proportional import Proportional
+from controller.settlement.pacing import given_up_bytes
+from controller.settlement.settle import SLACK_BYTES, Position, raises, settle
+from controller.settlement.what_if import what_if_exit
+from sharedfs.common.headroom import DEFAULT_ROOM
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion
 from tests.support.settlement import plan
 
 V1, V2 = CgroupVersion

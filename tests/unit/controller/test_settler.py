@@ -18,19 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import controller
-from controller.billing.pacing import Pace
-from controller.billing.planner import Planner, Rules
-from controller.billing.settlement import Position
-from controller.debts import KeptDebts
 from controller.limits.types import Budget, KernelLimits, Limits, Order, managers_limits
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
-from controller.liveness import is_populated
-from controller.restore import restore
-from controller.settler import Settler
-from controller.state import State
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+from controller.persistence.debt_ages import KeptDebts
+from controller.persistence.state import State
+from controller.service.limit_writer import Settler
+from controller.service.liveness import is_populated
+from controller.service.restore import restore
+from controller.settlement.pacing import Pace
+from controller.settlement.planner import Planner, Rules
+from controller.settlement.settle import Position
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion
 from tests.contract.fake_cgroups import FakeCgroups
 from tests.support.kills import killed_at_line, lines_of, run_in_child
 from tests.support.settlement import plan

@@ -3,13 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.model.bound import Bound, Limit, bound
+from sharedfs.linux.memory_limits import Reading
+from sharedfs.storage.bound import Bound, bound
 
 PAGES = st.integers(0, 60)
-LIMITS = st.lists(st.builds(Limit, st.sampled_from(["/a", "/b"]), PAGES, PAGES, PAGES), max_size=4)
+LIMITS = st.lists(st.builds(Reading, st.sampled_from(["/a", "/b"]), PAGES, PAGES, PAGES), max_size=4)
 
 
-def most_by_trying(size: int, used: int, limits: list[Limit], reserve: int) -> int:
+def most_by_trying(size: int, used: int, limits: list[Reading], reserve: int) -> int:
     """The largest size at which the files, filled up, leave every limit its reserve; what is used stays."""
 
     def fits(held: int) -> bool:
@@ -22,7 +23,7 @@ def most_by_trying(size: int, used: int, limits: list[Limit], reserve: int) -> i
 
 
 @given(size=PAGES, used=PAGES, limits=LIMITS, reserve=st.integers(0, 20))
-def test_the_bound_is_what_fits_under_every_limit(size: int, used: int, limits: list[Limit], reserve: int) -> None:
+def test_the_bound_is_what_fits_under_every_limit(size: int, used: int, limits: list[Reading], reserve: int) -> None:
     used = min(used, size)
     found = bound(size, used, limits, reserve)
     assert found.bytes == most_by_trying(size, used, limits, reserve)
@@ -37,5 +38,5 @@ def test_without_limits_only_the_size_counts() -> None:
 
 def test_pages_in_no_file_take_room_from_files() -> None:
     """Pinned and cut off: the limit's usage stays, the files hold nothing."""
-    assert bound(1000, 0, [Limit("/a", 200, 150)], 20) == Bound(30, "/a", 30)
-    assert bound(1000, 0, [Limit("/a", 200, 190)], 20) == Bound(0, "/a", -10)
+    assert bound(1000, 0, [Reading("/a", 200, 150)], 20) == Bound(30, "/a", 30)
+    assert bound(1000, 0, [Reading("/a", 200, 190)], 20) == Bound(0, "/a", -10)

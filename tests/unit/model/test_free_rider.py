@@ -14,8 +14,8 @@ from fractions import Fraction
 
 import pytest
 
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 MAKER, RIDER = TenantId(1), TenantId(2)
 STEPS = 40

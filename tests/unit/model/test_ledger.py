@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sharedfs.errors import BrokenInvariant
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.ranges import LAST_PAGE
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.page_ranges import LAST_PAGE
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 A, B, C = TenantId(1), TenantId(2), TenantId(3)
 FILE, OTHER = 10, 20

@@ -2,9 +2,9 @@
 
 import random
 
-from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.ledger.chunks import ENTRY_BYTES, PAGES_PER_CHUNK
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 GIB_PAGES = 1 << 18
 TENANTS = [TenantId(number) for number in range(1, 11)]

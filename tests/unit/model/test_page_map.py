@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from sharedfs.errors import BrokenInvariant
-from sharedfs.model.cells import ENTRY_BYTES, PAGES_PER_CHUNK, PAGES_PER_SHORT_SLOT, Cells
-from sharedfs.model.class_view import ABSENT
-from sharedfs.model.pages import PageMap
-from sharedfs.model.sharing_table import SharingTable
-from sharedfs.model.steps import StepMemo
-from sharedfs.model.storage import MemoryRegion
-from sharedfs.model.tenant import TenantId
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.ledger.chunks import ENTRY_BYTES, PAGES_PER_CHUNK, PAGES_PER_SHORT_SLOT, Cells
+from sharedfs.ledger.class_table import SharingTable
+from sharedfs.ledger.class_view import ABSENT
+from sharedfs.ledger.page_map import PageMap
+from sharedfs.ledger.storage import MemoryRegion
+from sharedfs.ledger.tenant import TenantId
+from sharedfs.ledger.transitions import StepMemo
 
 A, B = TenantId(1), TenantId(2)
 CHUNK_BYTES = PAGES_PER_CHUNK * 4

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.model import ranges
-from sharedfs.model.ranges import LAST_PAGE, PageRange, as_runs, check_range, chosen_in, gaps, merged, without
+from sharedfs.ledger import page_ranges
+from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, as_runs, check_range, chosen_in, gaps, merged, without
 
 NOT_RANGES = [(-1, 0), (1, 0), (-2, -1), (0, LAST_PAGE + 1)]
 
 
 def test_examples_in_the_module_hold() -> None:
-    assert doctest.testmod(ranges) == doctest.TestResults(failed=0, attempted=8)
+    assert doctest.testmod(page_ranges) == doctest.TestResults(failed=0, attempted=8)
 
 
 @pytest.mark.parametrize(("first_page", "last_page"), NOT_RANGES)

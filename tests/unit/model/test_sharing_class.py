@@ -2,8 +2,8 @@
 
 from itertools import product
 
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 A, B, C = TenantId(1), TenantId(2), TenantId(3)
 

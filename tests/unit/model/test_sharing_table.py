@@ -2,12 +2,12 @@
 
 import pytest
 
-from sharedfs.errors import BrokenInvariant
-from sharedfs.model.class_view import ABSENT
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.sharing_table import SharingTable
-from sharedfs.model.steps import StepMemo
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.ledger.class_table import SharingTable
+from sharedfs.ledger.class_view import ABSENT
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
+from sharedfs.ledger.transitions import StepMemo
 
 A, B = TenantId(1), TenantId(2)
 

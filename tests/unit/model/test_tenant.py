@@ -2,8 +2,8 @@
 
 import pytest
 
-from sharedfs.errors import BrokenInvariant
-from sharedfs.model.tenant import NOBODY, Tenant, TenantId, TenantTable
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.ledger.tenant import NOBODY, Tenant, TenantId, TenantTable
 
 
 def test_an_identity_has_one_id() -> None:

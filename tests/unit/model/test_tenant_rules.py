@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.model.tenant_rules import DEFAULT_TENANT_RULES, TenantRules
+from sharedfs.ledger.tenant_rules import DEFAULT_TENANT_RULES, TenantRules
 
 ID, OTHER = "a1" * 32, "b2" * 32
 UID = "72f7f152-440c-66ac-9084-e0fc1d8a910c"

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.books_state import BooksState
-from sharedfs.model import tidying
-from sharedfs.model.class_view import ABSENT
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.pages import PageMap
-from sharedfs.model.ranges import LAST_PAGE, as_runs
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.sharing_table import SharingTable
-from sharedfs.model.storage import LedgerStorage
-from sharedfs.model.tenant import TenantId
+from sharedfs.accounting.persistence import BooksState
+from sharedfs.ledger import tidying
+from sharedfs.ledger.class_table import SharingTable
+from sharedfs.ledger.class_view import ABSENT
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.page_map import PageMap
+from sharedfs.ledger.page_ranges import LAST_PAGE, as_runs
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.storage import LedgerStorage
+from sharedfs.ledger.tenant import TenantId
 
 CLASSES = 1024
 TENANTS = [TenantId(number) for number in range(1, 12)]

@@ -1,0 +1,445 @@
+"""The daemon: serves one pool. Puts the parts together, runs them in one nursery, and takes them apart again.
+
+descriptors from the keeper ─▶ books, store ─▶ what another daemon left ─▶ channel ─▶ pyfuse3, scans and feed in trio
+"""
+
+import logging
+import mmap
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from errno import EINVAL
+from typing import NoReturn
+
+import psutil
+import pyfuse3
+import trio
+
+from sharedfs.accounting.books import Books
+from sharedfs.api.http_server import serve_http
+from sharedfs.api.types import DataPathKind, PoolStatus
+from sharedfs.common.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
+from sharedfs.common.errors import CallerMistake, HostFault, first_error
+from sharedfs.common.units import format_size
+from sharedfs.daemon.feed import make_feed
+from sharedfs.daemon.ownership import Ownership
+from sharedfs.daemon.parts import Given, build
+from sharedfs.fuse import protocol as wire
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux import syscalls
+from sharedfs.linux.memory_limits import MemoryLimits
+from sharedfs.linux.mount_flags import atime_attributes
+from sharedfs.linux.mountinfo import Mount, mount_at
+from sharedfs.linux.pagemap import PAGE_BYTES
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.maintenance.recharge import Recharge
+from sharedfs.maintenance.tasks import Upkeep
+from sharedfs.ops.pyfuse3_ops import RareRequests
+from sharedfs.ops.recovery import recover
+from sharedfs.pages.mapping_scan import MappingScan
+from sharedfs.pages.process_looks import ProcessLooks
+from sharedfs.pages.spill import Spill
+from sharedfs.pages.swap_scan import SwapScan
+from sharedfs.pool import lock, spill_directory
+from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
+from sharedfs.pool.handoff import HANDED_OVER, Start
+from sharedfs.pool.options import (
+    PoolOptions,
+    Reads,
+    check_changes,
+    check_unclaimed,
+    parse,
+    setting_words,
+    settings_of,
+    shown_flags,
+    written,
+)
+from sharedfs.storage.fault_injection import faults_of
+from sharedfs.storage.in_hand import InHand
+from sharedfs.storage.journal import Journal
+from sharedfs.storage.room import Room
+from sharedfs.storage.state_files import StateFiles
+from sharedfs.storage.tmpfs import PrivateTmpfs
+from sharedfs.storage.tree import Store
+
+log = logging.getLogger("sharedfs")
+
+_INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
+# A thread that runs Python code lets another one run after this time: requests do not wait for scans. Python's is 5 ms.
+_SWITCH_SECONDS = 0.0005
+_MAPPED = {Reads.EXACT: DataPathKind.EXACT_AND_MAPPED, Reads.FAST: DataPathKind.FAST_AND_MAPPED}
+# Of the state: the kernel's INIT request, the options of a remount, and the mount's device.
+_INIT_FILE, _OPTIONS_FILE, _DEVICE_FILE = "init", "options", "device"
+
+
+class Pool:
+    """One served pool: its parts, and what the outside may ask of them."""
+
+    def __init__(self, start: Start, kept: Mapping[str, int], resources: ExitStack) -> None:
+        self._start = start
+        self._kept = kept
+        self.ended_by: BaseException | None = None
+        self._clean_up = False
+        self._flags = ""
+        self._end = trio.Event()
+        self._trio_token: trio.lowlevel.TrioToken | None = None
+        self.state = StateFiles(kept["state"])
+        self.options = self._options()
+        self.cgroup = start.pool_cgroup()
+        self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
+        faults = faults_of(self.state)
+        journal = Journal(self.state, faults)
+        self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
+        self.store = self._make_store(journal)
+        resources.callback(self.store.close)
+        events = _task_events(resources)
+        self._mount_device = self._find_device()
+        self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._mount_device)))
+        self.spill = Spill(_spill_directory(self.options, kept), self.store, self.books)
+        resources.callback(self._end_spill)
+        self.in_hand = InHand(self.state)
+        self.parts = build(
+            Given(
+                options=lambda: self.options,
+                store=self.store,
+                books=self.books,
+                journal=journal,
+                looks=self.looks,
+                spill=self.spill,
+                device_fd=kept["device"],
+                on_end=self._on_end,
+                events=events,
+                faults=faults,
+                in_hand=self.in_hand,
+                on_init=lambda request: self.state.write(_INIT_FILE, request),
+                restarts=start.restarts,
+            ),
+            resources,
+        )
+        self.mappings = MappingScan(self.books, self.parts.reconcile, self.looks)
+        self.recharge = Recharge(
+            self.store,
+            self.books,
+            self.parts.data_path,
+            self.parts.reconcile,
+            self.parts.moves,
+            self.cgroup.inode,
+            self.state,
+            faults,
+        )
+        self.upkeep = Upkeep(
+            lambda: self.options,
+            self.books,
+            self.parts.data_path,
+            self.parts.callers,
+            events,
+            self.parts.reconcile,
+            self.mappings,
+            SwapScan(self.store, self.books),
+            self.recharge,
+            self.parts.unclaimed,
+            self.limits,
+            self.store.tmpfs.room,
+        )
+        if start.resumes:
+            self.parts.giving_way.resume()
+            self.recharge.resume()
+            self._resume(journal)
+            if faults is not None:
+                faults.starts()
+
+    def _make_store(self, journal: Journal) -> Store:
+        tmpfs = PrivateTmpfs(self._kept["store"])
+        tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
+        return Store(tmpfs, self.state, journal)
+
+    def _resume(self, journal: Journal) -> None:
+        """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
+        init_request = self.state.read(_INIT_FILE) or _init_in(journal.request)
+        if not init_request:
+            return  # the kernel's very first request was not read yet
+        self.parts.channel.resume(init_request)
+        if not self.parts.channel.resends:
+            self.in_hand.take_over(memoryview(journal.request), self.parts.device.is_waiting)
+        recover(
+            self.parts.namespace, journal, self.parts.device.backing, self.parts.device.reply, died=self._start.died
+        )
+        if self.parts.channel.resends:
+            self.parts.device.ask_again()
+        else:
+            self.parts.channel.answer_first(self.in_hand.waiting(self.parts.device.is_waiting))
+
+    def _options(self) -> PoolOptions:
+        """Those in force: as the last remount left them."""
+        words = self.state.read(_OPTIONS_FILE).decode() or self._start.options
+        return parse(words, 0).options(self._start.mountpoint, self._start.name, 0)
+
+    def _find_device(self) -> tuple[int, int]:
+        """The mount's (major, minor): as the first daemon saw it, for it may be mounted elsewhere only by now."""
+        known = self.state.read(_DEVICE_FILE)
+        if known:
+            major, minor = known.split()
+            return int(major), int(minor)
+        mount = mount_at(self.options.mountpoint)
+        if mount is None:
+            raise HostFault(f"{self.options.mountpoint} is not mounted any more")
+        self.state.write(_DEVICE_FILE, b"%d %d" % mount.device)
+        return mount.device
+
+    def _mount(self) -> Mount | None:
+        """Our mount as the kernel shows it, None when it is gone. Its flags may be others than we mounted it with."""
+        mount = mount_at(self.options.mountpoint)
+        return mount if mount is not None and mount.device == self._mount_device else None
+
+    def _unmount(self) -> None:
+        """Take our mount away, if it is still there; lazily, for tenants may be in it."""
+        if self._mount() is not None:
+            with suppress(OSError):
+                syscalls.umount(self.options.mountpoint, syscalls.MNT_DETACH)
+
+    def _end_spill(self) -> None:
+        """The copies of spilled files go with the pool; while it is mounted another daemon is to find them."""
+        if mount_at(self.options.mountpoint) is None:
+            self.spill.discard()
+            options = self.options
+            if options.spill_directory and not self.spill.remove_directory(options.spill_directory, options.name):
+                log.warning("%s/%s stays: it is not empty, or not there", options.spill_directory, options.name)
+        self.spill.close()
+
+    def _on_end(self, error: BaseException | None) -> None:
+        """A pump ended (in its thread): so does the service."""
+        self.ended_by = self.ended_by or error
+        if self._trio_token is not None:
+            with suppress(trio.RunFinishedError):
+                self._trio_token.run_sync_soon(self._end.set)
+
+    def status(self) -> PoolStatus:
+        with self.books.lock:
+            statistics = self.books.ledger.statistics()
+            tenants = len(self.books.tenants)
+        swapped_bytes = sum(self.books.swapped().values())
+        bound = self.store.tmpfs.room.look()
+        passthrough = self.parts.device.passthrough
+        with suppress(OSError):  # no descriptor is left: as they were
+            mount = self._mount()
+            self._flags = "" if mount is None else shown_flags(mount)
+        spilled = self.spill.files()
+        unseen_processes, unseen = self.looks.shown()
+        return PoolStatus(
+            name=self.options.name,
+            mountpoint=self.options.mountpoint,
+            flags=self._flags,
+            settings=",".join(setting_words(settings_of(self.options))),
+            keeper_pid=self._start.keeper_pid,
+            daemon_pid=os.getpid(),
+            restarts=self._start.restarts,
+            reloads=self._start.reloads,
+            survives="the daemon's death",
+            size_bytes=self.options.size_bytes,
+            bound_bytes=bound.bytes,
+            bounded_by=bound.by,
+            hides_limits=self.limits.hides_some,
+            oom_score_adj=oom_score_adj(),
+            resident_bytes=statistics.resident_bytes,
+            foreign_bytes=statistics.foreign_bytes,
+            swapped_bytes=swapped_bytes,
+            recharged_bytes=self.recharge.recharged_bytes,
+            stranded_bytes=self.recharge.stranded_bytes,
+            recharge_refusal=self.recharge.refusal,
+            deleted_files=self.parts.unclaimed.deleted_files,
+            deleted_bytes=self.parts.unclaimed.deleted_bytes,
+            spilled_files=len(spilled),
+            spilled_bytes=sum(spilled.values()),
+            brought_back_files=self.spill.brought_back,
+            tenants=tenants,
+            files=statistics.files,
+            data_path=_MAPPED[self.options.reads] if passthrough else DataPathKind.EXACT,
+            engine=self.parts.data_path.engine,
+            mmap="shared mappings at memory speed" if passthrough else self._why_no_mappings(),
+            pool_cgroup=self.cgroup.path,
+            sharing_classes=statistics.classes,
+            ledger_bytes=statistics.memory_bytes,
+            mapping_scans=self.mappings.scans,
+            unseen_processes=unseen_processes,
+            unseen=unseen,
+            refused=self.books.allowances.refused,
+            requests={
+                **self.parts.data_path.requests,
+                "namespace": self.parts.frequent.answered + self.parts.channel.forwarded,
+            },
+        )
+
+    def _why_no_mappings(self) -> str:
+        return f"no shared mappings (ENODEV): {'needs Linux 6.9' if self.options.passthrough else 'mounted so'}"
+
+    def reconfigure(self, words: str) -> None:
+        """Change what mount options in `words` ask for, as far as it is not the kernel's to do. Bytes in use stay.
+
+        Raises CallerMistake for what cannot be changed; nothing has changed then.
+        """
+        asked = parse(words, psutil.virtual_memory().total)
+        check_changes(self.options, asked)
+        changed = replace(self.options, **asked.settings, flags=asked.flags_on(self.options.flags))
+        check_unclaimed(changed)
+        used_bytes = self.store.tmpfs.used_bytes()
+        if changed.size_bytes < used_bytes:
+            raise CallerMistake(
+                f"size={format_size(changed.size_bytes)} is less than the {format_size(used_bytes)} in use: "
+                "remove files first"
+            )
+        try:
+            self.store.tmpfs.reconfigure(changed.size_bytes, changed.inodes, atime_attributes(changed.flags))
+        except OSError as error:
+            if error.errno != EINVAL:
+                raise
+            raise CallerMistake(
+                "nr_inodes is less than there are, or bounds what had no bound: remove files, or mount anew"
+            ) from error
+        self.store.tmpfs.room.resize(changed.size_bytes)
+        self.options = changed
+        self.state.write(_OPTIONS_FILE, written(changed).encode())
+
+    # -- the service -------------------------------------------------------------------------------------------------
+
+    async def serve(self, keeper: socket.socket) -> None:
+        """Serve until the mount is gone or the keeper says so, which is told when we do.
+
+        What breaks us before anybody was served is raised. What does later must not end the mount: we die of it, and
+        another daemon takes over.
+        """
+        served = self._start.resumes
+        self._trio_token = trio.lowlevel.current_trio_token()
+        self.parts.channel.start()
+        self.parts.reaper.start()
+        pyfuse3.init(RareRequests(self.parts.namespace), self.parts.channel.libfuse_mountpoint, set())
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._obey, keeper, name="keeper")
+                nursery.start_soon(pyfuse3.main, name="namespace")
+                await self._wait_for_kernel()
+                self.upkeep.start(nursery)
+                await nursery.start(self._serve_feed, name="feed")
+                keeper.send(b"serving")
+                served = True
+                await self._wait_for_end()
+                pyfuse3.terminate()
+                nursery.cancel_scope.cancel()
+        except BaseException:
+            if served:
+                log.exception("the daemon broke")
+                self._die()
+            raise
+        finally:
+            self.parts.channel.close()
+            pyfuse3.close(unmount=False)
+
+    async def _wait_for_kernel(self) -> None:
+        if not await trio.to_thread.run_sync(
+            self.parts.channel.initialised.wait, _INITIALISATION_SECONDS, abandon_on_cancel=True
+        ):
+            raise HostFault("the kernel did not start the FUSE connection")
+
+    async def _wait_for_end(self) -> None:
+        """Raises what broke a pump, if that was the end."""
+        await self._end.wait()
+        if self.ended_by is not None:
+            raise self.ended_by
+
+    async def _obey(self, keeper: socket.socket) -> None:
+        await trio.lowlevel.wait_readable(keeper)
+        message = keeper.recv(64)
+        if message == b"hand over" or (not message and self._start.outlives_keeper):
+            self._hand_over()
+        if not message:
+            log.error("the keeper has died: leaving the mount")
+            self._clean_up = True
+        self._unmount()
+        self._end.set()
+
+    def _hand_over(self) -> None:
+        """Go between two requests. What is under way all the same our successor ends, as if we had been killed."""
+        log.info("handing over")
+        with self.parts.namespace.lock, self.books.lock:
+            logging.shutdown()
+            os._exit(HANDED_OVER)
+
+    def _die(self) -> NoReturn:
+        """As if we were killed: nothing is taken apart, and our successor finds what it has to know."""
+        logging.shutdown()
+        os._exit(EXIT_OUR_FAILURE)
+
+    def clean_up_for_keeper(self) -> None:
+        """The keeper has died, so we leave the host as it would have."""
+        if self._clean_up:
+            self.looks.close()  # its child is in the pool's cgroup
+            self.cgroup.leave()
+            lock.forget(self.options.name)
+
+    async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
+        app = make_feed(
+            self.options.name,
+            self.store,
+            self.books,
+            self.status,
+            self.reconfigure,
+            self.parts.unclaimed.listing,
+            Ownership(self.store, self.books),
+        )
+        await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
+
+
+def _say_what_is_missing(limits: MemoryLimits) -> None:
+    if oom_score_adj() > NEVER_KILLED:
+        log.warning("the kernel may kill this pool when memory is short: its processes lack CAP_SYS_RESOURCE")
+    if limits.hides_some:
+        log.warning("limits of memory above are not visible: the kernel may kill this pool at one of them")
+
+
+def _spill_directory(options: PoolOptions, kept: Mapping[str, int]) -> int | None:
+    """The pool's own directory for spilled files. A keeper of an earlier version does not hold it."""
+    if not options.spill_directory:
+        return None
+    return kept.get("spill") or spill_directory.open_or_make(options.spill_directory, options.name)
+
+
+def _init_in(last_read: mmap.mmap) -> bytes:
+    """The kernel's INIT request, when a daemon read it and died before it was noted."""
+    length, opcode, *_ = wire.IN_HEADER.unpack_from(last_read)
+    return last_read[:length] if opcode == wire.Opcode.INIT else b""
+
+
+def _task_events(resources: ExitStack) -> TaskEvents | None:
+    try:
+        return resources.enter_context(closing(TaskEvents()))
+    except HostFault as fault:
+        log.warning("callers are looked up at each request, which is slower: %s", fault)
+        return None
+
+
+def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
+    """Serve a pool until it is unmounted or another daemon is to do so; the exit code.
+
+    The keeper is told what went wrong. What we did not foresee goes to the log as it is.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
+    keeper.send(b"pid %d" % os.getpid())
+    try:
+        with ExitStack() as resources:
+            pool = Pool(start, kept, resources)
+            if start.restarts == 0:
+                _say_what_is_missing(pool.limits)
+            resources.callback(pool.clean_up_for_keeper)
+            trio.run(pool.serve, keeper)
+    except BaseException as error:
+        cause = first_error(error)
+        if not isinstance(cause, (CallerMistake, HostFault, OSError)):
+            raise
+        log.exception("the pool cannot be served")
+        code = EXIT_CALLER_MISTAKE if isinstance(cause, CallerMistake) else EXIT_OUR_FAILURE
+        keeper.send(f"failed {code} sharedfs: {' '.join(str(cause).split())}".encode())
+        return code
+    return 0
