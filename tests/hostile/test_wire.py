@@ -21,7 +21,7 @@ from tests.hostile.wire import UNANSWERED, Kernel, served
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the store's tmpfs needs root")
 
-_SOURCE = Path(__file__).parents[2] / "sharedfs" / "fastpath.c"
+_SOURCE = Path(__file__).parents[2] / "sharedfs" / "ops" / "fastpath.c"
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 
 # What follows the header: the format of the fields (linux/fuse.h, written down a second time), and how many texts.

@@ -20,14 +20,14 @@ import trio
 
 def use_extension(path: str) -> None:
     """Have `path` (built by a test) be sharedfs.ops.fastpath."""
-    import sharedfs  # noqa: PLC0415
+    from sharedfs import ops  # noqa: PLC0415
 
     spec = importlib.util.spec_from_file_location("sharedfs.ops.fastpath", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules[spec.name] = sharedfs.fastpath = module  # type: ignore[attr-defined]
+    sys.modules[spec.name] = ops.fastpath = module  # type: ignore[attr-defined]
 
 
 def main(device_fd: int) -> None:

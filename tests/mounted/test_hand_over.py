@@ -181,7 +181,9 @@ def test_reload_of_what_does_not_start_says_which_daemon_goes_on(
     handed: Handed,
 ) -> None:
     before = handed.pool.status()
-    reload = f"from sharedfs import mounting; mounting._RELOAD_SECONDS = 3; mounting.reload({str(handed.pool.path)!r})"
+    reload = (
+        f"from sharedfs.mount import mounting; mounting._RELOAD_SECONDS = 3; mounting.reload({str(handed.pool.path)!r})"
+    )
     os.kill(before.keeper_pid, signal.SIGSTOP)  # it does nothing in that time
     try:
         done = subprocess.run([sys.executable, "-c", reload], capture_output=True, text=True, timeout=60, check=False)

@@ -106,7 +106,7 @@ def managed(
     place.mkdir()
     disk.mkdir()
     options = [option.format(disk=disk) for option in mode.options]
-    made = Manager(MountedPool(place, name), "--size", "128M", "--cgroup-parent", f"{name}-pools", *options)
+    made = Manager(MountedPool(place, name), "--size", "256M", "--cgroup-parent", f"{name}-pools", *options)
     with ExitStack() as resources:
         resources.callback(unmount_whatever_happened, place)
         resources.callback(made.stop)
