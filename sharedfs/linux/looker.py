@@ -67,6 +67,8 @@ class Looker:
         self._link: socket.socket | None = None
         self._received = bytearray()
         self._ended = False
+        self.waited_seconds = 0.0
+        """How long the last look that was STUCK was waited for; to start a child is not counted."""
 
     def looks(self, process_ids: Iterable[int], argument: object) -> Iterator[tuple[int, Any]]:
         """Each id with what the look gave, in order; STUCK for one that did not end, PASSED_OVER for an OSError.
@@ -160,6 +162,7 @@ class Looker:
                 slept_since = (slept_since or now - _POLL_SECONDS) if self._sleeps() else None
                 is_stuck = slept_since is not None and now - slept_since >= self._patience_seconds
                 if is_stuck or now - began > self._longest_seconds:
+                    self.waited_seconds = now - began
                     return STUCK
                 continue
             except ConnectionError:
@@ -197,15 +200,14 @@ def one_round(
     stuck: Counter[bytes | None] = Counter()
     lost_seconds = 0.0
     while left:
-        done, found, began = 0, None, time.monotonic()
+        done, found = 0, None
         for process_id, found in looker.looks(left, argument):
             done += 1
             if found is STUCK:
-                lost_seconds += time.monotonic() - began
+                lost_seconds += looker.waited_seconds
             yield process_id, found
             if found is STUCK:
                 break
-            began = time.monotonic()
         left = left[done:]
         if found is not STUCK:
             break

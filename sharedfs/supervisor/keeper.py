@@ -50,6 +50,7 @@ from sharedfs.supervisor.fd_store import exec_with, received
 log = logging.getLogger("sharedfs.supervisor.keeper")
 
 MOST_FAILURES = 10
+_LOOKERS = {b"sharedfs.linux.looker", b"sharedfs.looker"}  # of daemons of this version and the one before
 _LONGEST_DELAY_SECONDS = 1.0
 _FIRST_DELAY_SECONDS = 0.1  # of the third restart in a row: the first two are at once
 _HEALTHY_SECONDS = 1.0  # who served this long was no failure
@@ -366,7 +367,7 @@ def _is_looker_of_ours(process_id: int) -> bool:
         command = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return f"\nPPid:\t{os.getpid()}\n" in status and b"sharedfs" in command and b"looker" in command
+    return f"\nPPid:\t{os.getpid()}\n" in status and not _LOOKERS.isdisjoint(command)
 
 
 # -- what a keeper holds -----------------------------------------------------------------------------------------------
