@@ -207,6 +207,15 @@ def statx(fd: int, mask: int) -> bytearray:
     return bytearray(found)
 
 
+def has_xattr(path: str, name: bytes) -> bool:
+    """Whether it can be read: False for any error."""
+    try:
+        os.getxattr(path, name)
+    except OSError:
+        return False
+    return True
+
+
 def getdents(fd: int, buffer: "Array[ctypes.c_char]", limit: int) -> int:
     """Put whole linux_dirent64 records from the directory's position on into `buffer`; how many bytes, 0 at the end."""
     return _checked(_libc.getdents64(fd, buffer, limit), "getdents64")

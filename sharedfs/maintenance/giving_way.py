@@ -23,7 +23,7 @@ from sharedfs.fuse import messages
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.protocol import BODY, Opcode
 from sharedfs.maintenance.unclaimed import TakenOut, UnclaimedFiles
-from sharedfs.ops.namespace import GIVEN_WAY_MARK, Namespace
+from sharedfs.ops.content import GIVEN_WAY_MARK, Content
 from sharedfs.pages.reaper import Reaper
 from sharedfs.storage.tree import Store
 
@@ -61,7 +61,7 @@ class GivingWay:
         self,
         store: Store,
         books: Books,
-        namespace: Namespace,
+        content: Content,
         unclaimed: UnclaimedFiles,
         is_wanted: Callable[[], bool],
         tell: Callable[[TakenOut], None],
@@ -69,7 +69,7 @@ class GivingWay:
     ) -> None:
         self._store = store
         self._books = books
-        self._namespace = namespace
+        self._content = content
         self._unclaimed = unclaimed
         self._is_wanted = is_wanted
         self._tell = tell
@@ -86,7 +86,7 @@ class GivingWay:
         """Free the pages of files that a daemon before us had taken out of the tree, and no more."""
         for inode, name in list(self._store.removed.items()):
             with suppress(OSError), self._store.lock:
-                if self._namespace.has_given_way(self._store.find(inode)):
+                if self._content.has_given_way(self._store.find(inode)):
                     self._reaper.empty(inode, name)
 
     def for_request(self, request: memoryview) -> bool:

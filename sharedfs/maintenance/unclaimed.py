@@ -24,7 +24,8 @@ from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
 from sharedfs.fuse.device import Device
 from sharedfs.ledger.sharing_class import SharingClass
-from sharedfs.ops.namespace import Namespace
+from sharedfs.ops.names import Names
+from sharedfs.ops.recent_uses import RecentUses
 from sharedfs.pages.spill import Spill
 from sharedfs.pool.options import UnclaimedRule
 from sharedfs.storage.node import Node
@@ -59,13 +60,15 @@ class UnclaimedFiles:
         self,
         store: Store,
         books: Books,
-        namespace: Namespace,
+        names: Names,
+        uses: RecentUses,
         spill: Spill,
         device: Device,
     ) -> None:
         self._store = store
         self._books = books
-        self._namespace = namespace
+        self._names = names
+        self._uses = uses
         self._spill = spill
         self._device = device
         self._since: dict[int, float] = {}
@@ -116,7 +119,7 @@ class UnclaimedFiles:
     def sweep(self, rule: Rule) -> None:
         """Look which files are unclaimed, and do what `rule` says about those that have been for the grace."""
         now = time.monotonic()
-        opened = self._namespace.take_opened()
+        opened = self._uses.take_opened()
         inodes = self._books.files_where(_has_no_payer)
         spilled = self._spill.files().keys()
         self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
@@ -180,7 +183,7 @@ class UnclaimedFiles:
             held_bytes = self._books.resident_bytes_of(inode)
             if mark:
                 os.setxattr(self._store.descriptor_path(node), mark, b"")  # an empty value takes no space
-            self._namespace.unlink_unasked(parent, name)
+            self._names.unlink_unasked(parent, name)
         self.deleted_files += 1
         self.deleted_bytes += held_bytes
         log.info("deleted %s: unclaimed", path)
@@ -207,7 +210,7 @@ class UnclaimedFiles:
         return [(inode, held_bytes) for _, _, inode, held_bytes in sorted(found)]
 
     def _move_to_disk(self, inode: int) -> None:
-        with self._namespace.watched(inode) as used:
+        with self._uses.watched(inode) as used:
             with self._store.lock:
                 node = self._find(inode)
                 if node is None or not self._is_unclaimed(node, self._store.stat(node)):

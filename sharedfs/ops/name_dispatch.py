@@ -20,8 +20,10 @@ from sharedfs.fuse.messages import forgets
 from sharedfs.fuse.protocol import Opcode
 from sharedfs.fuse.relay import RequestHandler
 from sharedfs.linux.shortage import Shortage
+from sharedfs.ops.attributes import Changes
+from sharedfs.ops.content import ContentOnDisk
 from sharedfs.ops.name_handlers import Act, NameRequests, changes_in
-from sharedfs.ops.namespace import Changes, ContentOnDisk, Namespace
+from sharedfs.ops.namespace import Namespace
 from sharedfs.storage.journal import PUMP, Journal, Slot
 
 
@@ -99,7 +101,7 @@ class FrequentRequests:
     def _commit(self, slot: Slot, error: int, body: bytes, *, has_changed: bool) -> None:
         """What the request under way has changed becomes what is known of its inodes, and its answer the answer."""
         namespace = self._namespace
-        changes, aftermath = namespace.store.take_changes(), namespace.take_aftermath()
+        changes, aftermath = namespace.store.take_changes(), namespace.open_files.take_aftermath()
         if not changes and (error or not (has_changed or slot.is_intended)):
             return
         if has_changed or slot is not self._slot:
@@ -107,7 +109,7 @@ class FrequentRequests:
             namespace.store.save(changes)
             changes = []
         slot.commit(error, body, changes, aftermath)
-        namespace.committed(slot.request, changes, aftermath)
+        namespace.open_files.committed(slot.request, changes, aftermath)
 
     def _forget(self, _unique: int, _node: int, _thread_id: int, request: memoryview) -> None:
         """FORGET and BATCH_FORGET: no answer, and not sent again."""
@@ -115,7 +117,7 @@ class FrequentRequests:
         self.answered += 1
         with self._namespace.lock:
             self._slot.take(unique, opcode)
-            self._namespace.forget_all(unique, dropped)
+            self._namespace.references.forget_all(unique, dropped)
 
     def _setattr(self, unique: int, inode: int, thread_id: int, request: memoryview) -> None:
         changes = changes_in(request)
@@ -125,7 +127,7 @@ class FrequentRequests:
 
         self.answered += 1
         with self._namespace.lock:
-            slowly = self._namespace.is_slow(inode, changes)
+            slowly = self._namespace.attributes.is_slow(inode, changes)
         if slowly:
             self._slow_lane.submit(self._shortage.party(self._party_of, thread_id), slow_change)
             return
@@ -143,7 +145,7 @@ class FrequentRequests:
         try:
             while True:
                 with suppress(ContentOnDisk):  # spilled again before we came to use it
-                    self._namespace.bring_back(inode)
+                    self._namespace.sizes.bring_back(inode)
                     answer(slot)
                     return
         except OSError as error:  # it cannot come back
@@ -158,7 +160,7 @@ class FrequentRequests:
         try:
             with namespace.lock:
                 slot.take(unique, Opcode.SETATTR)
-                rest = shortage.again(lambda: namespace.change(inode, changes, thread_id, slot))
+                rest = shortage.again(lambda: namespace.attributes.change(inode, changes, thread_id, slot))
             if rest is not None:
                 rest()
         except (OSError, OverflowError) as failure:

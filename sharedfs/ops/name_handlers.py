@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping
 from errno import ENOTTY, ERANGE
 from struct import Struct
 
-from sharedfs.fuse import dirents
-from sharedfs.fuse import messages as names
+from sharedfs.fuse import dirents, messages
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.protocol import BODY, Opcode
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import syscalls
-from sharedfs.ops.namespace import OMIT, Changes, Found, Namespace
+from sharedfs.ops.attributes import OMIT, Changes
+from sharedfs.ops.namespace import Namespace
 from sharedfs.storage.inodes import ENTRY_SECONDS
 from sharedfs.storage.journal import MOST_REPLY_BYTES
+from sharedfs.storage.tree import Found
 
 # FUSE asks for these two only; struct fsxattr and an int of flags. What tmpfs refuses is refused by tmpfs.
 _IOCTL_BYTES = {
@@ -26,7 +27,7 @@ _IOCTL_BYTES = {
     syscalls.FS_IOC_FSSETXATTR: 28,
 }
 _STATX_NLINK_OFFSET, _STATX_INODE_OFFSET = 16, 32
-_NO_ENTRY = names.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
+_NO_ENTRY = messages.ENTRY_OUT.pack(0, 0, ENTRY_SECONDS, *(0 for _ in range(19)))
 # fuse_dirent for each length of a name, so that packing pads it.
 _DIRENTS = [Struct(f"<QQII{length + 7 & ~7}s") for length in range(256)]
 
@@ -38,7 +39,11 @@ class NameRequests:
     """Call with the namespace's lock held. What raises OSError has changed nothing."""
 
     def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
+        self._store = namespace.store
+        self._listings = namespace.listings
+        self._names = namespace.names
+        self._open_files = namespace.open_files
+        self._attributes = namespace.attributes
 
     @property
     def acts(self) -> Mapping[int, Act]:
@@ -72,7 +77,7 @@ class NameRequests:
 
     def _lookup(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
         try:
-            return self._entry(self._namespace.lookup(parent, bytes(request[BODY:-1])))
+            return self._entry(self._names.lookup(parent, bytes(request[BODY:-1])))
         except FileNotFoundError:
             return _NO_ENTRY  # the kernel may remember that there is no such name
 
@@ -80,76 +85,74 @@ class NameRequests:
         return self.attributes(inode)
 
     def _statx(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        _, _, _, _, mask = names.STATX_IN.unpack_from(request, BODY)
-        node, found = self._namespace.attributes(inode)
-        status = syscalls.statx(self._namespace.store.path_descriptor(node), mask)
-        status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = self._namespace.store.links(node, found).to_bytes(
-            4, "little"
-        )
+        _, _, _, _, mask = messages.STATX_IN.unpack_from(request, BODY)
+        node, found = self._attributes.of(inode)
+        status = syscalls.statx(self._store.path_descriptor(node), mask)
+        status[_STATX_NLINK_OFFSET : _STATX_NLINK_OFFSET + 4] = self._store.links(node, found).to_bytes(4, "little")
         status[_STATX_INODE_OFFSET : _STATX_INODE_OFFSET + 8] = inode.to_bytes(8, "little")
-        seconds = self._namespace.attribute_seconds(node)
-        return names.STATX_OUT.pack(seconds, 0, 0, 0, 0) + bytes(status)
+        seconds = self._attributes.seconds(node)
+        return messages.STATX_OUT.pack(seconds, 0, 0, 0, 0) + bytes(status)
 
     def _readlink(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
-        store = self._namespace.store
+        store = self._store
         return store.read_symlink(store.node(inode))
 
     # -- names -------------------------------------------------------------------------------------------------------
 
     def _mkdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        mode, umask = names.MKDIR_IN.unpack_from(request, BODY)
-        name = bytes(request[BODY + names.MKDIR_IN.size : -1])
-        return self._entry(self._namespace.make_directory(parent, name, mode, umask, *_owner(request)))
+        mode, umask = messages.MKDIR_IN.unpack_from(request, BODY)
+        name = bytes(request[BODY + messages.MKDIR_IN.size : -1])
+        return self._entry(self._names.make_directory(parent, name, mode, umask, *_owner(request)))
 
     def _mknod(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        mode, device, umask, _ = names.MKNOD_IN.unpack_from(request, BODY)
-        name = bytes(request[BODY + names.MKNOD_IN.size : -1])
-        return self._entry(self._namespace.make(parent, name, mode, umask, *_owner(request), device))
+        mode, device, umask, _ = messages.MKNOD_IN.unpack_from(request, BODY)
+        name = bytes(request[BODY + messages.MKNOD_IN.size : -1])
+        return self._entry(self._names.make(parent, name, mode, umask, *_owner(request), device))
 
     def _symlink(self, parent: int, thread_id: int, request: memoryview) -> bytes:
-        name, target = names.names(request, BODY)
-        return self._entry(self._namespace.make_symlink(parent, name, target, *_owner(request), thread_id))
+        name, target = messages.names(request, BODY)
+        return self._entry(self._names.make_symlink(parent, name, target, *_owner(request), thread_id))
 
     def _link(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        (inode,) = names.LINK_IN.unpack_from(request, BODY)
-        return self._entry(self._namespace.link(inode, parent, bytes(request[BODY + names.LINK_IN.size : -1])))
+        (inode,) = messages.LINK_IN.unpack_from(request, BODY)
+        return self._entry(self._names.link(inode, parent, bytes(request[BODY + messages.LINK_IN.size : -1])))
 
     def _unlink(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.unlink(parent, bytes(request[BODY:-1]))
+        self._names.unlink(parent, bytes(request[BODY:-1]))
         return b""
 
     def _rmdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.remove_directory(parent, bytes(request[BODY:-1]))
+        self._names.remove_directory(parent, bytes(request[BODY:-1]))
         return b""
 
     def _rename(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        (new_parent,) = names.RENAME_IN.unpack_from(request, BODY)
-        old, new = names.names(request, BODY + names.RENAME_IN.size)
-        self._namespace.rename(parent, old, new_parent, new, 0)
+        (new_parent,) = messages.RENAME_IN.unpack_from(request, BODY)
+        old, new = messages.names(request, BODY + messages.RENAME_IN.size)
+        self._names.rename(parent, old, new_parent, new, 0)
         return b""
 
     def _rename2(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        new_parent, flags, _ = names.RENAME2_IN.unpack_from(request, BODY)
-        old, new = names.names(request, BODY + names.RENAME2_IN.size)
-        self._namespace.rename(parent, old, new_parent, new, flags)
+        new_parent, flags, _ = messages.RENAME2_IN.unpack_from(request, BODY)
+        old, new = messages.names(request, BODY + messages.RENAME2_IN.size)
+        self._names.rename(parent, old, new_parent, new, flags)
         return b""
 
     # -- open files --------------------------------------------------------------------------------------------------
 
     def open(self, inode: int, thread_id: int, request: memoryview) -> bytes:
-        flags, _ = names.OPEN_IN.unpack_from(request, BODY)
-        self._namespace.open(inode, flags)
-        return self._opened(inode, self._namespace.open_for_reading(inode, flags, thread_id))
+        flags, _ = messages.OPEN_IN.unpack_from(request, BODY)
+        self._open_files.open(inode, flags)
+        return self._opened(inode, self._open_files.open_for_reading(inode, flags, thread_id))
 
     def _create(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, BODY)
-        name = bytes(request[BODY + names.CREATE_IN.size : -1])
-        made = self._namespace.create(parent, name, flags, mode, umask, *_owner(request))
+        flags, mode, umask, _ = messages.CREATE_IN.unpack_from(request, BODY)
+        name = bytes(request[BODY + messages.CREATE_IN.size : -1])
+        made = self._open_files.create(parent, name, flags, mode, umask, *_owner(request))
         return self._entry(made) + self._opened(made[0].inode)
 
     def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
-        flags, mode, umask, _ = names.CREATE_IN.unpack_from(request, BODY)
-        made = self._namespace.create_nameless(parent, flags, mode, umask, *_owner(request))
+        flags, mode, umask, _ = messages.CREATE_IN.unpack_from(request, BODY)
+        made = self._open_files.create_nameless(parent, flags, mode, umask, *_owner(request))
         return self._entry(made) + self._opened(made[0].inode)
 
     def _opened(self, inode: int, reader: TenantId = NOBODY) -> bytes:
@@ -158,43 +161,43 @@ class NameRequests:
         DIRECT_IO: reads and writes come to us, one by one. With PASSTHROUGH, mmap goes to the backing file; reads do so
         with PASSTHROUGH alone.
         """
-        backing_id = self._namespace.store.node(inode).backing_id
+        backing_id = self._store.node(inode).backing_id
         if backing_id == 0:
-            return names.OPEN_OUT.pack(NOBODY, wire.FOPEN_DIRECT_IO, 0)
+            return messages.OPEN_OUT.pack(NOBODY, wire.FOPEN_DIRECT_IO, 0)
         flags = wire.FOPEN_PASSTHROUGH if reader != NOBODY else wire.FOPEN_DIRECT_IO | wire.FOPEN_PASSTHROUGH
-        return names.OPEN_OUT.pack(reader, flags, backing_id)
+        return messages.OPEN_OUT.pack(reader, flags, backing_id)
 
     def _release(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle = names.RELEASE_IN.unpack_from(request, BODY)[0]
-        self._namespace.release(inode, TenantId(handle))
+        handle = messages.RELEASE_IN.unpack_from(request, BODY)[0]
+        self._open_files.release(inode, TenantId(handle))
         return b""
 
     # -- directories -------------------------------------------------------------------------------------------------
 
     def _opendir(self, inode: int, _thread_id: int, _request: memoryview) -> bytes:
-        return names.OPEN_OUT.pack(self._namespace.listings.open(self._namespace.store.node(inode)), 0, 0)
+        return messages.OPEN_OUT.pack(self._listings.open(self._store.node(inode)), 0, 0)
 
     def _releasedir(self, _inode: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.listings.close(names.RELEASE_IN.unpack_from(request, BODY)[0])
+        self._listings.close(messages.RELEASE_IN.unpack_from(request, BODY)[0])
         return b""
 
     def _readdir(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = names.READDIR_IN.unpack_from(request, BODY)
+        handle, offset, size = messages.READDIR_IN.unpack_from(request, BODY)
         limit = size * dirents.PLAIN_PERCENT // 100
-        listing, records = self._namespace.listings.read(handle, inode, offset, limit)
+        listing, records = self._listings.read(handle, inode, offset, limit)
         if not records:
             return b""
         starts = dirents.record_starts(records)
         listing.offset = dirents.last_offset(records, starts)
-        return dirents.fuse_dirents(records, starts, self._namespace.store.tmpfs.root_numbers)
+        return dirents.fuse_dirents(records, starts, self._store.tmpfs.root_numbers)
 
     def _readdirplus(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = names.READDIR_IN.unpack_from(request, BODY)
+        handle, offset, size = messages.READDIR_IN.unpack_from(request, BODY)
         limit = min(size, MOST_REPLY_BYTES) * dirents.PLUS_PERCENT // 100
-        listing, records = self._namespace.listings.read(handle, inode, offset, limit)
-        store, parts = self._namespace.store, []
+        listing, records = self._listings.read(handle, inode, offset, limit)
+        store, parts = self._store, []
         for number, next_offset, kind, name in dirents.entries(records):
-            if name in names.DOTS:  # the kernel takes no reference to these
+            if name in messages.DOTS:  # the kernel takes no reference to these
                 parts.append(_NO_ENTRY)
             else:
                 node, found = store.lookup(listing.node, name)
@@ -208,49 +211,49 @@ class NameRequests:
     # -- extended attributes and inode flags -------------------------------------------------------------------------
 
     def _getxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        size, _ = names.GETXATTR_IN.unpack_from(request, BODY)
-        value = self._namespace.xattr(inode, bytes(request[BODY + names.GETXATTR_IN.size : -1]))
+        size, _ = messages.GETXATTR_IN.unpack_from(request, BODY)
+        value = self._attributes.xattr(inode, bytes(request[BODY + messages.GETXATTR_IN.size : -1]))
         if size == 0:
-            return names.GETXATTR_OUT.pack(len(value), 0)
+            return messages.GETXATTR_OUT.pack(len(value), 0)
         if len(value) > size:
             raise OSError(ERANGE, os.strerror(ERANGE))
         return value
 
     def _setxattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        size, flags, fuse_flags, _ = names.SETXATTR_IN.unpack_from(request, BODY)
-        body = bytes(request[BODY + names.SETXATTR_IN.size :])
+        size, flags, fuse_flags, _ = messages.SETXATTR_IN.unpack_from(request, BODY)
+        body = bytes(request[BODY + messages.SETXATTR_IN.size :])
         name, _, value = body.partition(b"\0")
-        drop_set_gid = bool(fuse_flags & names.SETXATTR_ACL_KILL_SGID)
-        self._namespace.set_xattr(inode, name, value[:size], flags, drop_set_gid=drop_set_gid)
+        drop_set_gid = bool(fuse_flags & messages.SETXATTR_ACL_KILL_SGID)
+        self._attributes.set_xattr(inode, name, value[:size], flags, drop_set_gid=drop_set_gid)
         return b""
 
     def _removexattr(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        self._namespace.remove_xattr(inode, bytes(request[BODY:-1]))
+        self._attributes.remove_xattr(inode, bytes(request[BODY:-1]))
         return b""
 
     def _ioctl(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        _, _, command, _, in_bytes, out_bytes = names.IOCTL_IN.unpack_from(request, BODY)
+        _, _, command, _, in_bytes, out_bytes = messages.IOCTL_IN.unpack_from(request, BODY)
         argument_bytes = _IOCTL_BYTES.get(command)
         if argument_bytes is None:
             raise OSError(ENOTTY, os.strerror(ENOTTY))
-        start = BODY + names.IOCTL_IN.size
+        start = BODY + messages.IOCTL_IN.size
         argument = bytearray(bytes(request[start : start + in_bytes]).ljust(argument_bytes, b"\0"))
-        self._namespace.inode_flags(inode, command, argument)
-        return names.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_bytes])
+        self._attributes.inode_flags(inode, command, argument)
+        return messages.IOCTL_OUT.pack(0, 0, 0, 0) + bytes(argument[:out_bytes])
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
     def _entry(self, answer: Found) -> bytes:
         node, found = answer
-        seconds = self._namespace.attribute_seconds(node)
-        attributes = names.attributes(node.inode, self._namespace.store.links(node, found), found)
-        return names.ENTRY_OUT.pack(node.inode, 0, ENTRY_SECONDS, seconds, 0, 0, *attributes)
+        seconds = self._attributes.seconds(node)
+        attributes = messages.attributes(node.inode, self._store.links(node, found), found)
+        return messages.ENTRY_OUT.pack(node.inode, 0, ENTRY_SECONDS, seconds, 0, 0, *attributes)
 
     def attributes(self, inode: int) -> bytes:
-        node, found = self._namespace.attributes(inode)
-        seconds = self._namespace.attribute_seconds(node)
-        attributes = names.attributes(inode, self._namespace.store.links(node, found), found)
-        return names.ATTR_OUT.pack(seconds, 0, 0, *attributes)
+        node, found = self._attributes.of(inode)
+        seconds = self._attributes.seconds(node)
+        attributes = messages.attributes(inode, self._store.links(node, found), found)
+        return messages.ATTR_OUT.pack(seconds, 0, 0, *attributes)
 
 
 def _owner(request: memoryview) -> tuple[int, int]:
@@ -260,15 +263,15 @@ def _owner(request: memoryview) -> tuple[int, int]:
 
 def changes_in(request: memoryview) -> Changes:
     """What a SETATTR asks for."""
-    fields = names.SETATTR_IN.unpack_from(request, BODY)
+    fields = messages.SETATTR_IN.unpack_from(request, BODY)
     valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
     return Changes(
-        mode=mode if valid & names.FATTR_MODE else None,
-        uid=uid if valid & names.FATTR_UID else -1,
-        gid=gid if valid & names.FATTR_GID else -1,
-        size=size if valid & names.FATTR_SIZE else None,
-        atime=_time(valid, names.FATTR_ATIME, names.FATTR_ATIME_NOW, atime, atime_ns),
-        mtime=_time(valid, names.FATTR_MTIME, names.FATTR_MTIME_NOW, mtime, mtime_ns),
+        mode=mode if valid & messages.FATTR_MODE else None,
+        uid=uid if valid & messages.FATTR_UID else -1,
+        gid=gid if valid & messages.FATTR_GID else -1,
+        size=size if valid & messages.FATTR_SIZE else None,
+        atime=_time(valid, messages.FATTR_ATIME, messages.FATTR_ATIME_NOW, atime, atime_ns),
+        mtime=_time(valid, messages.FATTR_MTIME, messages.FATTR_MTIME_NOW, mtime, mtime_ns),
     )
 
 

@@ -45,12 +45,12 @@ class RareRequests(pyfuse3.Operations):
         with namespace.lock:
             try:
                 try:
-                    return namespace.xattr_names(inode, privileged=privileged)
+                    return namespace.attributes.xattr_names(inode, privileged=privileged)
                 except OSError as error:
                     if error.errno not in SCARCE:
                         raise
                     namespace.make_room()
-                    return namespace.xattr_names(inode, privileged=privileged)
+                    return namespace.attributes.xattr_names(inode, privileged=privileged)
             except OSError as error:
                 raise FUSEError(errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO) from error
 

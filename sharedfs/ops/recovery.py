@@ -89,7 +89,7 @@ class _Recovery:
         slot.clear()
 
     def _answer(self, commit: Commit) -> None:
-        self._namespace.committed(commit.unique & ~wire.UNIQUE_RESEND, commit.words, commit.aftermath)
+        self._namespace.open_files.committed(commit.unique & ~wire.UNIQUE_RESEND, commit.words, commit.aftermath)
         self._reply(commit.unique, commit.error, commit.reply)
 
     # -- what was only intended --------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class _Recovery:
             case Kind.CUT:
                 node = self._store.find(intent.inode)
                 if self._store.stat(node).st_size == intent.other:
-                    self._namespace.cut_before(node, intent.other)
+                    self._namespace.sizes.cut_before(node, intent.other)
         return False
 
     def _undo_name(self, intent: Intent) -> None:
@@ -127,7 +127,7 @@ class _Recovery:
             os.rename(intent.name, entry, src_dir_fd=directory, dst_dir_fd=self._store.tmpfs.removed_fd)
             return
         if intent.kind is Kind.MAKE:  # the name goes last: who is killed here finds it
-            self._namespace.gone(found.st_ino)
+            self._namespace.references.gone(found.st_ino)
             self._store.drop(found.st_ino)
         (os.rmdir if stat.S_ISDIR(found.st_mode) else os.unlink)(intent.name, dir_fd=directory)
 
@@ -157,7 +157,7 @@ class _Recovery:
         node = self._store.find(intent.inode)
         old_size, new_size, thread_id = intent.directory, intent.other, intent.new_directory
         if self._store.stat(node).st_size == new_size:
-            self._namespace.reserve_again(node, old_size, new_size, thread_id)
+            self._namespace.sizes.reserve_again(node, old_size, new_size, thread_id)
 
     # -- what has no answer ------------------------------------------------------------------------------------------
 
@@ -166,10 +166,10 @@ class _Recovery:
         length, opcode, _, _, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
         if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
             if begun is not None:
-                self._namespace.forget(*begun)
+                self._namespace.references.forget(*begun)
                 self._store.slot.end_begun_forget()
             unique, _, dropped = forgets(request[:length])
-            self._namespace.forget_all(unique, dropped)
+            self._namespace.references.forget_all(unique, dropped)
 
     def refuse_what_kills(self, journal: Journal) -> None:
         """Nobody's request may end the pool: one over which daemon after daemon dies is answered with EIO.
@@ -194,7 +194,7 @@ class _Recovery:
         self._store.removed.update(names)
         for inode in names:
             if self._store.lookups_of(inode) == 0:
-                self._namespace.forget(inode, 0)
+                self._namespace.references.forget(inode, 0)
 
     # -- helpers -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +206,7 @@ class _Recovery:
             if error.errno != ESTALE:
                 raise
             self._store.drop(inode)
-            self._namespace.gone(inode)
+            self._namespace.references.gone(inode)
 
     def _directory(self, inode: int) -> int:
         return self._store.path_descriptor(self._node(inode))

@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from sharedfs.accounting.books import Books
 from sharedfs.ledger.tenant import TenantId
@@ -39,20 +40,33 @@ class Reservation:
     taken_bytes: int = 0
 
 
+class GivesWay(Protocol):
+    """Files that nobody pays for, where they go when space is short (`maintenance/giving_way.py`)."""
+
+    def for_bytes(self, needed_bytes: int, spared: int, /) -> bool:
+        """Free space for so many bytes, but not of the inode `spared`; whether any was freed."""
+
+    def available_bytes(self) -> int:
+        """How many bytes could be freed so."""
+
+
 class Growth:
     """For one pool. Safe from any thread: the kernel lets in one change of a file at a time."""
 
     def __init__(
-        self, inodes: Inodes, books: Books, allocation: Allocation, reserve_bytes: int, reaper: Reaper
+        self,
+        inodes: Inodes,
+        books: Books,
+        allocation: Allocation,
+        reserve_bytes: int,
+        reaper: Reaper,
+        giving_way: GivesWay,
     ) -> None:
         self._inodes = inodes
         self._books = books
         self._allocation = allocation
         self._reserve_bytes = reserve_bytes
-        self.give_way: Callable[[int, int], bool] = _nothing_gives_way
-        """Frees space for so many bytes, but not this inode's; whether it did. To be set before requests are served."""
-        self.space_to_give: Callable[[], int] = _no_space
-        """How many bytes could be freed so."""
+        self._giving_way = giving_way
         self._reaper = reaper
 
     def bytes_of(self, old_size: int, end: int, new_size: int) -> int:
@@ -60,7 +74,7 @@ class Growth:
         pool = os.fstatvfs(self._inodes.mount_fd)
         free_bytes = pool.f_bavail * pool.f_bsize + self._reaper.waiting_bytes
         lacking_bytes = new_size - old_size - free_bytes
-        if new_size > self._reserve_bytes or (lacking_bytes > 0 and lacking_bytes > self.space_to_give()):
+        if new_size > self._reserve_bytes or (lacking_bytes > 0 and lacking_bytes > self._giving_way.available_bytes()):
             return 0
         return max(0, end - self._first_byte(old_size))
 
@@ -109,7 +123,7 @@ class Growth:
             try:
                 return self._reaper.with_space(act)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self.give_way(needed_bytes, inode):
+                if error.errno != errno.ENOSPC or not self._giving_way.for_bytes(needed_bytes, inode):
                     raise
 
     # -- gaps --------------------------------------------------------------------------------------------------------
@@ -132,11 +146,3 @@ class Growth:
         start = self._first_byte(size)
         if start < offset:
             self._allocation.punch(node, syscalls.FALLOC_FL_PUNCH_HOLE | syscalls.FALLOC_FL_KEEP_SIZE, start, offset)
-
-
-def _nothing_gives_way(_needed_bytes: int, _inode: int) -> bool:
-    return False
-
-
-def _no_space() -> int:
-    return 0

@@ -19,12 +19,13 @@ from sharedfs.storage.node import SET_ID_BITS, Node
 
 _FEW_BLOCKS = 512  # of 512 bytes: what has more pages is not freed while others wait
 NAMELESS = b"(a file without a name)"
+Found = tuple[Node, os.stat_result]
 
 
 class Store(Inodes):
     """The tree: known inodes, and names. All functions raise OSError and are called with `lock` held."""
 
-    def lookup(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result]:
+    def lookup(self, parent: Node, name: bytes) -> Found:
         """The inode of a name in a directory; "." and ".." too. The root's `st_ino` is tmpfs's: use `node.inode`."""
         if name == b".":
             return parent, self.stat(parent)
@@ -63,9 +64,7 @@ class Store(Inodes):
             parent = self.tmpfs.directory_number(above)
         return self.tmpfs.root_numbers.get(parent, parent), name
 
-    def make(
-        self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int = 0
-    ) -> tuple[Node, os.stat_result]:
+    def make(self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int = 0) -> Found:
         """Make a FIFO, socket, device node or regular file that belongs to its creator. EEXIST when there is one."""
         directory = self._directory_for_new(parent, name)
         with _Masked(umask):
@@ -107,16 +106,14 @@ class Store(Inodes):
         node.set_id = bool(found.st_mode & SET_ID_BITS)
         return node, found, fd
 
-    def make_directory(
-        self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int
-    ) -> tuple[Node, os.stat_result]:
+    def make_directory(self, parent: Node, name: bytes, mode: int, umask: int, uid: int, gid: int) -> Found:
         directory = self._directory_for_new(parent, name)
         with _Masked(umask):
             os.mkdir(name, mode & 0o1777, dir_fd=directory)
         self._own(parent, directory, name, 0, uid, gid)
         return self.lookup(parent, name)
 
-    def make_symlink(self, parent: Node, name: bytes, target: bytes, uid: int, gid: int) -> tuple[Node, os.stat_result]:
+    def make_symlink(self, parent: Node, name: bytes, target: bytes, uid: int, gid: int) -> Found:
         directory = self._directory_for_new(parent, name)
         os.symlink(target, name, dir_fd=directory)
         self._own(parent, directory, name, 0, uid, gid)
@@ -241,9 +238,7 @@ class Store(Inodes):
             raise
         self.removed[node.inode] = new_name
 
-    def _replaced_by_rename(
-        self, source: Node, new_parent: Node, new_name: bytes
-    ) -> tuple[Node, os.stat_result] | None:
+    def _replaced_by_rename(self, source: Node, new_parent: Node, new_name: bytes) -> Found | None:
         """What a rename that replaces takes the name from, None for nothing."""
         try:
             target, found = self.lookup(new_parent, new_name)

@@ -24,7 +24,9 @@ from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.maintenance.giving_way import GivingWay
 from sharedfs.maintenance.unclaimed import TakenOut, UnclaimedFiles
+from sharedfs.ops.content import Content
 from sharedfs.ops.namespace import Namespace
+from sharedfs.ops.recent_uses import RecentUses
 from sharedfs.ops.recovery import _Recovery
 from sharedfs.pages.reaper import PIECE_FILES, PIECE_PAGES, Reaper
 from sharedfs.pages.spill import Spill
@@ -196,14 +198,14 @@ def test_many_small_files_that_are_forgotten_at_once_are_freed_in_pieces(serving
     store, books, namespace, reaper = serving
     inodes = []
     for number in range(300):
-        node, _ = namespace.make(1, b"f%d" % number, 0o100644, 0, 0, 0, 0)
+        node, _ = namespace.names.make(1, b"f%d" % number, 0o100644, 0, 0, 0, 0)
         with store.opened(node, os.O_RDWR) as fd:
             os.pwrite(fd, b"x", 0)
         books.charge(node.inode, 0, 1, NOBODY)
         inodes.append(node.inode)
     for number in range(300):
-        namespace.unlink(1, b"f%d" % number)
-    namespace.forget_all(2, [(inode, 1) for inode in inodes])
+        namespace.names.unlink(1, b"f%d" % number)
+    namespace.references.forget_all(2, [(inode, 1) for inode in inodes])
     left = [len(store.tmpfs.removed_names())]
     assert left == [300], "the request is done, and has freed none"
     while reaper.free_some():
@@ -216,9 +218,9 @@ def test_many_small_files_that_are_forgotten_at_once_are_freed_in_pieces(serving
 
 def test_few_files_are_gone_when_they_are_forgotten(serving: Serving) -> None:
     store, _, namespace, _ = serving
-    node, _ = namespace.make(1, b"f", 0o100644, 0, 0, 0, 0)
-    namespace.unlink(1, b"f")
-    namespace.forget_all(2, [(node.inode, 1)])
+    node, _ = namespace.names.make(1, b"f", 0o100644, 0, 0, 0, 0)
+    namespace.names.unlink(1, b"f")
+    namespace.references.forget_all(2, [(node.inode, 1)])
     assert store.tmpfs.removed_names() == {}
 
 
@@ -291,8 +293,9 @@ def test_a_file_that_gives_way_is_freed_in_pieces_and_stays_until_the_kernel_for
     node.lookups = 1
     taken: list[TakenOut] = []
     device_fd = os.open(os.devnull, os.O_RDWR)
-    unclaimed = UnclaimedFiles(store, books, namespace, Spill(None, store, books), Device(device_fd))
-    giving_way = GivingWay(store, books, namespace, unclaimed, lambda: True, taken.append, reaper)
+    spill = Spill(None, store, books)
+    unclaimed = UnclaimedFiles(store, books, namespace.names, RecentUses(store.lock), spill, Device(device_fd))
+    giving_way = GivingWay(store, books, Content(store, spill), unclaimed, lambda: True, taken.append, reaper)
     used = store.tmpfs.used_bytes()
     free = os.statvfs(store.tmpfs.mount_fd).f_bavail * PAGE
     assert giving_way.for_bytes(free + MIB, 0)
@@ -303,7 +306,7 @@ def test_a_file_that_gives_way_is_freed_in_pieces_and_stays_until_the_kernel_for
         assert books.resident_bytes() == store.tmpfs.used_bytes()
     assert store.tmpfs.used_bytes() == 0
     assert list(store.removed) == [node.inode], "the kernel has a reference"
-    namespace.forget(node.inode, 0)
+    namespace.references.forget(node.inode, 0)
     assert store.tmpfs.removed_names() == {}
     wait_until(lambda: bool(taken), "the kernel is told", 10)
     os.close(device_fd)
@@ -313,10 +316,10 @@ def test_a_file_that_gives_way_and_is_forgotten_halfway_is_gone_in_the_end(servi
     store, books, namespace, reaper = serving
     node = large_file(store, books, 32 * MIB)
     node.lookups = 1
-    namespace.unlink_unasked(1, b"large")
+    namespace.names.unlink_unasked(1, b"large")
     reaper.empty(node.inode, store.removed[node.inode])
     assert reaper.free_some()
-    namespace.forget(node.inode, 0)
+    namespace.references.forget(node.inode, 0)
     assert store.removed == {}
     while reaper.free_some():
         assert books.resident_bytes() == store.tmpfs.used_bytes()
