@@ -40,7 +40,7 @@ from sharedfs.storage.node import Node
 from sharedfs.storage.tree import NAMELESS
 
 MOST_DEATHS = 5
-"""A request that has taken so many daemons along fails. Fewer than the keeper bears (`keeper.MOST_FAILURES`)."""
+"""A request that has taken so many daemons along fails. Fewer than the keeper bears (`daemons.MOST_FAILURES`)."""
 
 log = logging.getLogger("sharedfs")
 

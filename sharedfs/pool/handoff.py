@@ -8,6 +8,8 @@ from sharedfs.pool.cgroup import PoolCgroup
 
 HANDED_OVER = 10
 """The exit code of a daemon that another one is to follow, as it was told to."""
+MESSAGE_BYTES = 64 << 10
+"""No message between them is longer."""
 
 
 @dataclass(frozen=True, slots=True)

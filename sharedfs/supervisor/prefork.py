@@ -10,10 +10,8 @@ import os
 import signal
 import socket
 
-from sharedfs.pool.handoff import Start
+from sharedfs.pool.handoff import MESSAGE_BYTES, Start
 from sharedfs.supervisor.fd_store import received
-
-_MESSAGE_BYTES = 64 << 10
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     gc.freeze()  # what is there stays shared between all that are forked
     keeper.send(b"warm")
     while True:
-        message, fds, _, _ = socket.recv_fds(keeper, _MESSAGE_BYTES, 1)
+        message, fds, _, _ = socket.recv_fds(keeper, MESSAGE_BYTES, 1)
         if not message:
             return
         middle = os.fork()

@@ -22,7 +22,7 @@ from sharedfs.linux import syscalls
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.pool import registry
-from sharedfs.supervisor import keeper
+from sharedfs.supervisor.daemons import MOST_FAILURES
 from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount, unmount_whatever_happened
 from tests.support.posix import Child, fails, opened, refused
@@ -253,7 +253,7 @@ def test_the_keeper_gives_up_when_daemons_die_young(pool: MountedPool, unique_na
     record = registry.record_at(str(pool.path))
     assert record is not None
     wait_until(kill_whoever_serves, "the keeper has given up", 120)
-    assert len(dead) >= keeper.MOST_FAILURES  # more where we were too slow, and one lived for a second
+    assert len(dead) >= MOST_FAILURES  # more where we were too slow, and one lived for a second
     assert mount_at(str(pool.path)) is None
     assert "giving up" in paths.daemon_log(unique_name).read_text()
     assert f"sharedfs umount {pool.path}" in sharedfs("status").stderr
