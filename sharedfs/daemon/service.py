@@ -10,29 +10,25 @@ import socket
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
-from errno import EINVAL
 from typing import NoReturn
 
-import psutil
 import pyfuse3
 import trio
 
 from sharedfs.accounting.books import Books
 from sharedfs.api.http_server import serve_http
-from sharedfs.api.types import DataPathKind, PoolStatus
 from sharedfs.common.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
-from sharedfs.common.units import format_size
 from sharedfs.daemon.feed import make_feed
+from sharedfs.daemon.options_in_force import OptionsInForce
+from sharedfs.daemon.own_mount import OwnMount
 from sharedfs.daemon.ownership import Ownership
 from sharedfs.daemon.parts import Given, build
+from sharedfs.daemon.pool_status import StatusReader
 from sharedfs.fuse import protocol as wire
 from sharedfs.ledger.tenant_rules import TenantRules
-from sharedfs.linux import syscalls
 from sharedfs.linux.memory_limits import MemoryLimits
-from sharedfs.linux.mount_flags import atime_attributes
-from sharedfs.linux.mountinfo import Mount, mount_at
+from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.pagemap import PAGE_BYTES
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.maintenance.recharge import Recharge
@@ -46,18 +42,8 @@ from sharedfs.pages.swap_scan import SwapScan
 from sharedfs.pool import lock, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
-from sharedfs.pool.options import (
-    PoolOptions,
-    Reads,
-    check_changes,
-    check_unclaimed,
-    parse,
-    setting_words,
-    settings_of,
-    shown_flags,
-    written,
-)
-from sharedfs.storage.fault_injection import faults_of
+from sharedfs.pool.options import PoolOptions
+from sharedfs.storage.fault_injection import Faults, faults_of
 from sharedfs.storage.in_hand import InHand
 from sharedfs.storage.journal import Journal
 from sharedfs.storage.room import Room
@@ -70,9 +56,7 @@ log = logging.getLogger("sharedfs")
 _INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
 # A thread that runs Python code lets another one run after this time: requests do not wait for scans. Python's is 5 ms.
 _SWITCH_SECONDS = 0.0005
-_MAPPED = {Reads.EXACT: DataPathKind.EXACT_AND_MAPPED, Reads.FAST: DataPathKind.FAST_AND_MAPPED}
-# Of the state: the kernel's INIT request, the options of a remount, and the mount's device.
-_INIT_FILE, _OPTIONS_FILE, _DEVICE_FILE = "init", "options", "device"
+_INIT_FILE = "init"  # of the state: the kernel's INIT request
 
 
 class Pool:
@@ -83,55 +67,57 @@ class Pool:
         self._kept = kept
         self.ended_by: BaseException | None = None
         self._clean_up = False
-        self._flags = ""
         self._end = trio.Event()
         self._trio_token: trio.lowlevel.TrioToken | None = None
         self.state = StateFiles(kept["state"])
-        self.options = self._options()
+        self.options = OptionsInForce(start, self.state)
+        options = self.options.now()
         self.cgroup = start.pool_cgroup()
-        self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(self.options.tenant_rules), kept["state"])
+        self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(options.tenant_rules), kept["state"])
         faults = faults_of(self.state)
-        journal = Journal(self.state, faults)
+        self._journal = Journal(self.state, faults)
         self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
-        self.store = self._make_store(journal)
+        self.store = _make_store(kept["store"], options.size_bytes, self.limits, self.state, self._journal)
         resources.callback(self.store.close)
         events = _task_events(resources)
-        self._mount_device = self._find_device()
-        self.looks = resources.enter_context(closing(ProcessLooks(self.books, self._mount_device)))
-        self.spill = Spill(_spill_directory(self.options, kept), self.store, self.books)
+        self.mount = OwnMount(options.mountpoint, self.state)
+        self.looks = resources.enter_context(closing(ProcessLooks(self.books, self.mount.device)))
+        self.spill = Spill(_spill_directory(options, kept), self.store, self.books)
         resources.callback(self._end_spill)
         self.in_hand = InHand(self.state)
-        self.parts = build(
-            Given(
-                options=lambda: self.options,
-                store=self.store,
-                books=self.books,
-                journal=journal,
-                looks=self.looks,
-                spill=self.spill,
-                device_fd=kept["device"],
-                on_end=self._on_end,
-                events=events,
-                faults=faults,
-                in_hand=self.in_hand,
-                on_init=lambda request: self.state.write(_INIT_FILE, request),
-                restarts=start.restarts,
-            ),
-            resources,
-        )
-        self.mappings = MappingScan(self.books, self.parts.reconcile, self.looks)
+        self.parts = parts = build(self._given(events, faults), resources)
+        self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
         self.recharge = Recharge(
-            self.store,
-            self.books,
-            self.parts.data_path,
-            self.parts.reconcile,
-            self.parts.moves,
-            self.cgroup.inode,
-            self.state,
-            faults,
+            self.store, self.books, parts.data_path, parts.reconcile, parts.moves, self.cgroup.inode, self.state, faults
         )
-        self.upkeep = Upkeep(
-            lambda: self.options,
+        self.upkeep = self._make_upkeep(events)
+        if start.resumes:
+            parts.giving_way.resume()
+            self.recharge.resume()
+            self._resume()
+            if faults is not None:
+                faults.starts()
+
+    def _given(self, events: TaskEvents | None, faults: Faults | None) -> Given:
+        return Given(
+            options=self.options.now,
+            store=self.store,
+            books=self.books,
+            journal=self._journal,
+            looks=self.looks,
+            spill=self.spill,
+            device_fd=self._kept["device"],
+            on_end=self._on_end,
+            events=events,
+            faults=faults,
+            in_hand=self.in_hand,
+            on_init=lambda request: self.state.write(_INIT_FILE, request),
+            restarts=self._start.restarts,
+        )
+
+    def _make_upkeep(self, events: TaskEvents | None) -> Upkeep:
+        return Upkeep(
+            self.options.now,
             self.books,
             self.parts.data_path,
             self.parts.callers,
@@ -144,20 +130,10 @@ class Pool:
             self.limits,
             self.store.tmpfs.room,
         )
-        if start.resumes:
-            self.parts.giving_way.resume()
-            self.recharge.resume()
-            self._resume(journal)
-            if faults is not None:
-                faults.starts()
 
-    def _make_store(self, journal: Journal) -> Store:
-        tmpfs = PrivateTmpfs(self._kept["store"])
-        tmpfs.room = Room(tmpfs.mount_fd, self.options.size_bytes, self.limits)
-        return Store(tmpfs, self.state, journal)
-
-    def _resume(self, journal: Journal) -> None:
+    def _resume(self) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
+        journal = self._journal
         init_request = self.state.read(_INIT_FILE) or _init_in(journal.request)
         if not init_request:
             return  # the kernel's very first request was not read yet
@@ -172,39 +148,11 @@ class Pool:
         else:
             self.parts.channel.answer_first(self.in_hand.waiting(self.parts.device.is_waiting))
 
-    def _options(self) -> PoolOptions:
-        """Those in force: as the last remount left them."""
-        words = self.state.read(_OPTIONS_FILE).decode() or self._start.options
-        return parse(words, 0).options(self._start.mountpoint, self._start.name, 0)
-
-    def _find_device(self) -> tuple[int, int]:
-        """The mount's (major, minor): as the first daemon saw it, for it may be mounted elsewhere only by now."""
-        known = self.state.read(_DEVICE_FILE)
-        if known:
-            major, minor = known.split()
-            return int(major), int(minor)
-        mount = mount_at(self.options.mountpoint)
-        if mount is None:
-            raise HostFault(f"{self.options.mountpoint} is not mounted any more")
-        self.state.write(_DEVICE_FILE, b"%d %d" % mount.device)
-        return mount.device
-
-    def _mount(self) -> Mount | None:
-        """Our mount as the kernel shows it, None when it is gone. Its flags may be others than we mounted it with."""
-        mount = mount_at(self.options.mountpoint)
-        return mount if mount is not None and mount.device == self._mount_device else None
-
-    def _unmount(self) -> None:
-        """Take our mount away, if it is still there; lazily, for tenants may be in it."""
-        if self._mount() is not None:
-            with suppress(OSError):
-                syscalls.umount(self.options.mountpoint, syscalls.MNT_DETACH)
-
     def _end_spill(self) -> None:
         """The copies of spilled files go with the pool; while it is mounted another daemon is to find them."""
-        if mount_at(self.options.mountpoint) is None:
+        options = self.options.now()
+        if mount_at(options.mountpoint) is None:
             self.spill.discard()
-            options = self.options
             if options.spill_directory and not self.spill.remove_directory(options.spill_directory, options.name):
                 log.warning("%s/%s stays: it is not empty, or not there", options.spill_directory, options.name)
         self.spill.close()
@@ -215,92 +163,6 @@ class Pool:
         if self._trio_token is not None:
             with suppress(trio.RunFinishedError):
                 self._trio_token.run_sync_soon(self._end.set)
-
-    def status(self) -> PoolStatus:
-        with self.books.lock:
-            statistics = self.books.ledger.statistics()
-            tenants = len(self.books.tenants)
-        swapped_bytes = sum(self.books.swapped().values())
-        bound = self.store.tmpfs.room.look()
-        passthrough = self.parts.device.passthrough
-        with suppress(OSError):  # no descriptor is left: as they were
-            mount = self._mount()
-            self._flags = "" if mount is None else shown_flags(mount)
-        spilled = self.spill.files()
-        unseen_processes, unseen = self.looks.shown()
-        return PoolStatus(
-            name=self.options.name,
-            mountpoint=self.options.mountpoint,
-            flags=self._flags,
-            settings=",".join(setting_words(settings_of(self.options))),
-            keeper_pid=self._start.keeper_pid,
-            daemon_pid=os.getpid(),
-            restarts=self._start.restarts,
-            reloads=self._start.reloads,
-            survives="the daemon's death",
-            size_bytes=self.options.size_bytes,
-            bound_bytes=bound.bytes,
-            bounded_by=bound.by,
-            hides_limits=self.limits.hides_some,
-            oom_score_adj=oom_score_adj(),
-            resident_bytes=statistics.resident_bytes,
-            foreign_bytes=statistics.foreign_bytes,
-            swapped_bytes=swapped_bytes,
-            recharged_bytes=self.recharge.recharged_bytes,
-            stranded_bytes=self.recharge.stranded_bytes,
-            recharge_refusal=self.recharge.refusal,
-            deleted_files=self.parts.unclaimed.deleted_files,
-            deleted_bytes=self.parts.unclaimed.deleted_bytes,
-            spilled_files=len(spilled),
-            spilled_bytes=sum(spilled.values()),
-            brought_back_files=self.spill.brought_back,
-            tenants=tenants,
-            files=statistics.files,
-            data_path=_MAPPED[self.options.reads] if passthrough else DataPathKind.EXACT,
-            engine=self.parts.data_path.engine,
-            mmap="shared mappings at memory speed" if passthrough else self._why_no_mappings(),
-            pool_cgroup=self.cgroup.path,
-            sharing_classes=statistics.classes,
-            ledger_bytes=statistics.memory_bytes,
-            mapping_scans=self.mappings.scans,
-            unseen_processes=unseen_processes,
-            unseen=unseen,
-            refused=self.books.allowances.refused,
-            requests={
-                **self.parts.data_path.requests,
-                "namespace": self.parts.frequent.answered + self.parts.channel.forwarded,
-            },
-        )
-
-    def _why_no_mappings(self) -> str:
-        return f"no shared mappings (ENODEV): {'needs Linux 6.9' if self.options.passthrough else 'mounted so'}"
-
-    def reconfigure(self, words: str) -> None:
-        """Change what mount options in `words` ask for, as far as it is not the kernel's to do. Bytes in use stay.
-
-        Raises CallerMistake for what cannot be changed; nothing has changed then.
-        """
-        asked = parse(words, psutil.virtual_memory().total)
-        check_changes(self.options, asked)
-        changed = replace(self.options, **asked.settings, flags=asked.flags_on(self.options.flags))
-        check_unclaimed(changed)
-        used_bytes = self.store.tmpfs.used_bytes()
-        if changed.size_bytes < used_bytes:
-            raise CallerMistake(
-                f"size={format_size(changed.size_bytes)} is less than the {format_size(used_bytes)} in use: "
-                "remove files first"
-            )
-        try:
-            self.store.tmpfs.reconfigure(changed.size_bytes, changed.inodes, atime_attributes(changed.flags))
-        except OSError as error:
-            if error.errno != EINVAL:
-                raise
-            raise CallerMistake(
-                "nr_inodes is less than there are, or bounds what had no bound: remove files, or mount anew"
-            ) from error
-        self.store.tmpfs.room.resize(changed.size_bytes)
-        self.options = changed
-        self.state.write(_OPTIONS_FILE, written(changed).encode())
 
     # -- the service -------------------------------------------------------------------------------------------------
 
@@ -356,7 +218,7 @@ class Pool:
         if not message:
             log.error("the keeper has died: leaving the mount")
             self._clean_up = True
-        self._unmount()
+        self.mount.unmount()
         self._end.set()
 
     def _hand_over(self) -> None:
@@ -376,19 +238,40 @@ class Pool:
         if self._clean_up:
             self.looks.close()  # its child is in the pool's cgroup
             self.cgroup.leave()
-            lock.forget(self.options.name)
+            lock.forget(self.options.now().name)
 
     async def _serve_feed(self, task_status: trio.TaskStatus[object]) -> None:
+        options = self.options.now()
+        status = StatusReader(
+            self._start,
+            self.options.now,
+            self.mount,
+            self.cgroup.path,
+            self.limits,
+            self.books,
+            self.store,
+            self.looks,
+            self.spill,
+            self.parts,
+            self.mappings,
+            self.recharge,
+        )
         app = make_feed(
-            self.options.name,
+            options.name,
             self.store,
             self.books,
-            self.status,
-            self.reconfigure,
+            status.read,
+            lambda words: self.options.change(words, self.store.tmpfs),
             self.parts.unclaimed.listing,
             Ownership(self.store, self.books),
         )
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
+
+
+def _make_store(fd: int, size_bytes: int, limits: MemoryLimits, state: StateFiles, journal: Journal) -> Store:
+    tmpfs = PrivateTmpfs(fd)
+    tmpfs.room = Room(tmpfs.mount_fd, size_bytes, limits)
+    return Store(tmpfs, state, journal)
 
 
 def _say_what_is_missing(limits: MemoryLimits) -> None:
