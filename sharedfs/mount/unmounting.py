@@ -13,6 +13,7 @@ import sys
 from contextlib import suppress
 from enum import Enum
 from errno import EBUSY
+from pathlib import Path
 
 from sharedfs.api.types import PoolRecord
 from sharedfs.common import paths
@@ -26,6 +27,7 @@ from sharedfs.pool import registry
 from sharedfs.pool.options import FILESYSTEM_TYPE
 
 _END_SECONDS = 20.0
+_CONTROLLER_COMMAND = "sharedctl"  # which an installation puts beside the interpreter
 
 
 class Manner(Enum):
@@ -115,13 +117,18 @@ def _users(mountpoint: str, mounted: Mount | None, record: PoolRecord | None) ->
 def _put_limits_back() -> None:
     """The last pool is gone: when no controller lives to do it, put back the limits that a dead one left lowered (I6).
 
-    The controller is another package and may not be installed: its command is asked.
+    The controller is another package, and sharedfs names no module of it: its installed command is asked.
     """
     if not (paths.state_directory() / paths.CONTROLLER_DATABASE).exists() or _controller_runs():
         return
-    done = subprocess.run(
-        [sys.executable, "-m", "controller.cli.main", "restore"], capture_output=True, text=True, check=False
-    )
+    command = Path(sys.executable).with_name(_CONTROLLER_COMMAND)
+    try:
+        done = subprocess.run([command, "restore"], capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise HostFault(
+            f"unmounted, but limits of a dead controller are not back: {command}: {error.strerror}. "
+            "Run `sharedctl restore` of the version that lowered them"
+        ) from error
     if done.returncode:
         raise HostFault(f"unmounted, but limits of a dead controller are not back: {done.stderr.strip()}")
 
