@@ -10,6 +10,9 @@ from collections.abc import Callable, Hashable
 LONG_BYTES = 16 << 20
 """To make more than so many bytes is long work: it takes some 2 ms."""
 
+PAUSE_SECONDS = 0.0001
+"""Between two pieces of long work: who waits for a lock, or to run at all, gets it."""
+
 Work = Callable[[], None]
 
 

@@ -1,6 +1,11 @@
 """Sizes as people write them and as people read them; inside, bytes are always plain integers."""
 
+import os
 import re
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+UNLIMITED_BYTES = 1 << 62
+"""More than any file, and the least that the kernel of cgroup v1 may show where there is no limit."""
 
 _SUFFIXES = "KMGT"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

@@ -19,6 +19,7 @@ from sharedfs.accounting.books import Books
 from sharedfs.api.http_server import serve_http
 from sharedfs.common.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
+from sharedfs.common.units import PAGE_BYTES
 from sharedfs.daemon.feed import make_feed
 from sharedfs.daemon.options_in_force import OptionsInForce
 from sharedfs.daemon.own_mount import OwnMount
@@ -29,7 +30,6 @@ from sharedfs.fuse import protocol as wire
 from sharedfs.ledger.tenant_rules import TenantRules
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mountinfo import mount_at
-from sharedfs.linux.pagemap import PAGE_BYTES
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.tasks import Upkeep

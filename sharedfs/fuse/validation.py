@@ -10,9 +10,9 @@ from errno import EINVAL, EIO, ENAMETOOLONG
 from sharedfs.fuse import messages as names
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.protocol import BODY, Opcode
+from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 
 _WRITE_IN_BYTES = wire.WRITE_DATA_OFFSET - BODY
-_NAME_BYTES = 255
 
 # The fields of a request, in bytes. More may follow: structs have grown with the protocol.
 _FIELDS: dict[int, int] = {
@@ -79,7 +79,7 @@ def fault_of(request: memoryview) -> int:
     for text in texts:
         if named is not None and (b"/" in text or (text in names.DOTS and opcode != Opcode.LOOKUP)):
             return EINVAL
-        if len(text) > _NAME_BYTES:
+        if len(text) > LONGEST_NAME_BYTES:
             return ENAMETOOLONG
     return 0 if texts else EINVAL
 
@@ -92,7 +92,7 @@ def _texts(request: memoryview, fields: int, count: int) -> list[bytes]:
 
 def _is_symlink(request: memoryview) -> bool:
     name, target = _texts(request, 0, 2) or (b"/", b"")
-    return b"/" not in name and name not in names.DOTS and len(name) <= _NAME_BYTES and bool(target)
+    return b"/" not in name and name not in names.DOTS and len(name) <= LONGEST_NAME_BYTES and bool(target)
 
 
 def _is_write(request: memoryview) -> bool:
@@ -107,7 +107,7 @@ def _is_setxattr(request: memoryview) -> bool:
         return False
     size, *_ = names.SETXATTR_IN.unpack_from(request, BODY)
     name, end, value = bytes(request[BODY + names.SETXATTR_IN.size :]).partition(b"\0")
-    return bool(0 < len(name) <= _NAME_BYTES and end and len(value) == size)
+    return bool(0 < len(name) <= LONGEST_NAME_BYTES and end and len(value) == size)
 
 
 def _is_ioctl(request: memoryview) -> bool:

@@ -8,19 +8,20 @@ import ctypes
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from mmap import PAGESIZE
 from struct import Struct
+
+from sharedfs.common.units import PAGE_BYTES
 
 _SYS_CACHESTAT = 451  # on every architecture (asm-generic/unistd.h)
 _RANGE = Struct("<QQ")  # struct cachestat_range: offset, length
 _COUNTS = Struct("<5Q")  # struct cachestat: cached, dirty, under writeback, evicted, recently evicted
-_LAST_PAGE = (1 << 63) // PAGESIZE - 1  # of any file
+_LAST_PAGE = (1 << 63) // PAGE_BYTES - 1  # of any file
 _WINDOW_PAGES = 512
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
-PageRange = tuple[int, int]
+_Run = tuple[int, int]  # of pages: first, last
 
 
 def can_be_asked() -> bool:
@@ -45,7 +46,7 @@ def swapped_pages(fd: int, first_page: int, last_page: int) -> int:
 
 
 def _cached_and_swapped(fd: int, first_page: int, last_page: int) -> tuple[int, int]:
-    window = _RANGE.pack(first_page * PAGESIZE, (min(last_page, _LAST_PAGE) - first_page + 1) * PAGESIZE)
+    window = _RANGE.pack(first_page * PAGE_BYTES, (min(last_page, _LAST_PAGE) - first_page + 1) * PAGE_BYTES)
     counts = ctypes.create_string_buffer(_COUNTS.size)
     if _libc.syscall(_SYS_CACHESTAT, fd, window, counts, 0) < 0:
         number = ctypes.get_errno()
@@ -54,14 +55,14 @@ def _cached_and_swapped(fd: int, first_page: int, last_page: int) -> tuple[int, 
     return int(cached), int(evicted)
 
 
-def resident_runs(fd: int, first_page: int, last_page: int) -> list[PageRange]:
+def resident_runs(fd: int, first_page: int, last_page: int) -> list[_Run]:
     """The pages of an inclusive range that a file has, as inclusive runs in order.
 
     Looks at windows that double in size where they are full or empty, and halves them where they are neither.
     O(pages there), and for each run O(log pages) calls.
     """
     last_page = min(last_page, _LAST_PAGE)
-    runs: list[PageRange] = []
+    runs: list[_Run] = []
     left = resident_pages(fd, first_page, last_page)
     window_pages = _WINDOW_PAGES
     while left > 0 and first_page <= last_page:
@@ -74,15 +75,15 @@ def resident_runs(fd: int, first_page: int, last_page: int) -> list[PageRange]:
     return runs
 
 
-def swapped_runs(fd: int, pages: Iterable[PageRange]) -> list[PageRange]:
+def swapped_runs(fd: int, pages: Iterable[_Run]) -> list[_Run]:
     """The parts of ascending page ranges that are in swap, merged. O(pages, and O(log pages) calls for each part)."""
-    runs: list[PageRange] = []
+    runs: list[_Run] = []
     for first, last in pages:
         _add(runs, _full(partial(swapped_pages, fd), first, last, swapped_pages(fd, first, last)))
     return runs
 
 
-def _full(count: Callable[[int, int], int], first: int, last: int, found: int) -> Iterator[PageRange]:
+def _full(count: Callable[[int, int], int], first: int, last: int, found: int) -> Iterator[_Run]:
     """The parts of first..last, of which `count` found so many pages, that it finds all of."""
     if found == last - first + 1:
         yield first, last
@@ -93,7 +94,7 @@ def _full(count: Callable[[int, int], int], first: int, last: int, found: int) -
         yield from _full(count, middle, last, min(found - below, last - middle + 1))
 
 
-def _add(runs: list[PageRange], more: Iterable[PageRange]) -> None:
+def _add(runs: list[_Run], more: Iterable[_Run]) -> None:
     for first, last in more:
         if runs and runs[-1][1] + 1 == first:
             runs[-1] = (runs[-1][0], last)

@@ -7,9 +7,8 @@ directories. A line of /proc/self/maps has no such bound: a mapping of one page,
 import os
 from errno import ENAMETOOLONG
 
+from sharedfs.common.units import PAGE_BYTES
 from sharedfs.linux.huge_pages import mapped
-
-_PAGE_BYTES = os.sysconf("SC_PAGESIZE")
 
 
 def short_path(fd: int) -> bytes | None:
@@ -27,7 +26,7 @@ def long_path(fd: int) -> bytes:
 
     A newline in a name is shown as the four characters \\012. Raises OSError when the file cannot be mapped.
     """
-    with mapped(fd, 0, _PAGE_BYTES, read_only=True) as address:
+    with mapped(fd, 0, PAGE_BYTES, read_only=True) as address:
         line = b"%x-" % address
         with open("/proc/self/maps", "rb") as maps:
             # start-end perms offset device inode, spaces, and the path to the end of the line

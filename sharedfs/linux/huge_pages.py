@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from errno import EAGAIN
 from pathlib import Path
 
-from sharedfs.linux.pagemap import PAGE_BYTES
+from sharedfs.common.units import PAGE_BYTES
 
 ALWAYS, WITHIN_SIZE, ADVISE, NEVER = HUGE = ("always", "within_size", "advise", "never")
 """Where huge pages are made, in tmpfs's words."""

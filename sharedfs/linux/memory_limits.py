@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
 
-_V1_UNLIMITED = 1 << 62
 _TEXT_BYTES = 64
 _STAT_BYTES = 16 << 10
 # limit, the usage that it bounds: v1's second pair counts what is in swap as well, v2's high throttles.
@@ -91,7 +91,7 @@ class MemoryLimits:
         found = []
         for level in self._levels:
             limit_bytes = _number(level.limit_fd)
-            if limit_bytes is not None and limit_bytes < _V1_UNLIMITED:
+            if limit_bytes is not None and limit_bytes < UNLIMITED_BYTES:
                 usage_bytes = _number(level.usage_fd) or 0
                 is_near = limit_bytes - usage_bytes < enough_bytes
                 cache_bytes = self._cache_bytes(level.stat_fd) if is_near else 0

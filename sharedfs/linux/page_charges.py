@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharedfs.common.errors import HostFault
+from sharedfs.common.units import PAGE_BYTES
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _WINDOW_BYTES = 256 << 20  # mapped at a time: bounds the page tables that we take
 _SEARCHED_BYTES = 2 << 30  # up to this a file is looked at from end to end, holes and all
 _MADV_POPULATE_READ = 22

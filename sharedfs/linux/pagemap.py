@@ -14,7 +14,7 @@ from errno import EINVAL, ENOTTY
 import numpy as np
 from numpy.typing import NDArray
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from sharedfs.common.units import PAGE_BYTES
 
 _PAGEMAP_SCAN = 0xC0606610  # _IOWR('f', 16, struct pm_scan_arg)
 # pm_scan_arg: size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted, category_mask,

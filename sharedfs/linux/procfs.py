@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import EACCES, EINVAL, ENAMETOOLONG, EPERM, ESRCH
 
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+from sharedfs.common.units import PAGE_BYTES
+
 _GONE = (FileNotFoundError, ProcessLookupError)
 _CGROUP_TEXT_BYTES = 16384  # one line a hierarchy, as a rule far shorter than PATH_MAX
 _LONGEST_CGROUP_TEXT_BYTES = 1 << 20

@@ -12,10 +12,9 @@ import pyfuse3
 from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
 from sharedfs.linux.shortage import SCARCE
+from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 from sharedfs.ops.namespace import Namespace
 from sharedfs.storage.tmpfs import HIDDEN_INODES
-
-_NAME_BYTES = 255
 
 
 class RareRequests(pyfuse3.Operations):
@@ -36,7 +35,7 @@ class RareRequests(pyfuse3.Operations):
             setattr(answer, field, getattr(pool, field))
         if answer.f_files:  # bounded
             answer.f_files -= HIDDEN_INODES
-        answer.f_namemax = _NAME_BYTES
+        answer.f_namemax = LONGEST_NAME_BYTES
         return answer
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:

@@ -10,12 +10,12 @@ import os
 from contextlib import suppress
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange
 from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux import cachestat, huge_pages, syscalls
 from sharedfs.linux.huge_pages import ALWAYS, WITHIN_SIZE
-from sharedfs.linux.pagemap import PAGE_BYTES
 from sharedfs.pages.reconcile import Reconcile
 from sharedfs.storage.inodes import Inodes
 from sharedfs.storage.node import Node

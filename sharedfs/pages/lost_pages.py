@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.lane import PAUSE_SECONDS
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, page_parts
 from sharedfs.linux import cachestat, syscalls
@@ -20,7 +21,6 @@ from sharedfs.storage.node import Node
 
 _FILES_AT_ONCE = 1000  # some 10 us each
 _PAGES_AT_ONCE = 64  # looked at with the books' lock held: some 10 us, a millisecond where every other page is gone
-_PAUSE_SECONDS = 0.0001  # between two pieces: who waits for the lock gets it
 
 
 class LostPages:
@@ -72,7 +72,7 @@ class LostPages:
                 for piece in page_parts((max(first, start), end), _PAGES_AT_ONCE):
                     if cachestat.resident_pages(fd, *piece) < self._booked(node.inode, piece):
                         self._books.lose_absent(node.inode, *piece, there)
-                        time.sleep(_PAUSE_SECONDS)
+                        time.sleep(PAUSE_SECONDS)
 
     def _booked(self, inode: int, piece: PageRange) -> int:
         absent = self._books.absent(inode, [piece])

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.page_ranges import PageRange, common, merged
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import procfs
@@ -138,4 +139,4 @@ class Round:
 
 def _part(whole: procfs.Mapping, pages: PageRange) -> procfs.Mapping:
     start, end = whole.address_of(pages[0]), whole.address_of(pages[1] + 1)
-    return procfs.Mapping(start, end, whole.shared, pages[0] * procfs.PAGE_BYTES, whole.inode)
+    return procfs.Mapping(start, end, whole.shared, pages[0] * PAGE_BYTES, whole.inode)

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.page_ranges import Runs, as_runs
 from sharedfs.linux import procfs
-from sharedfs.linux.pagemap import PAGE_BYTES, PagemapReader
+from sharedfs.linux.pagemap import PagemapReader
 
 _TRIES = 5  # to look at a process whose threads end
 

@@ -26,6 +26,7 @@ from errno import EIO, ENOMEM, ENOSPC
 from typing import BinaryIO
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, byte_parts
 from sharedfs.ledger.tenant import NOBODY
 from sharedfs.linux import syscalls
@@ -41,7 +42,6 @@ _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MARK = b"trusted.sharedfs.spilled"
 _UNFINISHED = ".new"
 _CHUNK_BYTES = 1 << 20
-_ALL_BYTES = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class Spill:
     def _free(self, node: Node) -> None:
         with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
-            syscalls.punch_hole(fd, 0, _ALL_BYTES)
+            syscalls.punch_hole(fd, 0, UNLIMITED_BYTES)
             self._books.uncharge(node.inode, 0, LAST_PAGE)
             syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 
@@ -205,7 +205,7 @@ class Spill:
                     os.pwrite(fd, _read_exactly(copy, end - start), start)
         except (OSError, ValueError) as error:
             log.warning("inode %d cannot come back from its copy %s: %s", node.inode, name, error)
-            syscalls.punch_hole(fd, 0, _ALL_BYTES)
+            syscalls.punch_hole(fd, 0, UNLIMITED_BYTES)
             self._books.uncharge(node.inode, 0, LAST_PAGE)
             full = isinstance(error, OSError) and error.errno in (ENOSPC, ENOMEM)
             raise OSError(error.errno if full else EIO, str(error)) from error  # type: ignore[union-attr]

@@ -23,7 +23,7 @@ NEVER_KILLED = -1000
 _OOM_SCORE_ADJ = Path("/proc/self/oom_score_adj")
 _MADE_BY_A_POOL = "trusted.sharedfs"  # on the directory of a cgroup: pools that share a parent may go in any order
 _REMOVAL_SECONDS = 2.0
-_POLL_SECONDS = 0.01
+POLL_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,6 @@ def remove_pool_cgroups(hierarchy: MemoryHierarchy, removable: Sequence[str]) ->
             except OSError as error:
                 if error.errno != EBUSY or path != removable[0] or time.monotonic() > deadline:
                     return  # other pools are in it
-                time.sleep(_POLL_SECONDS)
+                time.sleep(POLL_SECONDS)
             else:
                 break

@@ -13,10 +13,9 @@ from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.pool import lock
-from sharedfs.pool.cgroup import remove_pool_cgroups
+from sharedfs.pool.cgroup import POLL_SECONDS, remove_pool_cgroups
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_POLL_SECONDS = 0.01
 _SOCKET_PATH_BYTES = 107  # sun_path, unix(7)
 
 
@@ -70,7 +69,7 @@ def wait_for_end(record: PoolRecord, seconds: float) -> bool:
     while is_served(record):
         if time.monotonic() > deadline:
             return False
-        time.sleep(_POLL_SECONDS)
+        time.sleep(POLL_SECONDS)
     return True
 
 

@@ -19,11 +19,10 @@ from contextlib import contextmanager
 from errno import EINVAL, ENFILE, ENOSPC
 
 from sharedfs.common.errors import CallerMistake
-from sharedfs.common.units import format_size
+from sharedfs.common.units import PAGE_BYTES, UNLIMITED_BYTES, format_size
 from sharedfs.linux import syscalls
 from sharedfs.linux.cgroups import MemoryHierarchy
 from sharedfs.linux.memory_limits import MemoryLimits
-from sharedfs.linux.pagemap import PAGE_BYTES
 from sharedfs.storage.bound import Bound, bound
 
 log = logging.getLogger("sharedfs")
@@ -38,7 +37,6 @@ LEAST_BYTES = 4 << 20
 
 _CREDIT_BYTES = RESERVE_BYTES
 _LEAST_CREDIT_BYTES = 1 << 20
-_ENDLESS = 1 << 62
 NAME_BYTES = 4096
 """Taken for an inode and its name, which are 1 KiB in the kernel and some hundred bytes of ours."""
 _EDGE_BYTES = 2 * PAGE_BYTES  # a write touches a page more at each end
@@ -58,7 +56,7 @@ class Room:
         self._allocating_bytes = 0  # of allocations under way, which may not be charged yet
         self.credit = memoryview(bytearray(8)).cast("q")
         """Bytes that may be made before the limits are looked at again. Also for sharedfs/ops/fastpath.c."""
-        self.credit[0] = _ENDLESS
+        self.credit[0] = UNLIMITED_BYTES
         self.bound = Bound(size_bytes, "size", None)
         if limits is not None:
             self.look()
@@ -85,7 +83,7 @@ class Room:
 
     def _look(self) -> Bound:
         if self._limits is None:
-            self.credit[0] = _ENDLESS
+            self.credit[0] = UNLIMITED_BYTES
             return self.bound
         for _ in range(_TRIES):  # who maps a hole takes room without asking
             pool = os.fstatvfs(self._mount_fd)
@@ -113,7 +111,7 @@ class Room:
 
     def _credit_in(self, found: Bound) -> int:
         if found.room_bytes is None:
-            return _ENDLESS
+            return UNLIMITED_BYTES
         free_bytes = found.room_bytes - self._allocating_bytes
         return 0 if free_bytes <= 0 else max(_LEAST_CREDIT_BYTES, min(_CREDIT_BYTES, free_bytes // 2))
 

@@ -16,7 +16,6 @@ from sharedfs.linux.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT
 from sharedfs.storage.room import Room
 
 TREE, REMOVED = b"tree", b"removed"
-_NAME_BYTES = 255
 HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
 
 
@@ -93,7 +92,7 @@ class PrivateTmpfs:
     @staticmethod
     def removed_entry(inode: int, name: bytes) -> bytes:
         """What an inode is called in removed/: its number, and as much of the name that it had as there is room for."""
-        return (b"%d " % inode + name)[:_NAME_BYTES]
+        return (b"%d " % inode + name)[: syscalls.LONGEST_NAME_BYTES]
 
     def removed_names(self) -> dict[int, bytes]:
         """The last names of the inodes in removed/."""

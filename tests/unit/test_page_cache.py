@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.page_ranges import LAST_PAGE
 from sharedfs.linux import cachestat, huge_pages
-from sharedfs.linux.pagemap import PAGE_BYTES
 
 pytestmark = pytest.mark.skipif(not cachestat.can_be_asked(), reason="no cachestat(2)")
 
