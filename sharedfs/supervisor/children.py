@@ -15,6 +15,8 @@ from sharedfs.pool.handoff import MESSAGE_BYTES
 from sharedfs.supervisor.fd_store import exec_with
 
 _LEFTOVER_SECONDS, _POLL_SECONDS = 1.0, 0.002
+# The module that looks at processes; its name in daemons before the folders, which a reload may leave, comes second.
+_LOOKERS = {b"sharedfs.linux.looker", b"sharedfs.looker"}
 
 
 @dataclass(eq=False)
@@ -94,4 +96,4 @@ def _is_looker_of_ours(process_id: int) -> bool:
         command = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return f"\nPPid:\t{os.getpid()}\n" in status and b"sharedfs" in command and b"looker" in command
+    return f"\nPPid:\t{os.getpid()}\n" in status and not _LOOKERS.isdisjoint(command)
