@@ -184,7 +184,8 @@ def _prepare_keeper(options: PoolOptions) -> list[str]:
     dead = registry.read_record(options.name)
     if dead is not None and not handed_down:
         registry.clean_up_dead(dead)
-    return [sys.executable, "-m", "sharedfs.supervisor.keeper", options.mountpoint, options.name, written(options)]
+    module = ["-P", "-m", "sharedfs.supervisor.keeper"]  # -P: no module comes from the directory that root stands in
+    return [sys.executable, *module, options.mountpoint, options.name, written(options)]
 
 
 def _allow_open_files() -> None:

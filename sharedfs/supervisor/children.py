@@ -71,7 +71,7 @@ def start_spare(kept: Mapping[str, int], log_fd: int | None) -> Child:
             for stream in (1, 2):
                 if log_fd is not None:
                     os.dup2(log_fd, stream)
-            exec_with(descriptors, [sys.executable, "-m", "sharedfs.supervisor.prefork"], os.environ)
+            exec_with(descriptors, [sys.executable, "-P", "-m", "sharedfs.supervisor.prefork"], os.environ)
         finally:
             os._exit(127)
     theirs.close()

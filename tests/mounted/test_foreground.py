@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sharedfs.linux.mountinfo import mount_at
 from tests.support.deaths import assert_nothing_left, opened_until_death
 from tests.support.mount import sharedfs, unmount_whatever_happened
 from tests.support.posix import Child, fails
@@ -59,3 +60,27 @@ def test_umount_ends_the_foreground_daemon(run_dir: Path, unique_name: str, moun
         subprocess.run(["umount", run_dir / "mnt"], check=True)
         assert daemon.wait(10) == 0
     assert_nothing_left(run_dir / "mnt", unique_name)
+
+
+def test_modules_in_the_directory_that_root_stands_in_are_not_run(
+    run_dir: Path, unique_name: str, mount_options: list[str]
+) -> None:
+    """A tenant's directory, say: a keeper in the foreground starts where `sharedfs mount` was called."""
+    strangers, place, was_run = run_dir / "strangers", run_dir / "mnt", run_dir / "was-run"
+    (strangers / "sharedfs").mkdir(parents=True)
+    (strangers / "sharedfs" / "__init__.py").write_text(f"open({str(was_run)!r}, 'w').close()")
+    place.mkdir()
+    command = Path(sys.executable).with_name("sharedfs")
+    daemon = subprocess.Popen([command, "mount", place, "--foreground", *mount_options], cwd=strangers)
+    try:
+        wait_until(lambda: daemon.poll() is not None or mount_at(str(place)), "it serves, or has ended", 20)
+        sharedfs("reload", str(place))
+        assert daemon.poll() is None
+        assert not was_run.exists()
+    finally:
+        unmount_whatever_happened(place)
+        daemon.wait(20)
+    subprocess.run(
+        [sys.executable, "-m", "sharedfs.supervisor.keeper"], cwd=strangers, capture_output=True, check=False
+    )
+    assert was_run.exists(), "the control"
