@@ -24,7 +24,7 @@ def in_foreground(place: Path, options: list[str]) -> Iterator[subprocess.Popen[
     place.mkdir()
     daemon = subprocess.Popen([sys.executable, "-m", "sharedfs", "mount", str(place), "--foreground", *options])
     try:
-        wait_until(lambda: b"x" if sharedfs("status", "--json").stdout.count(str(place)) else b"", "it serves", 10)
+        wait_until(lambda: b"x" if sharedfs("status", "--json").stdout.count(str(place)) else b"", "it serves", 60)
         yield daemon
     finally:
         unmount_whatever_happened(place)
@@ -73,7 +73,7 @@ def test_modules_in_the_directory_that_root_stands_in_are_not_run(
     command = Path(sys.executable).with_name("sharedfs")
     daemon = subprocess.Popen([command, "mount", place, "--foreground", *mount_options], cwd=strangers)
     try:
-        wait_until(lambda: daemon.poll() is not None or mount_at(str(place)), "it serves, or has ended", 20)
+        wait_until(lambda: daemon.poll() is not None or mount_at(str(place)), "it serves, or has ended", 60)
         sharedfs("reload", str(place))
         assert daemon.poll() is None
         assert not was_run.exists()
