@@ -24,7 +24,7 @@ class Callers:
     """For one thread of ours: have one for each."""
 
     def __init__(self, books: Books, events: TaskEvents | None) -> None:
-        self._books = books
+        self._tenants = books.tenants
         self._events = events
         self.verified: dict[int, TenantId] = {}
         """Thread id -> tenant, as read since the events' count was `verified_at`. Also for sharedfs/ops/fastpath.c."""
@@ -32,8 +32,8 @@ class Callers:
         self._threads: dict[int, int] = {}  # thread id -> descriptor, oldest first
         self._sweep_at = _SWEPT_THREADS
         # Text of /proc/TID/cgroup -> tenant, and the directory and inode number of its cgroup.
-        self._tenants: dict[bytes, tuple[TenantId, str, int]] = {}
-        self._exits = books.exits
+        self._texts: dict[bytes, tuple[TenantId, str, int]] = {}
+        self._exits = books.tenants.exits
 
     def tenant_of(self, thread_id: int) -> TenantId:
         """The tenant of a live thread. NOBODY for the kernel (0) and for a thread that is gone.
@@ -63,18 +63,18 @@ class Callers:
         text = self._cgroup_text(thread_id)
         if text is None:
             return NOBODY
-        if self._exits != self._books.exits:
-            self._exits = self._books.exits
-            self._tenants.clear()
-        known = self._tenants.get(text)
+        if self._exits != self._tenants.exits:
+            self._exits = self._tenants.exits
+            self._texts.clear()
+        known = self._texts.get(text)
         if known is not None and _inode_at(known[1]) in (known[2], None):  # else the path is another cgroup's by now
             return known[0]  # None: it is only hidden, for the thread is in it
-        tenant = self._books.tenant_in(text)
-        cgroup = self._books.cgroup_of(tenant)
+        tenant = self._tenants.tenant_in(text)
+        cgroup = self._tenants.cgroup_of(tenant)
         if cgroup is not None:
-            if len(self._tenants) >= _KEPT_TEXTS:
-                self._tenants.clear()
-            self._tenants[text] = tenant, str(self._books.hierarchy.directory(cgroup.path)), cgroup.inode
+            if len(self._texts) >= _KEPT_TEXTS:
+                self._texts.clear()
+            self._texts[text] = tenant, str(self._tenants.hierarchy.directory(cgroup.path)), cgroup.inode
         return tenant
 
     def make_room(self) -> None:

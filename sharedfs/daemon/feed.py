@@ -35,6 +35,7 @@ from sharedfs.common.errors import CallerMistake
 from sharedfs.daemon.ownership import NoSuchName, Ownership
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId
+from sharedfs.linux.cgroups import CgroupRef
 from sharedfs.storage.tree import Store
 
 
@@ -59,36 +60,24 @@ def make_feed(
 
     @app.get("/v1/holdings")
     def get_holdings() -> Holdings:
-        ledger, swap_looks, swapped = books.ledger, books.swap_looks, books.swapped()
-        with books.lock:
-            classes, tenants = ledger.classes(), books.tenants.live()
-            sequence, foreign_bytes = ledger.sequence + swap_looks, ledger.foreign_bytes
-        held = ledger.holdings_of(classes)
-        rows = _classes(held, swapped)
+        swap_looks, swapped = books.swapped.looks, books.swapped.by_class()
+        reading = books.questions.reading()
+        rows = _classes(reading.holdings, swapped)
         return Holdings(
             pool=name,
-            sequence=sequence,
-            resident_bytes=sum(held_bytes for _, held_bytes in held),
-            foreign_bytes=foreign_bytes,
+            sequence=reading.sequence + swap_looks,
+            resident_bytes=sum(held_bytes for _, held_bytes in reading.holdings),
+            foreign_bytes=reading.foreign_bytes,
             swapped_bytes=sum(row.bytes for row in rows if row.swapped),
-            tenants=_tenants(tenants, even_shares(held)),
+            tenants=_tenants(reading.tenants, even_shares(reading.holdings)),
             classes=rows,
         )
 
     @app.put("/v1/allowances", status_code=204)
     def put_allowances(order: AllowanceOrder) -> None:
         """How far tenants may grow: beyond that they are refused (EDQUOT)."""
-        with books.lock:
-            marks = {
-                tenant: allowance.until_bytes
-                for allowance in order.tenants
-                if (tenant := books.tenants.find(allowance.path, allowance.inode)) is not None
-            }
-            state = books.allowances.state()
-        shares = state.shares()
-        with books.lock:
-            taken = books.allowances.put(order.sequence, marks, order.valid_seconds, state, shares)
-        if not taken:
+        marks = {CgroupRef(allowance.path, allowance.inode): allowance.until_bytes for allowance in order.tenants}
+        if not books.admission.put(order.sequence, marks, order.valid_seconds):
             raise HTTPException(409, "later allowances are in force")
 
     _add_files(app, name, store, books)
@@ -105,13 +94,9 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
 
     def file_holdings(inode: int, named: dict[TenantId, Tenant]) -> FileHoldings:
         """Who uses a file, by number; `named` gets all of these, for a tenant may exit at any moment."""
-        swapped = books.swapped(inode)
-        classes = books.file_holdings(inode)
-        with books.lock:
-            opened = books.readers_of(inode)
-            for number in frozenset(opened).union(*(held.payers for held, _ in classes)):
-                if (tenant := books.tenants.get(number)) is not None:
-                    named[number] = tenant
+        swapped = books.swapped.by_class(inode)
+        reading = books.questions.file_reading(inode)
+        named.update(reading.tenants)
         path, size_bytes = "", 0
         with store.lock, suppress(OSError):  # gone since the books were read
             node = store.find(inode)
@@ -120,20 +105,21 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
             path=path,
             inode=inode,
             size_bytes=size_bytes,
-            resident_bytes=sum(size_bytes for _, size_bytes in classes),
-            classes=_classes(classes, swapped),
-            opened=opened,
+            resident_bytes=sum(size_bytes for _, size_bytes in reading.holdings),
+            classes=_classes(reading.holdings, swapped),
+            opened=reading.opened,
         )
 
     @app.get("/v1/tenants/files")
     def get_files_of_tenant(path: str, after: int = 0) -> FilesOfTenant:
         """The files of which the tenant with this cgroup path pays for pages, a page of the list at a time."""
-        with books.lock:
-            live = books.tenants.live()
+        live = books.tenants.live()
         tenant = next((tenant.id for tenant in reversed(live) if tenant.path == path), None)
         if tenant is None:
             raise HTTPException(404, f"no tenant {path} in pool {name}")
-        inodes, next_after = lists.page(tenant, after, lambda: books.files_where(lambda held: tenant in held.payers))
+        inodes, next_after = lists.page(
+            tenant, after, lambda: books.questions.files_where(lambda held: tenant in held.payers)
+        )
         named: dict[TenantId, Tenant] = {}
         files = tuple(file_holdings(inode, named) for inode in inodes)
         return FilesOfTenant(tenants=_tenants(named.values()), files=files, next_after=next_after)
@@ -192,13 +178,13 @@ def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
     @app.post("/v1/tape", status_code=204)
     async def post_tape() -> None:
         """Record what happens to pages, from now on, beginning with what is there."""
-        if not books.begin_tape():
+        if not books.recording.begin():
             raise HTTPException(409, f"somebody records pool {name} already")
 
     @app.get("/v1/tape")
     async def get_tape() -> TapeRows:
         """What was recorded since the last call. Take it often: a tape that is full is over."""
-        taken = books.take_tape()
+        taken = books.recording.take()
         if taken is None:
             raise HTTPException(404, f"nobody records pool {name}")
         rows, tenants, full = taken
@@ -212,7 +198,7 @@ def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
 
     @app.delete("/v1/tape", status_code=204)
     async def delete_tape() -> None:
-        books.end_tape()
+        books.recording.end()
 
 
 def _tenants(live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None) -> tuple[TenantRef, ...]:

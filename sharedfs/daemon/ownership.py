@@ -53,7 +53,7 @@ class Ownership:
         tenant, owner = (NOBODY, None) if cgroup is None else self._tenant(cgroup)
         files = handed_bytes = foreign_bytes = 0
         for inode in self._below(node) if is_directory else [node.inode]:
-            handed, foreign = self._books.hand_over(inode, tenant)
+            handed, foreign = self._books.pages.hand_over(inode, tenant)
             files += handed + foreign > 0
             handed_bytes += handed
             foreign_bytes += foreign
@@ -64,8 +64,8 @@ class Ownership:
         """The tenant that a process in `cgroup` would be, and its path."""
         if not cgroup.strip("/"):
             raise CallerMistake("the root cgroup has no budget and never exits: name a tenant, or nobody")
-        tenant = self._books.tenant_at(cgroup)
-        found = self._books.cgroup_of(tenant)
+        tenant = self._books.tenants.tenant_at(cgroup)
+        found = self._books.tenants.cgroup_of(tenant)
         if found is None:
             raise NoSuchName(f"{cgroup} is no memory cgroup")
         return tenant, found.path

@@ -42,10 +42,9 @@ class StatusReader:
 
     def read(self) -> PoolStatus:
         options = self.options()
-        with self.books.lock:
-            statistics = self.books.ledger.statistics()
-            tenants = len(self.books.tenants)
-        swapped_bytes = sum(self.books.swapped().values())
+        statistics = self.books.questions.statistics()
+        tenants = len(self.books.tenants)
+        swapped_bytes = sum(self.books.swapped.by_class().values())
         bound = self.store.tmpfs.room.look()
         passthrough = self.parts.device.passthrough
         with suppress(OSError):  # no descriptor is left: as they were
@@ -90,7 +89,7 @@ class StatusReader:
             mapping_scans=self.mappings.scans,
             unseen_processes=unseen_processes,
             unseen=unseen,
-            refused=self.books.allowances.refused,
+            refused=self.books.admission.refused,
             requests={
                 **self.parts.data_path.requests,
                 "namespace": self.parts.frequent.answered + self.parts.channel.forwarded,

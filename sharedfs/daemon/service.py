@@ -224,7 +224,7 @@ class Pool:
     def _hand_over(self) -> None:
         """Go between two requests. What is under way all the same our successor ends, as if we had been killed."""
         log.info("handing over")
-        with self.parts.namespace.lock, self.books.lock:
+        with self.parts.namespace.lock, self.books.at_rest():
             logging.shutdown()
             os._exit(HANDED_OVER)
 

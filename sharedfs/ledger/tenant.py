@@ -60,6 +60,13 @@ class TenantTable:
         """The live tenant with this id, None when there is none (any more)."""
         return self._by_id.get(tenant_id)
 
+    def if_live(self, tenant_id: TenantId) -> TenantId:
+        """NOBODY for a tenant that exited since its thread was looked up: no exit would take it out of the books."""
+        return tenant_id if tenant_id in self._by_id else NOBODY
+
+    def __contains__(self, tenant_id: TenantId) -> bool:
+        return tenant_id in self._by_id
+
     def live(self) -> list[Tenant]:
         """The live tenants, oldest first. O(tenants)."""
         return list(self._by_id.values())

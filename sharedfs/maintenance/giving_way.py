@@ -118,7 +118,7 @@ class GivingWay:
 
     def available_bytes(self) -> int:
         """The unclaimed bytes, of files that can go or not. From any thread. O(classes)."""
-        return self._books.bytes_where(lambda held: not held.payers) if self._is_wanted() else 0
+        return self._books.questions.bytes_where(lambda held: not held.payers) if self._is_wanted() else 0
 
     def _free_bytes(self) -> int:
         pool = os.fstatvfs(self._store.mount_fd)
@@ -126,7 +126,7 @@ class GivingWay:
 
     def _look(self) -> None:
         """Which files are unclaimed, where the books have changed since the last look. O(files), now and then."""
-        started, sequence = time.monotonic(), self._books.ledger.sequence
+        started, sequence = time.monotonic(), self._books.questions.sequence
         if sequence == self._looked_at or started < self._look_again_at:
             return
         self._candidates = deque(self._unclaimed.oldest_first())

@@ -96,7 +96,7 @@ class Recharge:
     @property
     def stranded_bytes(self) -> int:
         """What the kernel still charges to removed cgroups. O(classes)."""
-        return self._books.bytes_where(_is_stray)
+        return self._books.questions.bytes_where(_is_stray)
 
     @property
     def refusal(self) -> str:
@@ -118,7 +118,7 @@ class Recharge:
 
     def round(self) -> None:
         """Recharge what can be in about _ROUND_SECONDS; the caller pauses for some times as long."""
-        inodes = self._books.files_where(_is_stray)
+        inodes = self._books.questions.files_where(_is_stray)
         self._refused = {inode: self._refused[inode] for inode in inodes if inode in self._refused}
         self._reached = {inode: self._reached[inode] for inode in inodes if inode in self._reached}
         with self._moves.round() as moves:
@@ -148,7 +148,7 @@ class Recharge:
             reason = str(refusal)
         if self.recharged_bytes > before:
             self._refused.pop(node.inode, None)
-        elif self._books.runs_where(node.inode, _is_stray):
+        elif self._books.questions.runs_where(node.inode, _is_stray):
             self._refuse(node, reason)
 
     def _refuse(self, node: Node, reason: str) -> None:
@@ -185,7 +185,7 @@ class Recharge:
         """Where windows with pages to be moved begin, in bytes."""
         per_window = huge_bytes // self._books.page_bytes
         done = -1
-        for first, last in self._books.runs_where(node.inode, _is_stray):
+        for first, last in self._books.questions.runs_where(node.inode, _is_stray):
             for window in range(max(first // per_window, done + 1), last // per_window + 1):
                 done = window
                 yield window * huge_bytes
@@ -194,7 +194,7 @@ class Recharge:
         page_bytes = self._books.page_bytes
         window = start // page_bytes, end // page_bytes - 1
         self._check_worth(node, fd, window)
-        with self._books.changing(node.inode):
+        with self._books.changes.under_way(node.inode):
             with moves.moving(node.inode, *window):
                 self._reconcile.collapse(fd, start, end)
                 if set(charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])) - {self._pool_inode}:
@@ -205,25 +205,25 @@ class Recharge:
                 self._check_not_shrinking(node)
                 there = self._reconcile.book_filled(node, fd, *window)
             charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
-            moved_bytes = _pages_in(common(self._books.runs_where(node.inode, _is_stray), there)) * page_bytes
+            moved_bytes = _pages_in(common(self._books.questions.runs_where(node.inode, _is_stray), there)) * page_bytes
             if set(charged) - {self._pool_inode} or charged[self._pool_inode] < moved_bytes:
                 raise CannotRecharge(
                     "the file is in use, and they are in a huge page that a tenant made and others map"
                 )
-            self._books.recharge(node.inode, start, end)
+            self._books.pages.recharge(node.inode, start, end)
             self.recharged_bytes += moved_bytes
 
     def _check_not_shrinking(self, node: Node) -> None:
         """With the store's lock held: a long truncation or punch begins with it, and goes on without."""
-        if node.inode in self._books.shrinking:
+        if node.inode in self._books.changes.shrinking:
             raise CannotRecharge("pages of the file are being freed")
 
     def _check_worth(self, node: Node, fd: int, window: PageRange) -> None:
         """Raises CannotRecharge unless the window can be collapsed for no more than as many new pages as are moved."""
         page_bytes, size, pool = self._books.page_bytes, os.fstat(fd).st_size, os.fstatvfs(fd)
         last = min(window[1], -(-size // page_bytes) - 1)
-        strays = _pages_in(common(self._books.runs_where(node.inode, _is_stray), [window]))
-        holes = _pages_in(self._books.absent(node.inode, [(window[0], last)])) if window[0] <= last else 0
+        strays = _pages_in(common(self._books.questions.runs_where(node.inode, _is_stray), [window]))
+        holes = _pages_in(self._books.questions.absent(node.inode, [(window[0], last)])) if window[0] <= last else 0
         if holes > strays:
             raise CannotRecharge(
                 f"the file is in use, and pages {window[0]} to {window[1]} are mostly holes, which would become pages"
@@ -245,14 +245,14 @@ class Recharge:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
         page_bytes = self._books.page_bytes
         self._check_not_shrinking(node)
-        with self._store.opened(node, os.O_RDWR) as fd, self._books.changing(node.inode):
+        with self._store.opened(node, os.O_RDWR) as fd, self._books.changes.under_way(node.inode):
             found = os.fstat(fd)
-            runs = self._books.runs_where(node.inode, _is_stray)
+            runs = self._books.questions.runs_where(node.inode, _is_stray)
             for start, end in byte_parts(runs, page_bytes, found.st_size, PUNCHED_BYTES):
                 if time.monotonic() > deadline:
                     break
                 self._rewrite_chunk(fd, found, start, end - start)
-                self._books.recharge(node.inode, start, end)
+                self._books.pages.recharge(node.inode, start, end)
                 self.recharged_bytes += -(-(end - start) // page_bytes) * page_bytes
             syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 

@@ -91,9 +91,8 @@ class Upkeep:
 
     async def _look_after_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other payers' from then on (I4)."""
-        self.books.exit(self.books.dead_tenants())
-        with self.books.lock:
-            self.books.allowances.expire()
+        self.books.tenants.exit(self.books.tenants.dead())
+        self.books.admission.expire()
         if self.events is not None and not self.events.covers_all_cpus():
             log.warning("a CPU came or went: callers are looked up at each request from now on: slower")
             self.data_path.distrust_events()
@@ -103,14 +102,14 @@ class Upkeep:
     async def _tidy_books(self) -> None:
         """Class keys, dead ids and the log of the books: nobody who makes such work waits for it."""
         keep_collections_short()
-        if self.books.ledger.untidy:
-            await trio.to_thread.run_sync(self.books.tidy, abandon_on_cancel=True)
+        if self.books.tidying.is_due:
+            await trio.to_thread.run_sync(self.books.tidying.tidy, abandon_on_cancel=True)
 
     async def _keep_aging(self) -> None:
         """A touch counts for one to two halves of the idle time, a mapping for as long as it lasts."""
         while True:
             await trio.sleep(self.options().idle_seconds / 2)
-            self.books.age()
+            self.books.tidying.age()
 
     async def _follow_limits(self) -> None:
         """Have the pool's room follow them: at once when one is written, and as siblings use more or less."""

@@ -87,7 +87,7 @@ class UnclaimedFiles:
         """
         now, spilled = time.monotonic(), self._spill.files()
         inodes, next_after = self._lists.page(
-            "unclaimed", after, lambda: sorted({*self._books.files_where(_has_no_payer), *spilled})
+            "unclaimed", after, lambda: sorted({*self._books.questions.files_where(_has_no_payer), *spilled})
         )
         listed = []
         for inode in inodes:
@@ -103,8 +103,8 @@ class UnclaimedFiles:
                     inode=inode,
                     size_bytes=size_bytes,
                     unclaimed_bytes=held_bytes,
-                    used_bytes=0 if inode in spilled else self._books.resident_bytes_of(inode) - held_bytes,
-                    last_owner=self._books.maker_of(inode),
+                    used_bytes=0 if inode in spilled else self._books.questions.resident_bytes_of(inode) - held_bytes,
+                    last_owner=self._books.questions.maker_of(inode),
                     age_seconds=now - self._since.get(inode, now),
                     spilled=inode in spilled,
                 )
@@ -112,7 +112,7 @@ class UnclaimedFiles:
         return UnclaimedPage(files=tuple(listed), next_after=next_after)
 
     def _unclaimed_bytes(self, inode: int) -> int:
-        return sum(held_bytes for held, held_bytes in self._books.file_holdings(inode) if _has_no_payer(held))
+        return sum(held_bytes for held, held_bytes in self._books.questions.file_holdings(inode) if _has_no_payer(held))
 
     # -- what becomes of it ------------------------------------------------------------------------------------------
 
@@ -120,10 +120,10 @@ class UnclaimedFiles:
         """Look which files are unclaimed, and do what `rule` says about those that have been for the grace."""
         now = time.monotonic()
         opened = self._uses.take_opened()
-        inodes = self._books.files_where(_has_no_payer)
+        inodes = self._books.questions.files_where(_has_no_payer)
         spilled = self._spill.files().keys()
         self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
-        self._books.forget_makers()
+        self._books.tidying.forget_makers()
         if rule.name not in (UnclaimedRule.DELETE, UnclaimedRule.SPILL) or now < self._retry_at:
             return
         self._put_off = {inode: until for inode, until in self._put_off.items() if until > now and inode in self._since}
@@ -151,15 +151,17 @@ class UnclaimedFiles:
             stat.S_ISREG(found.st_mode)
             and node.inode not in self._store.removed
             and node.opens == 0
-            and node.inode not in self._books.shrinking
-            and all(_has_no_payer(held) for held, _ in self._books.file_holdings(node.inode))
+            and node.inode not in self._books.changes.shrinking
+            and all(_has_no_payer(held) for held, _ in self._books.questions.file_holdings(node.inode))
             and not self._store.is_open_elsewhere(node)
         )
 
     def _is_deletable(self, node: Node) -> bool:
         """Whether nobody can be using the file, and its one name is all that keeps it. With the store's lock held."""
         found = self._store.stat(node)
-        return found.st_nlink == 1 and node.inode not in self._books.in_change and self._is_unclaimed(node, found)
+        return (
+            found.st_nlink == 1 and node.inode not in self._books.changes.in_change and self._is_unclaimed(node, found)
+        )
 
     def _delete(self, inode: int) -> None:
         taken = self.take_out(inode)
@@ -180,7 +182,7 @@ class UnclaimedFiles:
             if not self._is_deletable(node) or self._store.lookup(self._store.find(parent), name)[0].inode != inode:
                 return None
             path = self._store.display_path(node)
-            held_bytes = self._books.resident_bytes_of(inode)
+            held_bytes = self._books.questions.resident_bytes_of(inode)
             if mark:
                 os.setxattr(self._store.descriptor_path(node), mark, b"")  # an empty value takes no space
             self._names.unlink_unasked(parent, name)
@@ -200,8 +202,8 @@ class UnclaimedFiles:
         Of files that one look found, those first that were written first. From any thread. O(files).
         """
         now, found = time.monotonic(), []
-        for inode in self._books.files_where(_has_no_payer):
-            holdings = self._books.file_holdings(inode)
+        for inode in self._books.questions.files_where(_has_no_payer):
+            holdings = self._books.questions.file_holdings(inode)
             with suppress(OSError), self._store.lock:
                 if all(_has_no_payer(held) for held, _ in holdings):
                     written_ns = self._store.stat(self._store.find(inode)).st_mtime_ns

@@ -26,11 +26,11 @@ from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux import syscalls
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.linux.shortage import Shortage
+from sharedfs.ops import shortcut
 from sharedfs.pages.allocation import Allocation
 from sharedfs.pages.growth import Growth
 from sharedfs.pages.reaper import Reaper
 from sharedfs.storage.fd_cache import Descriptors
-from sharedfs.storage.inodes import ENTRY_SECONDS
 from sharedfs.storage.node import Node
 from sharedfs.storage.tree import Store
 
@@ -74,7 +74,9 @@ class DataPath:
         self._store = store
         self._files = files
         self._room = store.tmpfs.room
-        self._books = books
+        self._pages = books.pages
+        self._admission = books.admission
+        self._changes = books.changes
         self._allocation = allocation
         self._growth = growth
         self._reaper = reaper
@@ -91,7 +93,7 @@ class DataPath:
         self._cached_lately: set[int] = set()
         self._cached_calls: dict[int, int] = {}
         self._answered = dict.fromkeys(("read", "write", "fallocate", "lseek", "copy_file_range"), 0)
-        self._fast = self._fast_path(events)
+        self._fast = self._fast_path(events, books)
 
     @property
     def handlers(self) -> Mapping[int, RequestHandler]:
@@ -123,22 +125,11 @@ class DataPath:
         """What answers in C what it can; None where it was not built, or the kernel does not tell of tasks."""
         return self._fast
 
-    def _fast_path(self, events: TaskEvents | None) -> "fastpath.FastPath | None":
+    def _fast_path(self, events: TaskEvents | None, books: Books) -> "fastpath.FastPath | None":
         if fastpath is None or events is None or os.environ.get(PURE_PYTHON_VARIABLE):
             return None
         return fastpath.FastPath(
-            device_fd=self._device.fd,
-            max_read=wire.MAX_WRITE,
-            entry_seconds=ENTRY_SECONDS,
-            nodes=self._store.nodes,
-            paths=self._store.path_descriptors,
-            removed=self._store.removed,
-            files=self._files.by_inode,
-            callers=self._callers,
-            verified=self._callers.verified,
-            heads=events.heads,
-            books=self._books,
-            credit=self._room.credit,
+            shortcut.given(self._device.fd, self._store, self._files.by_inode, self._callers, events, books)
         )
 
     def distrust_events(self) -> None:
@@ -212,7 +203,7 @@ class DataPath:
         with self._gate:
             length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
         if length:
-            self._books.touch(node, offset, offset + length, tenant)
+            self._pages.touch(node, offset, offset + length, tenant)
         self._device.reply_in_place(unique, buffer, length)
 
     def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
@@ -231,19 +222,19 @@ class DataPath:
             work = partial(self._write_behind_gap, known, old_size, offset, bytes(content), tenant)
             self._in_a_lane(gap_bytes, unique, tenant, request, work)
             return
-        with self._books.admitted(node, offset, offset + size, tenant):
+        with self._admission.admitted(node, offset, offset + size, tenant):
             while True:
                 with self._gate:
                     length = self._pwrite(fd, content, offset)
                 if length == size or not self._shortage.give_way(request):
                     break
             if length:
-                self._books.charge(node, offset, offset + length, tenant)
+                self._pages.charge(node, offset, offset + length, tenant)
         self._device.reply(unique, 0, wire.WRITE_OUT.pack(length, 0))
 
     def _write_behind_gap(self, node: Node, old_size: int, offset: int, content: bytes, tenant: TenantId) -> bytes:
         end = offset + len(content)
-        with self._store.opened(node, os.O_RDWR) as fd, self._books.admitted(node.inode, offset, end, tenant):
+        with self._store.opened(node, os.O_RDWR) as fd, self._admission.admitted(node.inode, offset, end, tenant):
             self._growth.fill_gap(node, old_size, offset, end, tenant)
             try:
                 with self._gate:
@@ -251,7 +242,7 @@ class DataPath:
             except OSError:
                 self._growth.empty_gap(node, old_size, offset)
                 raise
-            self._books.charge(node.inode, offset, offset + length, tenant)
+            self._pages.charge(node.inode, offset, offset + length, tenant)
         return wire.WRITE_OUT.pack(length, 0)
 
     def _pwrite(self, fd: int, content: bytes | memoryview, offset: int) -> int:
@@ -314,7 +305,7 @@ class DataPath:
             end = offset + length
             with self._store.lock:
                 old_size = self._store.stat(known).st_size
-            with self._books.admitted(node, offset, end, tenant):
+            with self._admission.admitted(node, offset, end, tenant):
                 self._allocation.allocate(known, mode, offset, end, tenant)
             if not mode:
                 self._growth.fill_gap(known, old_size, offset, end, tenant)
@@ -325,11 +316,11 @@ class DataPath:
             return self._allocate(node, mode, offset, length, tenant)
         with self._store.lock:
             known = self._store.node(node)
-            self._books.begin_shrinking(node)
+            self._changes.begin_shrinking(node)
         try:
             self._allocation.punch(known, mode, offset, offset + length)
         finally:
-            self._books.end_shrinking(node)
+            self._changes.end_shrinking(node)
         return b""
 
     def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
@@ -348,17 +339,17 @@ class DataPath:
         gap_bytes = self._growth.gap_bytes(known, old_size, target_offset, end) if length else 0
         if gap_bytes:
             content = os.pread(source_fd, length, source_offset)
-            self._books.touch(node, source_offset, source_offset + length, tenant)
+            self._pages.touch(node, source_offset, source_offset + length, tenant)
             work = partial(self._write_behind_gap, known, old_size, target_offset, content, tenant)
             self._in_a_lane(gap_bytes, unique, tenant, request, work)
             return
-        with self._books.admitted(target, target_offset, end, tenant):
+        with self._admission.admitted(target, target_offset, end, tenant):
             self._room.permit(length)
             with self._gate:
                 copied = os.copy_file_range(source_fd, target_fd, length, source_offset, target_offset)
             if copied:
-                self._books.touch(node, source_offset, source_offset + copied, tenant)
-                self._books.charge(target, target_offset, target_offset + copied, tenant)
+                self._pages.touch(node, source_offset, source_offset + copied, tenant)
+                self._pages.charge(target, target_offset, target_offset + copied, tenant)
         self._device.reply(unique, 0, wire.WRITE_OUT.pack(copied, 0))
 
 

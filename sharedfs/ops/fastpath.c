@@ -4,7 +4,7 @@
  * `FastPath.next(request)` stands where the channel's request pump reads the device: it answers what it can, and
  * returns the length of the first request that wants Python, or of any when many wait and are to be served in turns.
  * `FastPath.serve(request)` answers one request, or not.
- * What is not answered has had no effect, so Python (sharedfs/ops/data.py, frequent.py) can do it from the start: whatever is
+ * What is not answered has had no effect, so Python (sharedfs/ops/data.py, name_dispatch.py) can do it from the start: whatever is
  * rare, new or an error is written once, there. Both ways pass the same tests.
  *
  * It has no state of its own but counters. The dicts are Python's, and so are the books: everything here holds the
@@ -49,7 +49,7 @@ typedef struct {
     PyObject *nodes, *paths, *removed, *files; /* dicts of the store and the data path */
     unsigned long long entry_seconds;          /* how long the kernel may keep what it is told */
     PyObject *callers, *verified; /* of sharedfs/accounting/callers.py, and its dict */
-    PyObject *books, *ledger, *touch, *charge; /* the books, and of them */
+    PyObject *ledger, *touch, *charge; /* of the books */
     PyObject *settled, *settled_bytes; /* sharedfs/ledger/no_op_cache.py, and its dict */
     PyObject *left;               /* what is left of tenants' allowances (sharedfs/accounting/quota.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
@@ -450,33 +450,27 @@ static PyObject *fastpath_serve(FastPath *self, PyObject *argument)
 
 static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords)
 {
-    static char *names[] = {"device_fd", "max_read", "entry_seconds", "nodes", "paths", "removed", "files", "callers",
-                            "verified", "heads", "books", "credit", NULL};
-    PyObject *heads, *allowances;
+    /* The fields of `Given` in sharedfs/ops/shortcut.py, in their order. */
+    PyObject *given, *heads;
+    PyObject **held[] = {&self->nodes,    &self->paths,   &self->removed,       &self->files, &self->callers, &self->verified,
+                         &self->ledger,   &self->settled, &self->settled_bytes, &self->touch, &self->charge,  &self->left};
 
-    if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "$inKO!O!O!O!OO!O!Ow*", names, &self->device_fd, &self->max_read,
-                                     &self->entry_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths,
-                                     &PyDict_Type, &self->removed, &PyDict_Type, &self->files, &self->callers,
-                                     &PyDict_Type, &self->verified, &PyTuple_Type, &heads, &self->books,
-                                     &self->credit))
+    if (keywords != NULL || !PyArg_ParseTuple(arguments, "O!:FastPath", &PyTuple_Type, &given)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "FastPath takes no keyword");
         return -1;
-    Py_INCREF(self->nodes);
-    Py_INCREF(self->paths);
-    Py_INCREF(self->removed);
-    Py_INCREF(self->files);
-    Py_INCREF(self->callers);
-    Py_INCREF(self->verified);
-    Py_INCREF(self->books);
-    self->ledger = PyObject_GetAttrString(self->books, "ledger");
-    self->settled = PyObject_GetAttrString(self->books, "settled");
-    self->settled_bytes = self->settled ? PyObject_GetAttrString(self->settled, "bytes") : NULL;
-    self->touch = PyObject_GetAttrString(self->books, "touch");
-    self->charge = PyObject_GetAttrString(self->books, "charge");
-    allowances = PyObject_GetAttrString(self->books, "allowances");
-    self->left = allowances ? PyObject_GetAttrString(allowances, "left") : NULL;
-    Py_XDECREF(allowances);
-    if (!self->ledger || !self->settled_bytes || !self->touch || !self->charge || !self->left)
+    }
+    if (!PyArg_ParseTuple(given, "inKO!O!O!O!OO!O!OOO!OOO!w*:Given", &self->device_fd, &self->max_read,
+                          &self->entry_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths, &PyDict_Type,
+                          &self->removed, &PyDict_Type, &self->files, &self->callers, &PyDict_Type, &self->verified,
+                          &PyTuple_Type, &heads, &self->ledger, &self->settled, &PyDict_Type, &self->settled_bytes,
+                          &self->touch, &self->charge, &PyDict_Type, &self->left, &self->credit)) {
+        for (size_t i = 0; i < sizeof held / sizeof *held; i++)
+            *held[i] = NULL; /* what was parsed is borrowed */
         return -1;
+    }
+    for (size_t i = 0; i < sizeof held / sizeof *held; i++)
+        Py_INCREF(*held[i]);
     if (self->credit.len != sizeof(int64_t)) {
         PyErr_SetString(PyExc_ValueError, "a credit has eight bytes");
         return -1;
@@ -510,7 +504,6 @@ static void fastpath_dealloc(FastPath *self)
     Py_XDECREF(self->files);
     Py_XDECREF(self->callers);
     Py_XDECREF(self->verified);
-    Py_XDECREF(self->books);
     Py_XDECREF(self->ledger);
     Py_XDECREF(self->settled);
     Py_XDECREF(self->settled_bytes);

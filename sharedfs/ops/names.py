@@ -41,7 +41,7 @@ class Names:
         self._room.afford(len(target))
         node, found = self._store.make_symlink(self._store.node(parent), name, target, uid, gid)
         if found.st_blocks:  # tmpfs keeps a long target in a page
-            self._books.charge(node.inode, 0, found.st_blocks * syscalls.STAT_BLOCK_BYTES, tenant)
+            self._books.pages.charge(node.inode, 0, found.st_blocks * syscalls.STAT_BLOCK_BYTES, tenant)
         self._store.refer(node)
         return node, found
 

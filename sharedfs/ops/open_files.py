@@ -197,7 +197,7 @@ class OpenFiles:
         if closed and backing is not None:
             backing.close(closed)
         if reader != NOBODY:
-            act = self._books.open_for_reading if handles > 0 else self._books.close_for_reading
+            act = self._books.readers.open if handles > 0 else self._books.readers.close
             act(inode, TenantId(reader), request)
 
 

@@ -70,7 +70,7 @@ class References:
     def gone(self, inode: int) -> None:
         """An inode leaves the store: nothing of ours may hold its pages, and the books close its account."""
         self._let_go(inode)
-        self._books.drop(inode)
+        self._books.pages.drop(inode)
 
     def _let_go(self, inode: int) -> None:
         self._files.discard(inode)

@@ -87,7 +87,7 @@ class Sizes:
         self._uses.truncated(node.inode)
         fd = self._store.open(node, os.O_RDWR)
         slot.intend(Kind.CUT, node.inode, other=size)
-        self._books.begin_shrinking(node.inode)
+        self._books.changes.begin_shrinking(node.inode)
         return lambda: self._cut(node, fd, size, slot, and_then)
 
     def _cut(self, node: Node, fd: int, size: int, slot: Slot, and_then: Callable[[], None]) -> None:
@@ -99,7 +99,7 @@ class Sizes:
             with self._store.lock:
                 and_then()
         finally:
-            self._books.end_shrinking(node.inode)
+            self._books.changes.end_shrinking(node.inode)
             os.close(fd)
 
     def cut_before(self, node: Node, size: int) -> None:

@@ -45,7 +45,7 @@ class Allocation:
         with (
             self._inodes.opened(node, os.O_RDWR) as fd,
             self._inodes.tmpfs.room.allocating(self._needed_bytes(fd, start, end)),
-            self._books.changing(node.inode),
+            self._books.changes.under_way(node.inode),
         ):
             self._reconcile.book_strays(node)  # or they would be taken for what this call brings
             made: list[ByteRange] = []
@@ -61,10 +61,10 @@ class Allocation:
                     os.ftruncate(fd, size)
                     self._uncharge(node.inode, fd, size, None)
                 raise
-            self._books.charge_allocated(node.inode, [_pages(start, end)], tenant)
+            self._books.pages.charge_allocated(node.inode, [_pages(start, end)], tenant)
             beyond = [window for window in made if window[0] < start or window[1] > end]
             for window in beyond:
-                self._books.charge_allocated(node.inode, self._reconcile.resident(fd, *_pages(*window)), tenant)
+                self._books.pages.charge_allocated(node.inode, self._reconcile.resident(fd, *_pages(*window)), tenant)
                 self._reconcile.note_tail(node.inode)
 
     def _needed_bytes(self, fd: int, start: int, end: int) -> int:
@@ -102,7 +102,7 @@ class Allocation:
     def punch(self, node: Node, mode: int, start: int, end: int) -> None:
         """fallocate(2) with FALLOC_FL_PUNCH_HOLE, chunk by chunk: whoever waits for the file's pages gets on."""
         with self._inodes.opened(node, os.O_RDWR) as fd:
-            for chunk in self._books.chunks_of(node.inode, *_pages(start, end)):
+            for chunk in self._books.questions.chunks_of(node.inode, *_pages(start, end)):
                 first, last = max(start, chunk * _CHUNK_BYTES), min(end, (chunk + 1) * _CHUNK_BYTES)
                 syscalls.fallocate(fd, mode, first, last - first)
                 self._uncharge(node.inode, fd, first, last)
@@ -111,10 +111,10 @@ class Allocation:
 
     def free_chunk(self, inode: int, fd: int, chunk: int) -> int:
         """Free PAGES_PER_CHUNK pages of a file that nobody can use any more. The pages that are gone."""
-        before = self._books.resident_bytes_of(inode)
+        before = self._books.questions.resident_bytes_of(inode)
         syscalls.punch_hole(fd, chunk * _CHUNK_BYTES, _CHUNK_BYTES)
         self._uncharge(inode, fd, chunk * _CHUNK_BYTES, (chunk + 1) * _CHUNK_BYTES)
-        return (before - self._books.resident_bytes_of(inode)) // PAGE_BYTES
+        return (before - self._books.questions.resident_bytes_of(inode)) // PAGE_BYTES
 
     def truncated(self, node: Node, size: int) -> None:
         """The file was cut to `size`."""
@@ -132,7 +132,7 @@ class Allocation:
         kept = self._reconcile.resident(fd, first, last)
         if kept:
             self._reconcile.note_tail(inode)
-        self._books.uncharge(inode, first, last, kept)
+        self._books.pages.uncharge(inode, first, last, kept)
 
 
 def _pages(start: int, end: int) -> PageRange:

@@ -91,7 +91,7 @@ class Growth:
             return None
         start = self._first_byte(old_size)
         try:
-            taken_bytes = self._books.take_allowance(node.inode, start, end, tenant)
+            taken_bytes = self._books.admission.take(node.inode, start, end, tenant)
         except OSError as error:
             if error.errno != errno.EDQUOT:
                 raise
@@ -100,7 +100,7 @@ class Growth:
 
     def give_up(self, reservation: Reservation) -> None:
         """The file does not grow after all."""
-        self._books.give_back_allowance(reservation.tenant, reservation.taken_bytes)
+        self._books.admission.give_back(reservation.tenant, reservation.taken_bytes)
 
     def reserve(self, reservation: Reservation) -> None:
         """Allocate it; it stays sparse where that cannot be now."""

@@ -32,8 +32,7 @@ class LostPages:
         self._mapped: frozenset[int] = frozenset()
         # Files to be compared soon, whether they are mapped or not: all after a start, for a daemon that was killed may
         # have had suspects.
-        with books.lock:
-            self._suspects = set(books.ledger.all_files())
+        self._suspects = set(books.questions.files())
 
     def suspect(self, inode: int) -> None:
         """Its sum says that a file has lost pages, and it may not be mapped any more: the next look compares it."""
@@ -44,7 +43,7 @@ class LostPages:
         before, self._mapped = self._mapped, frozenset(mapped)
         suspects = {self._suspects.pop() for _ in range(min(len(self._suspects), _FILES_AT_ONCE))}
         if (
-            self._inodes.tmpfs.used_bytes() < self._books.resident_bytes()
+            self._inodes.tmpfs.used_bytes() < self._books.questions.resident_bytes()
         ):  # a mapping can come and go between two scans
             suspects |= {node.inode for node in list(self._inodes.nodes.values()) if node.may_be_mapped}
         for inode in self._mapped | before | suspects:
@@ -60,20 +59,20 @@ class LostPages:
         with self._inodes.lock:
             node = self._inodes.find(inode)
             found = self._inodes.stat(node)
-        if found.st_blocks * syscalls.STAT_BLOCK_BYTES < self._books.resident_bytes_of(inode):
+        if found.st_blocks * syscalls.STAT_BLOCK_BYTES < self._books.questions.resident_bytes_of(inode):
             self.compare(node)
 
     def compare(self, node: Node, first: int = 0) -> None:
         """Take out of the books what a file has not of its pages from `first` on."""
         with self._inodes.opened(node) as fd:
             there = partial(cachestat.resident_runs, fd)
-            for chunk in self._books.chunks_of(node.inode, first, LAST_PAGE):
+            for chunk in self._books.questions.chunks_of(node.inode, first, LAST_PAGE):
                 start, end = chunk * PAGES_PER_CHUNK, (chunk + 1) * PAGES_PER_CHUNK - 1
                 for piece in page_parts((max(first, start), end), _PAGES_AT_ONCE):
                     if cachestat.resident_pages(fd, *piece) < self._booked(node.inode, piece):
-                        self._books.lose_absent(node.inode, *piece, there)
+                        self._books.pages.lose_absent(node.inode, *piece, there)
                         time.sleep(PAUSE_SECONDS)
 
     def _booked(self, inode: int, piece: PageRange) -> int:
-        absent = self._books.absent(inode, [piece])
+        absent = self._books.questions.absent(inode, [piece])
         return piece[1] - piece[0] + 1 - sum(last - first + 1 for first, last in absent)

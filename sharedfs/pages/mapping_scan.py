@@ -38,9 +38,7 @@ class MappingScan:
 
     def scan(self) -> Seen:
         """The pages of each file that each tenant maps now, as far as its processes can be looked at."""
-        self._books.begin_scan()
-        with self._books.lock:
-            gone, since = self._books.kept.kept(), self._books.kept.sequence
+        gone, since = self._books.mappings.begin_scan()
         sights, self._unseen = self._looks.all(pages=True)
         unseen = {process.process_id for process in self._unseen}
         ranges: defaultdict[Key, list[Runs]] = defaultdict(list)
@@ -48,34 +46,31 @@ class MappingScan:
             for inode, pages in sight.present.items():
                 ranges[inode, tenant] += [pages, *self._kept(sight, inode, pages, since)]
                 gone.discard((inode, sight.process))
-        with self._books.lock:
-            self._books.kept.forget([(inode, process) for inode, process in gone if process.id not in unseen])
+        self._books.mappings.forget_kept([(inode, process) for inode, process in gone if process.id not in unseen])
         return {key: as_runs(np.concatenate(pages)) for key, pages in ranges.items() if key[1] != NOBODY}
 
     def _kept(self, sight: Sight, inode: int, present: Runs, since: int) -> list[Runs]:
         """What a process maps of a file although its page tables do not show it; nothing when nothing is kept."""
-        with self._books.lock:
-            if (inode, sight.process) not in self._books.kept:
-                return []
+        if not self._books.mappings.keeps(inode, sight.process):
+            return []
         mapped = merged(mapping.pages for mapping in sight.mappings if mapping.inode == inode)
         shown = [(first, last) for first, last in present.tolist()]
-        with self._books.lock:
-            return [as_runs(self._books.kept.mapped_still(inode, sight.process, mapped, shown, since))]
+        return [as_runs(self._books.mappings.mapped_still(inode, sight.process, mapped, shown, since))]
 
     def apply(self, seen: Seen) -> None:
         """Put what a scan saw into the books; mappings that it no longer saw are gone. In pieces, in a thread.
 
         Not those of whom it could not look at: these files lose no mapping of that tenant's.
         """
-        known = self._books.mapped() if self._known is None else self._known
+        known = self._books.mappings.known() if self._known is None else self._known
         held = self._held(known)
         for inode, tenant in known - seen.keys() - held:
-            self._books.set_mapped(inode, tenant, NO_RUNS)
+            self._books.mappings.put(inode, tenant, NO_RUNS)
         for (inode, tenant), pages in seen.items():
-            brought = self._books.unbooked(inode, tenant, pages)
+            brought = self._books.mappings.unbooked(inode, tenant, pages)
             along = self._reconcile.brought_along(inode, brought) if len(brought) else []
-            self._books.set_mapped(inode, tenant, pages, [*brought.tolist(), *along], adds=(inode, tenant) in held)
-        self._books.refresh_readers()
+            self._books.mappings.put(inode, tenant, pages, [*brought.tolist(), *along], adds=(inode, tenant) in held)
+        self._books.readers.refresh()
         self._known = seen.keys() | held
         self.scans += 1
 
@@ -87,5 +82,5 @@ class MappingScan:
             if process.known is not None:
                 held.update((inode, process.known.tenant) for inode in process.known.inodes)
             elif self._looks.is_older(process):
-                strange.add(self._books.tenant_in(process.cgroup))
+                strange.add(self._books.tenants.tenant_in(process.cgroup))
         return {key for key in known if key in held or key[1] in strange}

@@ -100,7 +100,7 @@ class Round:
             after = self._faults([mapper for mapper, _ in parts])
             for mapper, part in parts:
                 if after.get(mapper.process) != before.get(mapper.process):
-                    self._books.touch_pages(inode, [part], mapper.tenant)
+                    self._books.pages.touch_pages(inode, [part], mapper.tenant)
 
     def end(self) -> None:
         """Who maps the files and was not known to has touched what was moved meanwhile."""
@@ -111,20 +111,20 @@ class Round:
             moved = merged(self._moved.get(inode, ()))
             for mapper in mappers:
                 if (mapper.process, mapper.mapping) not in known:
-                    self._books.touch_pages(inode, common([mapper.mapping.pages], moved), mapper.tenant)
+                    self._books.pages.touch_pages(inode, common([mapper.mapping.pages], moved), mapper.tenant)
 
     def _look(self, inode: int, parts: list[tuple[_Mapper, PageRange]]) -> dict[procfs.Process, int]:
         """Keep what processes have of these pages in their page tables; their page faults before that."""
         if not parts:
             return {}
-        shrinks = self._books.shrinks
+        shrinks = self._books.changes.shrinks
         asked = ((mapper.process.id, mapper.task, _part(mapper.mapping, pages)) for mapper, pages in parts)
         sights = self._looks.parts(Parts(by_process(asked)))
         tenants = {mapper.process: mapper.tenant for mapper, _ in parts}
         for sight in sights.values():
             if sight.process in tenants:  # else the id is another process's by now
                 present = [(first, last) for first, last in sight.present[inode].tolist()]
-                self._books.keep_mapped(inode, sight.process, tenants[sight.process], present, shrinks)
+                self._books.mappings.keep(inode, sight.process, tenants[sight.process], present, shrinks)
         return {sight.process: sight.faults for sight in sights.values()}
 
     def _faults(self, mappers: list[_Mapper]) -> dict[procfs.Process, int]:

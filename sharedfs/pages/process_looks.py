@@ -139,7 +139,7 @@ class ProcessLooks:
     def shown(self) -> tuple[int, dict[int, str]]:
         """How many processes are unseen, and the first of them, by id with their cgroups."""
         unseen = self.unseen
-        path_in = self._books.hierarchy.path_in
+        path_in = self._books.tenants.hierarchy.path_in
         return len(unseen), {one.process_id: path_in(one.cgroup) or "" for one in unseen[:_MOST_SHOWN]}
 
     # -- memory ------------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ class ProcessLooks:
         self._stuck[process_id] = _Stuck(identity, _cgroup_of(process_id), pause, time.monotonic() + pause)
 
     def _learn(self, sight: Sight) -> TenantId:
-        tenant = NOBODY if sight.cgroup is None else self._books.tenant_in(sight.cgroup)
+        tenant = NOBODY if sight.cgroup is None else self._books.tenants.tenant_in(sight.cgroup)
         identity = procfs.identity(sight.process.id)
         if identity is not None:
             inodes = frozenset(mapping.inode for mapping in sight.mappings)

@@ -88,7 +88,10 @@ class Reaper:
 
     def takes(self, inode: int) -> bool:
         """Whether a file in removed/ is large, or is being freed already. O(its classes)."""
-        return inode in self._emptied or self._books.resident_bytes_of(inode) > FEW_PAGES * self._books.page_bytes
+        return (
+            inode in self._emptied
+            or self._books.questions.resident_bytes_of(inode) > FEW_PAGES * self._books.page_bytes
+        )
 
     def add(self, inode: int, name: bytes) -> None:
         """Nothing but removed/ knows this file any more. Call with the store's lock held."""
@@ -107,7 +110,7 @@ class Reaper:
     @property
     def waiting_bytes(self) -> int:
         """What will be free soon, of the files whose turn is next."""
-        return sum(map(self._books.resident_bytes_of, list(islice(self._waiting, PIECE_FILES))))
+        return sum(map(self._books.questions.resident_bytes_of, list(islice(self._waiting, PIECE_FILES))))
 
     def free_some(self) -> bool:
         """Free one piece; False when there is none, or no descriptor to open the next file with.
@@ -167,7 +170,7 @@ class Reaper:
             except FileNotFoundError:  # a daemon was killed when it had removed the file
                 self._end(inode, name)
                 continue
-            self._current = _Dying(inode, name, fd, self._books.chunks_of(inode, 0, LAST_PAGE))
+            self._current = _Dying(inode, name, fd, self._books.questions.chunks_of(inode, 0, LAST_PAGE))
             return self._current
         return None
 
@@ -194,7 +197,7 @@ class Reaper:
                 self._emptied.discard(inode)
                 self._waiting.pop(inode, None)
                 return
-        self._books.drop(inode)
+        self._books.pages.drop(inode)
         self._store.tmpfs.remove_for_good(inode, name)
         self._waiting.pop(inode, None)
 

@@ -68,12 +68,12 @@ class Reconcile:
         """
         if self._has_strays(node, fd):
             with self._inodes.opened(node) as opened_fd:
-                self._books.charge_strays(node.inode, self.resident(opened_fd, 0, LAST_PAGE))
+                self._books.pages.charge_strays(node.inode, self.resident(opened_fd, 0, LAST_PAGE))
 
     def _has_strays(self, node: Node, fd: int | None = None) -> bool:
         with self._inodes.lock:
             blocks = (self._inodes.stat(node) if fd is None else os.fstat(fd)).st_blocks
-        surplus = blocks * syscalls.STAT_BLOCK_BYTES - self._books.resident_bytes_of(node.inode)
+        surplus = blocks * syscalls.STAT_BLOCK_BYTES - self._books.questions.resident_bytes_of(node.inode)
         if surplus < 0:
             self._lost.suspect(node.inode)
         return surplus > 0
@@ -81,7 +81,7 @@ class Reconcile:
     def _find_strays(self) -> None:
         """As `book_strays`, of files that stay open. What two looks found is no write that is just under way."""
         suspects: dict[int, list[PageRange]] = {}
-        if self._inodes.tmpfs.used_bytes() != self._books.resident_bytes():
+        if self._inodes.tmpfs.used_bytes() != self._books.questions.resident_bytes():
             for node in [node for node in list(self._inodes.nodes.values()) if node.may_be_mapped]:
                 with suppress(OSError):  # gone
                     found = self._unbooked(node)
@@ -94,13 +94,13 @@ class Reconcile:
         """Unless the file is gone: the daemon had it open, and the books will not be told once more."""
         with self._inodes.lock:
             if self._inodes.nodes.get(node.inode) is node:
-                self._books.charge_strays(node.inode, pages)
+                self._books.pages.charge_strays(node.inode, pages)
 
     def _unbooked(self, node: Node) -> list[PageRange]:
-        if node.inode in self._books.in_change or not self._has_strays(node):
+        if node.inode in self._books.changes.in_change or not self._has_strays(node):
             return []
         with self._inodes.opened(node) as fd:
-            return self._books.absent(node.inode, self.resident(fd, 0, LAST_PAGE))
+            return self._books.questions.absent(node.inode, self.resident(fd, 0, LAST_PAGE))
 
     def brought_along(self, inode: int, pages: Runs) -> list[PageRange]:
         """What is resident in the huge pages around `pages`, which a tenant's fault brought into a hole."""
@@ -152,7 +152,7 @@ class Reconcile:
         left = _COLLAPSED_AT_ONCE
         with self._moves.round() as moves:
             for inode, pages in mapped:
-                if left and not self._books.has_foreign(inode):
+                if left and not self._books.questions.has_foreign(inode):
                     left -= self._collapse_file(inode, pages, moves, left)
 
     def _collapse_file(self, inode: int, pages: Runs, moves: Round, most: int) -> int:
@@ -194,12 +194,12 @@ class Reconcile:
         Returns what is resident of the window. When nobody else changes the file by a request.
         """
         beyond = max(first, -(-os.fstat(fd).st_size // PAGE_BYTES))
-        for start, end in self._books.absent(node.inode, [(beyond, last)]) if beyond <= last else ():
+        for start, end in self._books.questions.absent(node.inode, [(beyond, last)]) if beyond <= last else ():
             syscalls.punch_hole(fd, start * PAGE_BYTES, (end - start + 1) * PAGE_BYTES)
         there = self.resident(fd, first, last)
         if any(end >= beyond for _, end in there):
             self.note_tail(node.inode)
-        self._books.charge_allocated(node.inode, there, NOBODY)
+        self._books.pages.charge_allocated(node.inode, there, NOBODY)
         return there
 
     def _known(self, inode: int) -> Node:

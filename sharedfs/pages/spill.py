@@ -126,7 +126,7 @@ class Spill:
         assert self._directory_fd is not None
         name = node.handle.hex()
         with self._busy:
-            runs = self._books.runs_where(node.inode, lambda _: True)
+            runs = self._books.questions.runs_where(node.inode, lambda _: True)
             with self._store.opened(node, os.O_RDWR) as fd:
                 self._copy_out(fd, name, runs)
             spilled_bytes = self._bytes_of(runs)
@@ -168,7 +168,7 @@ class Spill:
         with self._store.opened(node, os.O_RDWR) as fd:
             found = os.fstat(fd)
             syscalls.punch_hole(fd, 0, UNLIMITED_BYTES)
-            self._books.uncharge(node.inode, 0, LAST_PAGE)
+            self._books.pages.uncharge(node.inode, 0, LAST_PAGE)
             syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 
     # -- back --------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ class Spill:
             node = self._store.node(inode)
             with self._store.opened(node, os.O_RDWR) as fd:
                 found = os.fstat(fd)
-                with self._books.changing(inode), self._store.tmpfs.room.allocating(copy.spilled_bytes):
+                with self._books.changes.under_way(inode), self._store.tmpfs.room.allocating(copy.spilled_bytes):
                     self._copy_in(node, fd, copy.name, found.st_size)
                 syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
                 os.removexattr(fd, _MARK)
@@ -200,13 +200,13 @@ class Spill:
                 for first, last in runs:
                     start, end = first * page_bytes, (last + 1) * page_bytes
                     syscalls.fallocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, start, end - start)
-                    self._books.charge_allocated(node.inode, [(first, last)], NOBODY)
+                    self._books.pages.charge_allocated(node.inode, [(first, last)], NOBODY)
                 for start, end in byte_parts(runs, page_bytes, size, _CHUNK_BYTES):
                     os.pwrite(fd, _read_exactly(copy, end - start), start)
         except (OSError, ValueError) as error:
             log.warning("inode %d cannot come back from its copy %s: %s", node.inode, name, error)
             syscalls.punch_hole(fd, 0, UNLIMITED_BYTES)
-            self._books.uncharge(node.inode, 0, LAST_PAGE)
+            self._books.pages.uncharge(node.inode, 0, LAST_PAGE)
             full = isinstance(error, OSError) and error.errno in (ENOSPC, ENOMEM)
             raise OSError(error.errno if full else EIO, str(error)) from error  # type: ignore[union-attr]
 

@@ -25,11 +25,11 @@ class SwapScan:
     def look(self) -> None:
         found: dict[int, list[PageRange]] = {}
         if host_uses_swap():
-            for inode in self._books.files_where(lambda _: True):
+            for inode in self._books.questions.files_where(lambda _: True):
                 with suppress(OSError):  # gone meanwhile; or a kernel before 6.5, which cannot say
                     if runs := self._look_at(inode):
                         found[inode] = runs
-        self._books.set_swapped(found)
+        self._books.swapped.put(found)
 
     def _look_at(self, inode: int) -> list[PageRange]:
         with self._inodes.lock:
@@ -37,7 +37,7 @@ class SwapScan:
         with self._inodes.opened(node, os.O_RDONLY | os.O_NONBLOCK) as fd:
             if not swapped_pages(fd, 0, LAST_PAGE):
                 return []
-            return swapped_runs(fd, self._books.runs_where(inode, lambda _: True))
+            return swapped_runs(fd, self._books.questions.runs_where(inode, lambda _: True))
 
 
 def host_uses_swap(meminfo: Path = Path("/proc/meminfo")) -> bool:

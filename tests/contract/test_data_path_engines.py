@@ -6,11 +6,14 @@ The kernel is a socket here; the store, the books, the callers and the channel a
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EINVAL, ENOSPC, ESTALE
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +28,7 @@ from sharedfs.fuse.protocol import Opcode
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.ops.data import PURE_PYTHON_VARIABLE, DataPath, fastpath
+from sharedfs.ops.shortcut import Given
 from sharedfs.storage.inodes import ENTRY_SECONDS
 from sharedfs.storage.tree import Store
 from tests.support.parts import build_parts, make_books, make_store
@@ -67,9 +71,8 @@ class Wire:
         return error, wire.WRITE_OUT.unpack(reply)[0] if not error else 0
 
     def holdings(self) -> list[tuple[SharingClass, int]]:
-        with self.books.lock:
-            self.books.ledger.check()
-            return self.books.ledger.holdings()
+        self.books.check()
+        return self.books.questions.holdings()
 
     def mode(self) -> int:
         return self.store.stat(self.store.node(self.inode)).st_mode
@@ -124,6 +127,20 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Wire]:
 def test_the_extension_was_built() -> None:
     """It is optional for users; where the tests run there is a compiler."""
     assert fastpath is not None
+
+
+@pytest.mark.parametrize("wrong", [{"nodes": None}, {"verified": []}, {"left": ()}, {"credit": b"\0" * 8}])
+def test_the_extension_refuses_what_it_cannot_read_and_keeps_nothing_of_it(wrong: dict[str, Any]) -> None:
+    assert fastpath is not None
+    books, callers = make_books(), SimpleNamespace(verified_at=0)
+    right = Given(0, 4096, 1, {}, {}, {}, {}, callers, {}, (), *books.for_shortcut(), memoryview(bytearray(8)))
+    objects = right.callers, right.ledger, right.settled, right.touch
+    before = [sys.getrefcount(held) for held in objects]
+    for _ in range(100):
+        with pytest.raises(TypeError):
+            fastpath.FastPath(right._replace(**wrong))
+    fastpath.FastPath(right)
+    assert [sys.getrefcount(held) for held in objects] == before
 
 
 def test_attributes_are_what_python_says_and_left_to_it_where_it_must_look() -> None:
@@ -206,9 +223,8 @@ def test_uses_that_change_nothing_are_known_and_those_that_do_are_booked(ends: W
     assert ends.write(5 * PAGE, b"g") == (0, 1)
     assert [size_bytes for _, size_bytes in ends.holdings()] == [7 * PAGE]
     (first,) = ends.holdings()
-    with ends.books.lock:
-        for _ in range(2):
-            ends.books.ledger.age()
+    for _ in range(2):
+        ends.books.tidying.age()
     for _ in range(20):
         ends.read(0, PAGE)
     recent = [(held.recent, size_bytes) for held, size_bytes in ends.holdings()]

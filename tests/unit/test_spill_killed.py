@@ -47,8 +47,8 @@ class Place:
         node, _ = store.lookup(store.node(1), b"f")
         spilled = Spill(directory_fd, store, books)
         if node.inode not in spilled:
-            books.charge(node.inode, 0, HOLE, NOBODY)
-            books.charge(node.inode, HOLE + 2 * PAGE, SIZE, NOBODY)
+            books.pages.charge(node.inode, 0, HOLE, NOBODY)
+            books.pages.charge(node.inode, HOLE + 2 * PAGE, SIZE, NOBODY)
         return spilled, node, books
 
     def pages(self) -> int:
@@ -105,7 +105,7 @@ def test_on_the_way_out(place: Place) -> None:
         spilled.bring_back(node.inode)
         assert place.content() == CONTENT, lines
         assert not list(place.disk.iterdir()), lines
-        assert books.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
+        assert books.questions.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
         lines += 1
     assert lines > 20
     assert place.pages() == 0
@@ -128,7 +128,7 @@ def test_on_the_way_back(place: Place) -> None:
         spilled, node, books = place.start()
         spilled.bring_back(node.inode)
         assert place.content() == CONTENT, lines
-        assert books.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
+        assert books.questions.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
         assert not list(place.disk.iterdir()), lines
         lines += 1
     assert lines > 20

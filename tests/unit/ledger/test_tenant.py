@@ -23,6 +23,16 @@ def test_a_path_that_comes_back_is_another_tenant() -> None:
     assert [tenant.inode for tenant in table.live()] == [17, 23]
 
 
+def test_a_tenant_that_has_exited_is_nobody() -> None:
+    table = TenantTable()
+    tenant = table.intern("/pods/a", 17)
+    assert tenant in table
+    assert table.if_live(tenant) == tenant
+    table.remove(tenant)
+    assert tenant not in table
+    assert table.if_live(tenant) == NOBODY
+
+
 def test_ids_are_not_reused() -> None:
     table = TenantTable()
     gone = table.intern("/pods/a", 17)
