@@ -93,4 +93,4 @@ class Tenants:
                 # last: a tenant that is known here is asked after again
                 core.makers.gone(tenant, core.tenants.remove(tenant).path)
                 self.exits += 1
-            core.tidy_log()
+                core.tidy_log()
