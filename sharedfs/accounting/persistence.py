@@ -1,6 +1,6 @@
 """The storage of the books in a directory of a tmpfs: it outlives the process, not the host, so nothing is ever synced.
 
-    books/entries, short, long   mapped memory (`model.cells`), backed as it is needed
+    books/entries, short, long   mapped memory (`ledger/storage.py`), backed as it is needed
     books/classes                what happened to classes: a line of JSON each
     books/tenants                what happened to tenants and readers
 
