@@ -38,7 +38,7 @@ from sharedfs.linux.huge_pages import ADVISE, NEVER
 from sharedfs.linux.mount_flags import atime_attributes
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.service_manager import ServiceManager
-from sharedfs.pool import lock, spill_directory
+from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import PoolCgroup, be_never_killed, join_pool_cgroup
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import FILESYSTEM_TYPE, PoolOptions, parse, written
@@ -66,6 +66,8 @@ class _Child:
     process_id: int = 0
     serves_since: float | None = None
     failure: tuple[int, str] | None = None
+    reads: tuple[int, ...] | None = None
+    """Of a spare that is ready: the versions of the state that its daemons can continue."""
 
 
 @dataclass
@@ -187,8 +189,9 @@ class Keeper:
                 case _:
                     self._daemon_ended(child)
         elif kind == "warm":
+            child.reads = schema.read_by(rest)
             if child is self._next_spare:
-                self._swap()
+                self._replace_daemon(child, child.reads)
         else:
             self._spare_ended(child)
 
@@ -232,6 +235,8 @@ class Keeper:
         child.link.close()
         self._daemon = self._kill_at = None
         status = self._status_of(child)
+        if self._next_spare is not None and self._next_spare.reads is not None:
+            self._replace_daemon(self._next_spare, self._next_spare.reads)
         self._end_leftovers()
         if status == 0 or self._ending or self._is_over():
             self._code = 0
@@ -305,7 +310,7 @@ class Keeper:
                 for stream in (1, 2):
                     if self.log_fd is not None:
                         os.dup2(self.log_fd, stream)
-                exec_with(descriptors, [sys.executable, "-m", "sharedfs.supervisor.prefork"], os.environ)
+                exec_with(descriptors, [sys.executable, "-m", schema.SPARE_MODULE], os.environ)
             finally:
                 os._exit(127)
         theirs.close()
@@ -325,18 +330,39 @@ class Keeper:
             time.sleep(_FIRST_DELAY_SECONDS)  # bounds what a broken installation costs
             self._spare = self._start_spare()
 
-    def _swap(self) -> None:
-        """The installed version is ready: let the daemon end between two requests."""
-        if self._spare is not None:
-            self._end_spare(self._spare)
-        self._spare, self._next_spare = self._next_spare, None
-        self.reloads += 1
-        if self._daemon is not None:
-            self._tell(self._daemon, b"hand over")
+    def _replace_daemon(self, spare: _Child, reads: tuple[int, ...]) -> None:
+        """The installed version is ready: let the daemon end between two requests, and leave what that version reads.
+
+        The spare of the version before is kept until then: what a daemon that dies leaves, only its like may read.
+        """
+        kept = schema.kept_in(self.descriptors["state"])
+        version = kept.for_reader(reads)
+        if version is None:
+            log.error("%s; the old one goes on", kept.refusal(reads))
+            self._drop(spare)
+        elif version == kept.version:
+            self._swap(spare)
+        elif self._daemon is None:
+            log.error("no daemon is there to leave the state in version %d: the old one goes on; reload again", version)
+            self._drop(spare)
+        else:
+            log.info("the daemon is to leave the state in version %d", version)
+        if self._daemon is not None and version is not None:
+            self._tell(self._daemon, schema.hand_over(kept, version))
         self._begin_reload_again()
 
+    def _drop(self, spare: _Child) -> None:
+        self._end_spare(spare)
+        self._next_spare = None
+
+    def _swap(self, spare: _Child) -> None:
+        if self._spare is not None:
+            self._end_spare(self._spare)
+        self._spare, self._next_spare = spare, None
+        self.reloads += 1
+
     def _begin_reload_again(self) -> None:
-        if self._reload_again:
+        if self._reload_again and self._next_spare is None:
             self._reload_again, self._next_spare = False, self._start_spare()
 
     def _end_spare(self, child: _Child) -> None:
