@@ -21,10 +21,11 @@ from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.class_view import Predicate, Verdicts
 from sharedfs.ledger.creators import Makers
 from sharedfs.ledger.kept_mappings import KeptMappings
-from sharedfs.ledger.ledger import PIECE_CHUNKS, Ledger
+from sharedfs.ledger.ledger import Ledger
 from sharedfs.ledger.no_op_cache import SettledUses
 from sharedfs.ledger.open_readers import Reader, Readers
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, PageRange, Runs, as_runs, batched, gaps, page_parts, without
+from sharedfs.ledger.pieces import PIECE_CHUNKS
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.storage import LedgerStorage, Log, MemoryLog, rewrite
 from sharedfs.ledger.tenant import NOBODY, TenantId, TenantTable
