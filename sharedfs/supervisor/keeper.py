@@ -447,8 +447,10 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
     log_fd = None
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
+    was_served = "device" in descriptors
+    if was_served:
+        schema.check_left(descriptors["state"])  # nothing is touched: a keeper of another package can serve it
     with ExitStack() as resources:
-        was_served = "device" in descriptors
         lock_fd = descriptors["lock"] if was_served else lock.claim(options.name)
         resources.callback(os.close, lock_fd)
         leave_no_trace = resources.enter_context(ExitStack())
