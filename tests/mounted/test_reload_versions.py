@@ -38,9 +38,7 @@ class Package:
 
     def make(self, directory: Path) -> Path:
         copy = directory / self.name / "sharedfs"
-        shutil.copytree(
-            Path(paths.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__")
-        )
+        shutil.copytree(Path(paths.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
         numbers = [("VERSION", "2", self.version), ("READS", "(1, 2)", self.reads), ("LEAVES", "(1, 2)", self.leaves)]
         edits = [("pool/schema.py", f"\n{name} = {was}\n", f"\n{name} = {now}\n") for name, was, now in numbers]
         for file, was, now in [*edits, *self.edits]:
