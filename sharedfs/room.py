@@ -194,27 +194,15 @@ def tenant_room(hierarchy: MemoryHierarchy, path: str) -> int | None:
     Its pages come off its limit as soon as they are billed: what it has of its own by then, and the room that is always
     left, must fit beside them.
     """
-    limits = MemoryLimits(hierarchy, path)
-    try:
-        tightest = min((Limit(*reading) for reading in limits.read(sys.maxsize)), key=_free_bytes, default=None)
-    finally:
-        limits.close()
+    limits = _limits_at(hierarchy, path, sys.maxsize)
+    tightest = min(limits, key=lambda limit: limit.free_bytes, default=None)
     return None if tightest is None else max(0, tightest.free_bytes - DEFAULT_ROOM.of(tightest.limit_bytes))
-
-
-def _free_bytes(limit: Limit) -> int:
-    return limit.free_bytes
 
 
 def check_room(hierarchy: MemoryHierarchy, path: str, size_bytes: int) -> None:
     """Raises CallerMistake where limits leave a new pool there nothing. Warns where that is less than its size."""
     needed_bytes = PROCESS_BYTES + RESERVE_BYTES
-    limits = MemoryLimits(hierarchy, path)
-    try:
-        readings = limits.read(size_bytes + needed_bytes)
-    finally:
-        limits.close()
-    found = bound(size_bytes, 0, (Limit(*reading) for reading in readings), needed_bytes)
+    found = bound(size_bytes, 0, _limits_at(hierarchy, path, size_bytes + needed_bytes), needed_bytes)
     least_bytes = min(LEAST_BYTES, size_bytes)
     if found.room_bytes is not None and found.room_bytes < least_bytes:
         raise CallerMistake(
@@ -227,3 +215,12 @@ def check_room(hierarchy: MemoryHierarchy, path: str, size_bytes: int) -> None:
             f"of its size of {format_size(size_bytes)}: beyond that writers get ENOSPC",
             file=sys.stderr,
         )
+
+
+def _limits_at(hierarchy: MemoryHierarchy, path: str, enough_bytes: int) -> list[Limit]:
+    """The limits at and above the cgroup at `path`, read once."""
+    limits = MemoryLimits(hierarchy, path)
+    try:
+        return [Limit(*reading) for reading in limits.read(enough_bytes)]
+    finally:
+        limits.close()
