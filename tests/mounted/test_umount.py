@@ -5,7 +5,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import ENOTCONN
+from errno import ECONNABORTED, ENOTCONN
 from pathlib import Path
 
 import pytest
@@ -105,7 +105,7 @@ def test_force_ends_the_pool_and_says_for_whom(
     nothing_left()
     with pytest.raises(AgentError) as failed:
         content(pool, user)
-    assert failed.value.errno == ENOTCONN
+    assert failed.value.errno in (ENOTCONN, ECONNABORTED)  # what the kernel says of one that is just being cut
 
 
 def test_lazy_and_force_of_a_pool_that_nobody_uses_are_as_plain(
