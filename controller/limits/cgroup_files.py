@@ -6,7 +6,7 @@ group that was meant, also when its path meanwhile belongs to a later group of t
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import EBUSY, ENODEV, ENOENT, ENOTDIR, EROFS
 from typing import Protocol
 
@@ -85,6 +85,18 @@ class CgroupDirectory:
                     tell(self._descriptor, name, text.strip())
                 except OSError as error:
                     raise HostFault(f"{self._path}/{name}: {error.strerror}") from error
+
+    def mark(self, name: str, value: bytes) -> None:
+        """Set an xattr. One that cannot be set is removed: none is better than one that is out of date."""
+        try:
+            os.setxattr(self._descriptor, name, value)
+        except OSError:
+            self.unmark(name)
+
+    def unmark(self, name: str) -> None:
+        """Remove an xattr; one that is not there, or cannot be removed, is no error."""
+        with suppress(OSError):
+            os.removexattr(self._descriptor, name)
 
     def write(self, name: str, text: str) -> str | None:
         """None when done or gone, else why the kernel refused."""

@@ -7,13 +7,14 @@ write it, so no container forges one. The journal is what counts: that a cgroup 
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
-from errno import ESTALE
 from pathlib import Path
 
+from controller.limits.cgroup_files import open_cgroup, write_file
 from controller.limits.types import Limits
+from sharedfs.common.errors import HostFault
 from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy, readable
 
 _NAME = "trusted.sharedfs.limits"
@@ -37,16 +38,15 @@ class Marks:
     def put(self, cgroup: CgroupRef, found: Limits, ours: Sequence[Limits]) -> None:
         """Mark a cgroup. One that takes no mark has none afterwards, rather than one that is out of date."""
         mark = {"database": self._database, "found": astuple(found), "ours": [astuple(limits) for limits in set(ours)]}
-        try:
-            with self._opened(cgroup) as fd:
-                os.setxattr(fd, _NAME, json.dumps(mark).encode())
-        except OSError:
-            self.remove([cgroup])
+        with suppress(HostFault), open_cgroup(self._hierarchy, cgroup, write_file) as directory:
+            if directory is not None:
+                directory.mark(_NAME, json.dumps(mark).encode())
 
     def remove(self, cgroups: Iterable[CgroupRef]) -> None:
         for cgroup in cgroups:
-            with suppress(OSError), self._opened(cgroup) as fd:
-                os.removexattr(fd, _NAME)
+            with suppress(HostFault), open_cgroup(self._hierarchy, cgroup, write_file) as directory:
+                if directory is not None:
+                    directory.unmark(_NAME)
 
     def found(self) -> dict[CgroupRef, Mark]:
         """What the marks on this host's cgroups tell. O(cgroups)."""
@@ -60,14 +60,3 @@ class Marks:
                     ours = tuple(Limits(*values) for values in mark["ours"])
                     marks[CgroupRef(path, place.stat().st_ino)] = Mark(Limits(*mark["found"]), ours)
         return marks
-
-    @contextmanager
-    def _opened(self, cgroup: CgroupRef) -> Iterator[int]:
-        """The directory of `cgroup`. Raises OSError when it is gone, or its path belongs to another one."""
-        fd = os.open(self._hierarchy.directory(cgroup.path), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            if os.fstat(fd).st_ino != cgroup.inode:
-                raise OSError(ESTALE, os.strerror(ESTALE), cgroup.path)
-            yield fd
-        finally:
-            os.close(fd)

@@ -227,9 +227,10 @@ class State:
 
     def forget(self, cgroups: Iterable[CgroupRef]) -> None:
         """Drop the lines of cgroups that are gone, or whose limits are their manager's again."""
-        rows = [(cgroup.path, cgroup.inode) for cgroup in cgroups]
+        cgroups = list(cgroups)
         if self._marks is not None:
-            self._marks.remove(CgroupRef(path, inode) for path, inode in rows)
+            self._marks.remove(cgroups)
+        rows = [(cgroup.path, cgroup.inode) for cgroup in cgroups]
         self._change(("DELETE FROM journal WHERE path = ? AND inode = ?", rows))
 
     def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:

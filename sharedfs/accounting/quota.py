@@ -124,10 +124,10 @@ class Allowances:
         left = self.left.get(tenant)
         if left is None or not needed_bytes:
             return
-        if left < needed_bytes and not self.in_force:
-            self.expire()
-            return
         if left < needed_bytes:
+            if not self.in_force:
+                self.expire()
+                return
             left = self.left[tenant] = self._look_again(tenant, left)
             if left < needed_bytes:
                 self.refused += 1

@@ -30,7 +30,7 @@ class Tenant:
         self.mark_bytes = pages * PAGE
 
     def write(self, file: int, pages: int) -> None:
-        absent = pages - sum(last - first + 1 for first, last in self._resident(file, pages))
+        absent = self._absent(file, pages)
         self.allowances.take(TENANT, absent * PAGE)
         made = self.ledger.charge(file, 0, pages - 1, TENANT)
         self.allowances.spend(TENANT, made * PAGE)
@@ -38,12 +38,11 @@ class Tenant:
 
     def fits(self, file: int, pages: int) -> bool:
         """The oracle: what the books say now and nothing counted on the way."""
-        absent = pages - sum(last - first + 1 for first, last in self._resident(file, pages))
+        absent = self._absent(file, pages)
         return self.ledger.resident_bytes + absent * PAGE <= self.mark_bytes or not absent
 
-    def _resident(self, file: int, pages: int) -> list[tuple[int, int]]:
-        absent = self.ledger.absent(file, [(0, pages - 1)])
-        return [(page, page) for page in range(pages) if not any(first <= page <= last for first, last in absent)]
+    def _absent(self, file: int, pages: int) -> int:
+        return sum(last - first + 1 for first, last in self.ledger.absent(file, [(0, pages - 1)]))
 
 
 steps = st.tuples(st.sampled_from(["write", "cut", "mark"]), st.integers(1, 3), st.integers(1, PAGES))
