@@ -271,6 +271,13 @@ class SharingTable(ClassView):
         """All of the table as it is now but its pages, as small records. O(ids), most of it while they are taken."""
         return _records(self.copy(), self._crowded_at)
 
+    def whole(self) -> Record:
+        """As `dump`, in one record, as a package reads it that knows no class that is behind. O(ids)."""
+        if self._behind:
+            raise BrokenInvariant(f"I4: classes {self._behind} are behind, and the table is to be written whole")
+        classes = [(raw, *_words(held)) for raw, held in enumerate(self._classes) if held is not None]
+        return (_TABLE, len(self.alias), self._crowded_at, classes, _aliases(self))
+
     def replay(self, record: Record) -> bool:
         """Do again what a record of the log tells of; False when it is not one of the table's."""
         match record:
@@ -379,13 +386,17 @@ class SharingTable(ClassView):
             raise BrokenInvariant(f"I4: the tenants' classes are {index}, their index says {self._ids_of}")
 
 
+def _aliases(view: ClassView) -> list[tuple[int, int]]:
+    """The ids that stand for another one, with that."""
+    return [pair for pair in enumerate(view.alias) if pair[1] not in (pair[0], ABSENT)]
+
+
 def _records(view: ClassView, crowded_at: int) -> Iterator[Record]:
     classes = [(raw, held) for raw, held in enumerate(view._classes) if held is not None]
-    aliases = [pair for pair in enumerate(view.alias) if pair[1] not in (pair[0], ABSENT)]
     yield (_TABLE, len(view.alias), crowded_at, [], [])
     for part in batched(classes, _CLASSES_OF_A_RECORD):
         yield (_PART, [(raw, *_words(held)) for raw, held in part], [])
-    for dead in batched(aliases, _ALIASES_OF_A_RECORD):
+    for dead in batched(_aliases(view), _ALIASES_OF_A_RECORD):
         yield (_PART, [], dead)
     yield (_BEHIND, view._changes, list(view._behind.items()))
 

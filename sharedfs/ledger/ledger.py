@@ -42,7 +42,7 @@ from sharedfs.ledger.page_ranges import (
     merged,
 )
 from sharedfs.ledger.sharing_class import SharingClass
-from sharedfs.ledger.storage import LedgerStorage, Record
+from sharedfs.ledger.storage import LedgerStorage, Record, rewrite
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.ledger.tidying import Tidying
 from sharedfs.ledger.transitions import StepMemo
@@ -604,9 +604,21 @@ class Ledger:
         self._files.load(entries, units)
         self._log.append((_OPENED, self._openings))
 
+    def write_whole(self) -> None:
+        """Write the log as the version before this one reads it: nothing is to be done with the ledger afterwards.
+
+        O(ids), in one piece.
+        """
+        for _ in self._tidying.settling():
+            pass
+        rewrite(self._log, self._with_table([self._table.whole()]))
+
     def _dump(self) -> Iterator[Record]:
+        return self._with_table(self._table.dump())
+
+    def _with_table(self, table: Iterable[Record]) -> Iterator[Record]:
         units = [(_UNIT, *unit) for unit in self._files.units.items()]
-        return chain([(_OPENED, self._openings)], self._table.dump(), units)
+        return chain([(_OPENED, self._openings)], table, units)
 
 
 def _pieces_of(pages: PageMap) -> Iterator[tuple[Sequence[int], range]]:
