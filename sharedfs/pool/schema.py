@@ -76,11 +76,16 @@ def check(state_fd: int) -> None:
         raise HostFault(kept.refusal(READS))
 
 
-def take_over(state_fd: int) -> None:
-    """A daemon of this package writes here from now on. Raises HostFault when it cannot read what is there."""
+def check_left(state_fd: int) -> None:
+    """As `check`, of a state that no daemon has any more: it stays as it is."""
     kept = kept_in(state_fd)
     if kept.version not in READS:
         raise HostFault(kept.refusal(READS))
+
+
+def take_over(state_fd: int) -> None:
+    """A daemon of this package writes here from now on. Raises HostFault when it cannot read what is there."""
+    check_left(state_fd)
     mark(state_fd, VERSION)
 
 

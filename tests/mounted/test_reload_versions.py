@@ -11,15 +11,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-import sharedfs as this_package
 from sharedfs.common import paths
-from tests.support.mount import MountedPool, mounted_pool
+from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount_whatever_happened
+from tests.support.service_manager import Manager
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 PATIENCE = 60
@@ -38,7 +38,7 @@ class Package:
 
     def make(self, directory: Path) -> Path:
         copy = directory / self.name / "sharedfs"
-        shutil.copytree(Path(this_package.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(Path(paths.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
         numbers = [("VERSION", "2", self.version), ("READS", "(1, 2)", self.reads), ("LEAVES", "(1, 2)", self.leaves)]
         edits = [("pool/schema.py", f"\n{name} = {was}\n", f"\n{name} = {now}\n") for name, was, now in numbers]
         for file, was, now in [*edits, *self.edits]:
@@ -188,6 +188,33 @@ def test_a_version_that_cannot_be_read_is_refused_and_the_daemon_goes_on(host: H
     host.install(NEWER)
     assert host.reload().returncode == 0
     work.goes_on()
+
+
+def test_a_keeper_that_cannot_read_the_state_touches_nothing(
+    run_dir: Path, unique_name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A service manager starts it anew with what it has kept, after another package was installed."""
+    host = Host(run_dir / "packages")
+    host.install(THIS)
+    monkeypatch.setenv("PYTHONPATH", str(host.site))
+    monkeypatch.chdir(host.site)  # `python -m` looks there first
+    place = run_dir / "mnt"
+    place.mkdir()
+    manager = Manager(MountedPool(place, unique_name), "--size", "64M", "--cgroup-parent", f"{unique_name}-pools")
+    with ExitStack() as resources:
+        resources.callback(unmount_whatever_happened, place)
+        resources.callback(manager.stop)
+        resources.callback(lambda: sharedfs("umount", str(place), check=False))
+        manager.start()
+        (place / "f").write_bytes(b"x" * PAGE)
+        os.kill(manager.process_id, signal.SIGKILL)
+        assert manager.wait() == -signal.SIGKILL
+        host.install(STRANGE)
+        assert manager.start_in_vain() == 1
+        assert "sharedfs: the state of this pool is of version 2" in capfd.readouterr().err
+        host.install(THIS)
+        manager.start()
+        assert (place / "f").read_bytes() == b"x" * PAGE
 
 
 def test_what_a_killed_daemon_leaves_is_read_by_its_own_version(host: Host, work: Work) -> None:
