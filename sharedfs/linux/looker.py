@@ -37,7 +37,7 @@ _MOST_STUCK_OF_A_CGROUP = 2
 _START_SECONDS = 30.0  # of a child, which imports what it needs from a disk that may be busy
 _POLL_SECONDS = 0.05
 _LENGTH_BYTES = 4
-_UNTOLD = "sharedfs.linux.looker: the kernel does not tell"  # PASSED_OVER on the way between two processes
+_TOLD, _UNTOLD, _BROKEN = range(3)  # what comes back of a look: its value, nothing for an OSError, another error
 _RECEIVE_BYTES = 1 << 20
 _FIRST_TO_BE_KILLED = "1000"  # oom_score_adj: a child is made anew, what it looks for is not
 
@@ -170,10 +170,10 @@ class Looker:
             if not part:
                 return STUCK  # killed, for want of memory for example: another one goes on
             self._received += part
-        is_error, value = found
-        if is_error:
+        outcome, value = found
+        if outcome == _BROKEN:
             raise value
-        return PASSED_OVER if value == _UNTOLD else value
+        return PASSED_OVER if outcome == _UNTOLD else value
 
     def _sleeps(self) -> bool:
         """Whether the child waits for something else than a CPU. It has one thread."""
@@ -254,11 +254,11 @@ def main(function: str, link_fd: int) -> None:
                 process_ids, argument = question
                 for process_id in process_ids:
                     try:
-                        answer = False, look(process_id, argument)
+                        answer = _TOLD, look(process_id, argument)
                     except OSError:
-                        answer = False, _UNTOLD
+                        answer = _UNTOLD, None
                     except Exception as error:  # the one who asks shall see it
-                        answer = True, error
+                        answer = _BROKEN, error
                     link.sendall(_framed(answer))
 
 
