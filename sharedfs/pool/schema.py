@@ -54,16 +54,22 @@ class Kept:
 
 UNMARKED = Kept(_FIRST, (_FIRST,))
 """What a daemon of version 1 keeps."""
+_THIS = Kept(VERSION, LEAVES)
 
 
 def kept_in(state_fd: int) -> Kept:
     """What the state in this directory is. An empty one becomes what this package makes of it."""
-    if not os.listdir(state_fd):
-        return Kept(VERSION, LEAVES)
+    marked = _marked(state_fd)
+    if marked is not None:
+        return marked
+    return UNMARKED if os.listdir(state_fd) else _THIS
+
+
+def _marked(state_fd: int) -> Kept | None:
     try:
         fd = os.open(_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=state_fd)
     except FileNotFoundError:
-        return UNMARKED
+        return None
     with open(fd, encoding="ascii") as file:
         found = json.load(file)
     return Kept(found["version"], tuple(found["leaves"]))
@@ -86,7 +92,8 @@ def check_left(state_fd: int) -> None:
 def take_over(state_fd: int) -> None:
     """A daemon of this package writes here from now on. Raises HostFault when it cannot read what is there."""
     check_left(state_fd)
-    mark(state_fd, VERSION)
+    if _marked(state_fd) != _THIS:  # else no memory is needed, of which there may be none when a daemon has died
+        mark(state_fd, VERSION)
 
 
 def mark(state_fd: int, version: int) -> None:

@@ -37,6 +37,17 @@ def test_a_state_without_a_mark_is_of_version_1(state_fd: int, tmp_path: Path) -
     assert schema.kept_in(state_fd) == UNMARKED
 
 
+def test_the_next_daemon_of_the_same_package_writes_no_mark(state_fd: int, tmp_path: Path) -> None:
+    schema.take_over(state_fd)
+    before = (tmp_path / "version").stat().st_ino
+    (tmp_path / "version.new").mkdir()  # no mark can be written: the control is that one which is needed fails
+    schema.take_over(state_fd)
+    assert (tmp_path / "version").stat().st_ino == before
+    (tmp_path / "version").unlink()
+    with pytest.raises(IsADirectoryError):
+        schema.take_over(state_fd)
+
+
 def test_a_later_state_is_followed_when_its_daemon_can_leave_what_is_read(state_fd: int, tmp_path: Path) -> None:
     (tmp_path / "version").write_text(json.dumps({"version": VERSION + 1, "leaves": [VERSION, VERSION + 1]}))
     schema.check(state_fd)
