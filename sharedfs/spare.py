@@ -1,7 +1,4 @@
-"""A keeper that was started by a version before the folders starts its daemons with `-m sharedfs.spare`.
-
-To be removed with the first release after 0.1.
-"""
+"""What a keeper of any version starts its daemons with: `-m sharedfs.spare`. The name stays (`pool/schema.py`)."""
 
 from sharedfs.supervisor.prefork import main
 

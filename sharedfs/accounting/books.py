@@ -80,6 +80,10 @@ class Books:
         with self._core.lock:
             yield
 
+    def write_whole(self) -> None:
+        """Leave the state as the version before reads it (`Ledger.write_whole`): the last call, `at_rest`."""
+        self._core.ledger.write_whole()
+
     def check(self) -> None:
         """Prove the books from the pages up; raise BrokenInvariant where they contradict themselves. O(pages)."""
         with self._core.lock:

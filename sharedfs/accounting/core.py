@@ -17,10 +17,11 @@ from sharedfs.common.errors import BrokenInvariant
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.creators import Makers
 from sharedfs.ledger.kept_mappings import KeptMappings
-from sharedfs.ledger.ledger import PIECE_CHUNKS, Ledger
+from sharedfs.ledger.ledger import Ledger
 from sharedfs.ledger.no_op_cache import SettledUses
 from sharedfs.ledger.open_readers import Readers
 from sharedfs.ledger.page_ranges import PageRange, Runs, page_parts
+from sharedfs.ledger.pieces import PIECE_CHUNKS
 from sharedfs.ledger.storage import LedgerStorage, Log, rewrite
 from sharedfs.ledger.tenant import TenantId, TenantTable
 from sharedfs.linux.procfs import Process

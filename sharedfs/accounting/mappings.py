@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from sharedfs.accounting.changes import Changes
 from sharedfs.accounting.core import RANGES_AT_ONCE, Core, pause
 from sharedfs.accounting.pages import Pages
-from sharedfs.ledger.ledger import PIECE_CHUNKS
 from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, Runs, as_runs, batched, without
+from sharedfs.ledger.pieces import PIECE_CHUNKS
 from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux.procfs import Process
 

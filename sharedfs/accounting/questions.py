@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sharedfs.accounting.core import Core
 from sharedfs.ledger.class_view import Predicate, Verdicts
-from sharedfs.ledger.ledger import LedgerStatistics
+from sharedfs.ledger.ledger_view import LedgerStatistics
 from sharedfs.ledger.page_ranges import PageRange, batched
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId

@@ -54,6 +54,12 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # most commands use one of them
 
 
+class _Answer(_Frozen):
+    """What a command reads that may be of an earlier version than the answer: it leaves out what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
+
+
 class _Body(_Frozen):
     """What comes with a request: FastAPI wants its type built."""
 
@@ -173,7 +179,7 @@ class UsersOfFile(_Frozen):
     file: FileHoldings
 
 
-class PoolStatus(_Frozen):
+class PoolStatus(_Answer):
     """What `sharedfs status` shows of one pool.
 
     `refused` counts what tenants were refused for want of an allowance (EDQUOT). `flags` and `settings` are mount
@@ -269,7 +275,14 @@ class Remount(_Body):
     options: str
 
 
-class PoolRecord(_Frozen):
+class StateVersion(_Answer):
+    """Of what outlives a daemon (`pool/schema.py`): what it is, and what the daemon can make of it as it hands over."""
+
+    version: int
+    leaves: tuple[int, ...]
+
+
+class PoolRecord(_Answer):
     """RUN/pools/NAME/pool.json: enough to find, judge and clean up a pool, whether its keeper lives or not.
 
     `device` is the mount's (major, minor), by which it is found where it is mounted elsewhere.

@@ -26,6 +26,7 @@ from sharedfs.api.types import (
     Holdings,
     PoolStatus,
     Remount,
+    StateVersion,
     TapeRows,
     TenantRef,
     UnclaimedPage,
@@ -36,6 +37,7 @@ from sharedfs.daemon.ownership import NoSuchName, Ownership
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId
 from sharedfs.linux.cgroups import CgroupRef
+from sharedfs.pool import schema
 from sharedfs.storage.tree import Store
 
 
@@ -86,6 +88,14 @@ def make_feed(
     _add_owner(app, ownership)
     _add_tape(app, name, store, books)
     return app
+
+
+def add_state_version(app: FastAPI, state_fd: int) -> None:
+    @app.get("/v1/state-version")
+    def get_state_version() -> StateVersion:
+        """What outlives this daemon, for a package that is to follow it. Daemons of version 1 do not answer."""
+        kept = schema.kept_in(state_fd)
+        return StateVersion(version=kept.version, leaves=kept.leaves)
 
 
 def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:

@@ -20,7 +20,7 @@ from sharedfs.api.http_server import serve_http
 from sharedfs.common.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
 from sharedfs.common.units import PAGE_BYTES
-from sharedfs.daemon.feed import make_feed
+from sharedfs.daemon.feed import add_state_version, make_feed
 from sharedfs.daemon.options_in_force import OptionsInForce
 from sharedfs.daemon.own_mount import OwnMount
 from sharedfs.daemon.ownership import Ownership
@@ -39,7 +39,7 @@ from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pages.swap_scan import SwapScan
-from sharedfs.pool import lock, spill_directory
+from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import PoolOptions
@@ -69,6 +69,7 @@ class Pool:
         self._clean_up = False
         self._end = trio.Event()
         self._trio_token: trio.lowlevel.TrioToken | None = None
+        schema.take_over(kept["state"])
         self.state = StateFiles(kept["state"])
         self.options = OptionsInForce(start, self.state)
         options = self.options.now()
@@ -213,20 +214,32 @@ class Pool:
     async def _obey(self, keeper: socket.socket) -> None:
         await trio.lowlevel.wait_readable(keeper)
         message = keeper.recv(64)
-        if message == b"hand over" or (not message and self._start.outlives_keeper):
-            self._hand_over()
+        if schema.is_hand_over(message) or (not message and self._start.outlives_keeper):
+            self._hand_over(schema.asked_version(message))
         if not message:
             log.error("the keeper has died: leaving the mount")
             self._clean_up = True
         self.mount.unmount()
         self._end.set()
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, version: int | None) -> None:
         """Go between two requests. What is under way all the same our successor ends, as if we had been killed."""
         log.info("handing over")
         with self.parts.namespace.lock, self.books.at_rest():
+            self._leave(version)
             logging.shutdown()
             os._exit(HANDED_OVER)
+
+    def _leave(self, version: int | None) -> None:
+        """Make the state what a daemon of `version` reads. None: of any, for the keeper is of one that cannot tell."""
+        if version == schema.VERSION:
+            return
+        try:
+            self.books.write_whole()
+            if version is not None:
+                schema.mark(self._kept["state"], version)
+        except (HostFault, OSError):
+            log.exception("the state stays as version %d writes it", schema.VERSION)
 
     def _die(self) -> NoReturn:
         """As if we were killed: nothing is taken apart, and our successor finds what it has to know."""
@@ -265,6 +278,7 @@ class Pool:
             self.parts.unclaimed.listing,
             Ownership(self.store, self.books),
         )
+        add_state_version(app, self._kept["state"])
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
 
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import psutil
 
-from sharedfs.api.types import PoolRecord, PoolStatus, Remount
+from sharedfs.api.types import PoolRecord, PoolStatus, Remount, StateVersion
 from sharedfs.api.unix_client import CONFLICT, NoAnswer, ask
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
@@ -24,7 +24,7 @@ from sharedfs.linux.huge_pages import NEVER
 from sharedfs.linux.mount_flags import MS_REMOUNT
 from sharedfs.linux.mountinfo import Mount, mount_at
 from sharedfs.mount import mount_users
-from sharedfs.pool import registry, spill_directory
+from sharedfs.pool import registry, schema, spill_directory
 from sharedfs.pool.options import (
     FILESYSTEM_TYPE,
     Asked,
@@ -255,12 +255,28 @@ def reload(mountpoint: str) -> None:
     before = _await_status(record, deadline, lambda _: True)
     if before is None:
         raise HostFault(f"{_state_of(record, None)}; nothing was changed")
+    _check_state_version(record, before)
     try:
         os.kill(record.keeper_pid, signal.SIGHUP)
     except ProcessLookupError:
         raise HostFault(_state_of(record, None)) from None
     if _await_status(record, deadline, lambda now: _took_over(before, now)) is None:
         raise HostFault(_state_of(record, ask_status(record.name)))
+
+
+def _check_state_version(record: PoolRecord, now: PoolStatus) -> None:
+    """Raise HostFault when the installed version cannot read what the daemon leaves. The spare would end for it, too.
+
+    A daemon that does not know the question leaves version 1.
+    """
+    try:
+        answer = ask(paths.feed_socket(record.name), "GET", "/v1/state-version", timeout_seconds=_ANSWER_SECONDS)
+    except NoAnswer:
+        return
+    found = StateVersion.model_validate_json(answer.content) if answer.is_success else None
+    kept = schema.UNMARKED if found is None else schema.Kept(found.version, found.leaves)
+    if kept.for_reader(schema.READS) is None:
+        raise HostFault(f"{kept.refusal(schema.READS)}; daemon {now.daemon_pid} goes on")
 
 
 def _took_over(before: PoolStatus, now: PoolStatus) -> bool:

@@ -1,7 +1,7 @@
 """What passes between the keeper and a daemon: the message with which a daemon starts, and how it says why it ended."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.pool.cgroup import PoolCgroup
@@ -17,7 +17,8 @@ class Start:
     """`options` as mount(8) words them. `resumes`: another daemon served this pool before; `restarts`: so many died.
 
     `died`: the one before it ended by itself, rather than to be replaced. `reloads`: how often the installed version
-    took over. These have defaults because a keeper of an earlier version does not tell them.
+    took over. These have defaults because a keeper of an earlier version does not tell them. What a keeper of a later
+    version tells besides is left out.
     """
 
     mountpoint: str
@@ -35,7 +36,8 @@ class Start:
 
     @classmethod
     def read(cls, message: bytes) -> "Start":
-        return cls(**json.loads(message))
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in json.loads(message).items() if name in known})
 
     def message(self) -> bytes:
         return json.dumps(asdict(self)).encode()

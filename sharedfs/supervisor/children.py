@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sharedfs.pool import schema
 from sharedfs.pool.cgroup import PoolCgroup
 from sharedfs.pool.handoff import MESSAGE_BYTES
 from sharedfs.supervisor.fd_store import exec_with
@@ -27,6 +28,8 @@ class Child:
     process_id: int = 0
     serves_since: float | None = None
     failure: tuple[int, str] | None = None
+    reads: tuple[int, ...] | None = None
+    """Of a spare that is ready: the versions of the state that its daemons can continue."""
 
     def tell(self, message: bytes) -> None:
         with suppress(ConnectionError):  # it died just now, which the keeper is about to hear
@@ -71,7 +74,7 @@ def start_spare(kept: Mapping[str, int], log_fd: int | None) -> Child:
             for stream in (1, 2):
                 if log_fd is not None:
                     os.dup2(log_fd, stream)
-            exec_with(descriptors, [sys.executable, "-P", "-m", "sharedfs.supervisor.prefork"], os.environ)
+            exec_with(descriptors, [sys.executable, "-P", "-m", schema.SPARE_MODULE], os.environ)
         finally:
             os._exit(127)
     theirs.close()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from sharedfs.linux import syscalls
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.service_manager import ServiceManager
+from sharedfs.pool import schema
 from sharedfs.pool.cgroup import PoolCgroup
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import FILESYSTEM_TYPE, PoolOptions, written
@@ -142,8 +143,9 @@ class Daemons:
                 case _:
                     self._daemon_ended(child)
         elif kind == "warm":
+            child.reads = schema.read_by(rest)
             if child is self._next_spare:
-                self._swap()
+                self._replace_daemon(child, child.reads)
         else:
             self._spare_ended(child)
 
@@ -187,6 +189,8 @@ class Daemons:
         child.link.close()
         self._daemon = self._kill_at = None
         status = child.status()
+        if self._next_spare is not None and self._next_spare.reads is not None:
+            self._replace_daemon(self._next_spare, self._next_spare.reads)
         end_leftovers(self.cgroup)
         if status == 0 or self._ending or self._is_over():
             self._code = 0
@@ -241,18 +245,39 @@ class Daemons:
             time.sleep(_FIRST_DELAY_SECONDS)  # bounds what a broken installation costs
             self._spare = start_spare(self.descriptors, self.log_fd)
 
-    def _swap(self) -> None:
-        """The installed version is ready: let the daemon end between two requests."""
-        if self._spare is not None:
-            self._spare.end_spare()
-        self._spare, self._next_spare = self._next_spare, None
-        self.reloads += 1
-        if self._daemon is not None:
-            self._daemon.tell(b"hand over")
+    def _replace_daemon(self, spare: Child, reads: tuple[int, ...]) -> None:
+        """The installed version is ready: let the daemon end between two requests, and leave what that version reads.
+
+        The spare of the version before is kept until then: what a daemon that dies leaves, only its like may read.
+        """
+        kept = schema.kept_in(self.descriptors["state"])
+        version = kept.for_reader(reads)
+        if version is None:
+            log.error("%s; the old one goes on", kept.refusal(reads))
+            self._drop(spare)
+        elif version == kept.version:
+            self._swap(spare)
+        elif self._daemon is None:
+            log.error("no daemon is there to leave the state in version %d: the old one goes on; reload again", version)
+            self._drop(spare)
+        else:
+            log.info("the daemon is to leave the state in version %d", version)
+        if self._daemon is not None and version is not None:
+            self._daemon.tell(schema.hand_over(kept, version))
         self._begin_reload_again()
 
+    def _drop(self, spare: Child) -> None:
+        spare.end_spare()
+        self._next_spare = None
+
+    def _swap(self, spare: Child) -> None:
+        if self._spare is not None:
+            self._spare.end_spare()
+        self._spare, self._next_spare = spare, None
+        self.reloads += 1
+
     def _begin_reload_again(self) -> None:
-        if self._reload_again:
+        if self._reload_again and self._next_spare is None:
             self._reload_again, self._next_spare = False, start_spare(self.descriptors, self.log_fd)
 
     def _end_children(self) -> None:

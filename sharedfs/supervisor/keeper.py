@@ -33,7 +33,7 @@ from sharedfs.linux.huge_pages import ADVISE, NEVER
 from sharedfs.linux.mount_flags import atime_attributes
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.service_manager import ServiceManager
-from sharedfs.pool import lock, spill_directory
+from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import PoolCgroup, be_never_killed, join_pool_cgroup
 from sharedfs.pool.options import FILESYSTEM_TYPE, PoolOptions, parse
 from sharedfs.storage.room import check_room
@@ -93,8 +93,10 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
     log_fd = None
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
+    was_served = "device" in descriptors
+    if was_served:
+        schema.check_left(descriptors["state"])  # nothing is touched: a keeper of another package can serve it
     with ExitStack() as resources:
-        was_served = "device" in descriptors
         lock_fd = descriptors["lock"] if was_served else lock.claim(options.name)
         resources.callback(os.close, lock_fd)
         leave_no_trace = resources.enter_context(ExitStack())

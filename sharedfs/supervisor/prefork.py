@@ -9,22 +9,32 @@ import logging
 import os
 import signal
 import socket
+import sys
 
+from sharedfs.common.errors import HostFault
+from sharedfs.pool import schema
 from sharedfs.pool.handoff import MESSAGE_BYTES, Start
 from sharedfs.supervisor.fd_store import received
 
 
 def main() -> None:
-    """`-m sharedfs.supervisor.prefork`, with the descriptors of `fd_store.py`: the pool's, and one end of a link."""
+    """`-m sharedfs.spare`, with the descriptors of `fd_store.py`: the pool's, and one end of a link to the keeper.
+
+    Ends with one line when a daemon of this package cannot follow the one that runs.
+    """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive a fork
     kept = received()
     keeper = socket.socket(fileno=kept.pop("keeper"))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        schema.check(kept["state"])
+    except HostFault as fault:
+        sys.exit(f"sharedfs: {fault}")
     from sharedfs.daemon import service  # noqa: F401, PLC0415 - what all this is for
 
     gc.collect()
     gc.freeze()  # what is there stays shared between all that are forked
-    keeper.send(b"warm")
+    keeper.send(schema.warm())
     while True:
         message, fds, _, _ = socket.recv_fds(keeper, MESSAGE_BYTES, 1)
         if not message:

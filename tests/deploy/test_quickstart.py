@@ -141,7 +141,7 @@ def test_keep_twice_then_without_then_uninstall(script: Script, places: dict[str
             assert done.returncode == 0, done.stdout + done.stderr
             assert_story_is_true(json.loads((tmp_path / "facts").read_text()))
             assert mount_at(str(KEPT)) is not None
-            kept.add(frozenset(processes_of(places, but_for=("sharedfs.supervisor.prefork", "sharedfs.linux.looker"))))
+            kept.add(frozenset(processes_of(places, but_for=("sharedfs.spare", "sharedfs.linux.looker"))))
         (processes,) = kept
         assert len(processes) == 3, "a pool's keeper, a controller and its guard, the same for all runs"
     finally:

@@ -8,10 +8,12 @@ The examples are the same on every run, so that CI compares and does not discove
 some thousands.
 """
 
+import json
 import os
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
@@ -65,7 +67,9 @@ class WatchedLog:
             self.decisions.append(record)
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class LedgerAndOracle(RuleBasedStateMachine):
+    """The two, and what holds of them after every step."""
+
     @initialize(
         spare_ids=st.sampled_from([0, 6, 1024]),
         most_classes=st.sampled_from([4, 12, MOST_CLASSES_HERE + 1]),
@@ -107,11 +111,19 @@ class LedgerMachine(RuleBasedStateMachine):
             getattr(self.oracle, {"unit": "coarsen", "reduce": "reduce"}[tag])(*decided)
         self.log.decisions.clear()
 
-    @rule()
-    def crash_and_restore(self) -> None:
-        """What was returned is kept; the object itself is of no use any more."""
+    @rule(whole=st.booleans())
+    def crash_and_restore(self, whole: bool) -> None:
+        """What was returned is kept; the object itself is of no use any more.
+
+        `whole`: it was handed over, perhaps to the version before, which knows some records only.
+        """
         before = self.ledger
+        if whole:
+            self.ledger.write_whole()
         self.kept.close()
+        if whole:
+            log = Path(self.directory.name, "books/classes").read_bytes().splitlines()[1:]
+            assert {json.loads(line)[0] for line in log} <= {"opened", "table", "unit"}
         self.open_ledger(self.oracle.page_bytes)
         self.oracle.told.clear()
         self.books_agree()
@@ -120,6 +132,83 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.ledger.mapped() == {
             (file, tenant) for (file, _), page in self.oracle.pages.items() for tenant in page.mapped
         }
+
+    @invariant()
+    def books_agree(self) -> None:
+        ledger, oracle = self.ledger, self.oracle
+        ledger.check()
+        holdings = ledger.holdings()
+        assert dict(holdings) == oracle.holdings()
+        assert len(holdings) == len(dict(holdings))
+        assert ledger.resident_bytes == sum(size for _, size in holdings) == len(oracle.pages) * oracle.page_bytes
+        assert ledger.foreign_bytes == sum(page.foreign for page in oracle.pages.values()) * oracle.page_bytes
+        assert ledger.files() == oracle.files()
+        for file in FILES:
+            assert dict(ledger.file_holdings(file)) == oracle.file_holdings(file)
+            assert ledger.resident_pages_of(file) == len(oracle.state(file))
+        for tenant in TENANTS:
+            assert ledger.files_where(lambda held, paying=tenant: paying in held.payers) == oracle.files_of(tenant)
+        for held, _ in holdings:
+            assert held.payers >= {held.owner} - {NOBODY}, "who allocated a page pays for it while it lives"
+
+    @invariant()
+    def sequence_tells_changes(self) -> None:
+        state, sequence = self.oracle.state(), self.ledger.sequence
+        assert sequence >= self.sequence_before
+        if self.bounds["most_classes"] > MOST_CLASSES_HERE:
+            assert (sequence == self.sequence_before) == (state == self.state_before)
+        else:  # what is touched and then reduced may end where it began
+            assert sequence > self.sequence_before or state == self.state_before
+        self.state_before, self.sequence_before = state, sequence
+
+
+class Questions(LedgerAndOracle):
+    """What is not asked after every step."""
+
+    @rule(file=files, tenant=anybody, foreign=st.booleans())
+    def select(self, file: int, tenant: TenantId, foreign: bool) -> None:
+        """Pages by their class: the files that have such, where in a file, and how many bytes in all."""
+
+        def wanted(held: SharingClass) -> bool:
+            return held.foreign == foreign and (tenant in held.payers or (tenant == NOBODY and not held.payers))
+
+        state = {key for key, held in self.oracle.state().items() if wanted(held)}
+        assert self.ledger.files_where(wanted) == sorted({known for known, _ in state})
+        assert self.ledger.bytes_where(wanted) == len(state) * self.oracle.page_bytes
+        runs = self.ledger.runs_where(file, wanted)
+        assert [page for first, last in runs for page in range(first, last + 1)] == sorted(
+            page for known, page in state if known == file
+        )
+
+    @rule(file=files, pages=near_ranges)
+    def holdings_in(self, file: int, pages: tuple[int, int]) -> None:
+        state = self.oracle.state(file)
+        found = Counter(state[file, page] for page in range(pages[0], pages[1] + 1) if (file, page) in state)
+        expected = {held: count * self.oracle.page_bytes for held, count in found.items()}
+        assert self.ledger.holdings_in(file, [pages]) == expected
+
+    @rule(file=files, ranges=st.lists(short_ranges, max_size=4))
+    def absent(self, file: int, ranges: list[tuple[int, int]]) -> None:
+        gaps = self.ledger.absent(file, ranges)
+        pages = [page for first, last in gaps for page in range(first, last + 1)]
+        assert pages == sorted(self.oracle.absent_pages(file, ranges))
+        assert all(last + 1 < first for (_, last), (first, _) in pairwise(gaps))
+
+    @rule(file=files, tenant=anybody)
+    def settled(self, file: int, tenant: TenantId) -> None:
+        """What is said to change nothing changes nothing."""
+        pages = self.ledger.settled_pages(file, tenant)
+        if pages is not None:
+            sequence = self.ledger.sequence
+            self.ledger.touch(file, 0, LAST_PAGE, tenant)
+            if pages:
+                self.ledger.charge(file, 0, pages - 1, tenant)
+            assert self.ledger.sequence == sequence
+            assert pages in (0, len(self.oracle.state(file)))
+
+
+class LedgerMachine(Questions):
+    """The operations."""
 
     @rule(file=files, pages=short_ranges, tenant=anybody, foreign=st.booleans())
     def charge(self, file: int, pages: tuple[int, int], tenant: TenantId, foreign: bool) -> None:
@@ -176,28 +265,6 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(file=files, pages=any_ranges)
     def recharge(self, file: int, pages: tuple[int, int]) -> None:
         self.both("recharge", file, *pages)
-
-    @rule(file=files, tenant=anybody, foreign=st.booleans())
-    def select(self, file: int, tenant: TenantId, foreign: bool) -> None:
-        """Pages by their class: the files that have such, where in a file, and how many bytes in all."""
-
-        def wanted(held: SharingClass) -> bool:
-            return held.foreign == foreign and (tenant in held.payers or (tenant == NOBODY and not held.payers))
-
-        state = {key for key, held in self.oracle.state().items() if wanted(held)}
-        assert self.ledger.files_where(wanted) == sorted({known for known, _ in state})
-        assert self.ledger.bytes_where(wanted) == len(state) * self.oracle.page_bytes
-        runs = self.ledger.runs_where(file, wanted)
-        assert [page for first, last in runs for page in range(first, last + 1)] == sorted(
-            page for known, page in state if known == file
-        )
-
-    @rule(file=files, pages=near_ranges)
-    def holdings_in(self, file: int, pages: tuple[int, int]) -> None:
-        state = self.oracle.state(file)
-        found = Counter(state[file, page] for page in range(pages[0], pages[1] + 1) if (file, page) in state)
-        expected = {held: count * self.oracle.page_bytes for held, count in found.items()}
-        assert self.ledger.holdings_in(file, [pages]) == expected
 
     @rule(file=files, tenant=tenants)
     def set_mapped_as_last_told(self, file: int, tenant: TenantId) -> None:
@@ -282,53 +349,6 @@ class LedgerMachine(RuleBasedStateMachine):
             pass
         statistics = self.ledger.statistics()
         assert statistics.class_ids <= statistics.classes + 1
-
-    @rule(file=files, ranges=st.lists(short_ranges, max_size=4))
-    def absent(self, file: int, ranges: list[tuple[int, int]]) -> None:
-        gaps = self.ledger.absent(file, ranges)
-        pages = [page for first, last in gaps for page in range(first, last + 1)]
-        assert pages == sorted(self.oracle.absent_pages(file, ranges))
-        assert all(last + 1 < first for (_, last), (first, _) in pairwise(gaps))
-
-    @rule(file=files, tenant=anybody)
-    def settled(self, file: int, tenant: TenantId) -> None:
-        """What is said to change nothing changes nothing."""
-        pages = self.ledger.settled_pages(file, tenant)
-        if pages is not None:
-            sequence = self.ledger.sequence
-            self.ledger.touch(file, 0, LAST_PAGE, tenant)
-            if pages:
-                self.ledger.charge(file, 0, pages - 1, tenant)
-            assert self.ledger.sequence == sequence
-            assert pages in (0, len(self.oracle.state(file)))
-
-    @invariant()
-    def books_agree(self) -> None:
-        ledger, oracle = self.ledger, self.oracle
-        ledger.check()
-        holdings = ledger.holdings()
-        assert dict(holdings) == oracle.holdings()
-        assert len(holdings) == len(dict(holdings))
-        assert ledger.resident_bytes == sum(size for _, size in holdings) == len(oracle.pages) * oracle.page_bytes
-        assert ledger.foreign_bytes == sum(page.foreign for page in oracle.pages.values()) * oracle.page_bytes
-        assert ledger.files() == oracle.files()
-        for file in FILES:
-            assert dict(ledger.file_holdings(file)) == oracle.file_holdings(file)
-            assert ledger.resident_pages_of(file) == len(oracle.state(file))
-        for tenant in TENANTS:
-            assert ledger.files_where(lambda held, paying=tenant: paying in held.payers) == oracle.files_of(tenant)
-        for held, _ in holdings:
-            assert held.payers >= {held.owner} - {NOBODY}, "who allocated a page pays for it while it lives"
-
-    @invariant()
-    def sequence_tells_changes(self) -> None:
-        state, sequence = self.oracle.state(), self.ledger.sequence
-        assert sequence >= self.sequence_before
-        if self.bounds["most_classes"] > MOST_CLASSES_HERE:
-            assert (sequence == self.sequence_before) == (state == self.state_before)
-        else:  # what is touched and then reduced may end where it began
-            assert sequence > self.sequence_before or state == self.state_before
-        self.state_before, self.sequence_before = state, sequence
 
 
 EXAMPLES = os.environ.get("LEDGER_EXAMPLES")

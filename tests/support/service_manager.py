@@ -27,6 +27,16 @@ class Manager:
 
     def start(self) -> None:
         """And wait until the pool serves."""
+        self._start()
+        while not self._listen().startswith("READY=1"):
+            pass
+
+    def start_in_vain(self) -> int:
+        """The exit code of a keeper that does not serve."""
+        self._start()
+        return self.wait()
+
+    def _start(self) -> None:
         self.process_id = os.fork()
         if self.process_id == 0:
             try:
@@ -34,8 +44,6 @@ class Manager:
                 exec_with(self.kept, self._command, environment)
             finally:
                 os._exit(127)
-        while not self._listen().startswith("READY=1"):
-            pass
 
     def _listen(self) -> str:
         message, fds, _, _ = socket.recv_fds(self._socket, 4096, 1)
