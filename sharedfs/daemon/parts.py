@@ -113,7 +113,9 @@ def build(given: Given, resources: ExitStack) -> Parts:
     attributes = Attributes(store, files, content, sizes)
     namespace = Namespace(store, listings, callers, names, references, open_files, sizes, attributes)
 
-    shortage = Shortage(_room_maker(files, pump_callers, namespace), reaper.free_some, giving_way.for_request)
+    shortage = Shortage(
+        _room_maker(files, pump_callers, namespace), reaper.free_some, lambda: reaper.pieces, giving_way.for_request
+    )
     data_path = DataPath(
         store, files, books, allocation, growth, reaper, pump_callers, events, device, shortage, given.on_end
     )

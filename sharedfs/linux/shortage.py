@@ -25,16 +25,23 @@ def _nothing_to_free() -> bool:
     return False
 
 
+def _nothing_freed() -> int:
+    return 0
+
+
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """Of one pool. For the request pump's thread, but for `give_way`.
 
     `make_room` closes descriptors that can be opened anew. `free_some` frees a piece of what waits to be freed; False
-    when nothing does. `give_way` frees space for a request that found none (ENOSPC); whether it did.
+    when nothing does. `freed` counts such pieces, whoever frees them: the last one may go between a request that
+    finds no space and a look at what waits. `give_way` frees space for a request that found none (ENOSPC); whether it
+    did.
     """
 
     make_room: Callable[[], None] = _no_room
     free_some: Callable[[], bool] = _nothing_to_free
+    freed: Callable[[], int] = _nothing_freed
     give_way: Callable[[memoryview], bool] = _nothing_gives_way
 
     def again(self, act: Callable[[], Outcome], request: memoryview | None = None) -> Outcome:
@@ -44,15 +51,16 @@ class Shortage:
         """
         has_room, pieces = False, 0
         while True:
+            before = self.freed()
             try:
                 return act()
             except OSError as error:
                 if error.errno in SCARCE and not has_room:
                     self.make_room()
                     has_room = True
-                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self.free_some():
+                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self._free_some(before):
                     pieces += 1
-                elif error.errno != ENOSPC or not self._find_space(request):
+                elif error.errno != ENOSPC or not self._find_space(before, request):
                     raise
 
     def party(self, party_of: Callable[[int], Outcome], thread_id: int) -> Outcome | None:
@@ -62,5 +70,8 @@ class Shortage:
         except OSError:
             return None
 
-    def _find_space(self, request: memoryview | None) -> bool:
-        return self.free_some() or (request is not None and self.give_way(request))
+    def _free_some(self, before: int) -> bool:
+        return self.free_some() or self.freed() != before
+
+    def _find_space(self, before: int, request: memoryview | None) -> bool:
+        return self._free_some(before) or (request is not None and self.give_way(request))

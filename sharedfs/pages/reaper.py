@@ -68,6 +68,8 @@ class Reaper:
         self._emptied: set[int] = set()  # of these, those that the kernel still knows: only their pages go
         self._entries = threading.Lock()  # over these two, where both change
         self._current: _Dying | None = None
+        self.pieces = 0
+        """So many pieces have been freed, since the start."""
         self._turn = threading.Lock()  # over one piece
         self._wake = threading.Event()
         self._closed = False
@@ -121,27 +123,37 @@ class Reaper:
             with self._turn:
                 return True
         try:
-            if self._current is None and self._end_small():
-                return True
-            try:
-                dying = self._current or self._next()
-            except OSError as error:
-                if error.errno not in SCARCE:
-                    raise
+            if not self._free_some():
                 return False
-            if dying is not None:
-                self._free_piece(dying)
-            return dying is not None
+            self.pieces += 1
+            return True
         finally:
             self._turn.release()
 
+    def _free_some(self) -> bool:
+        if self._current is None and self._end_small():
+            return True
+        try:
+            dying = self._current or self._next()
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            return False
+        if dying is not None:
+            self._free_piece(dying)
+        return dying is not None
+
     def with_space(self, act: Callable[[], Outcome]) -> Outcome:
-        """Do `act`, and again when it finds the pool full while files wait to be freed. Not for the request pump."""
+        """Do `act`, and again when it finds the pool full while files wait to be freed. Not for the request pump.
+
+        What another thread has freed since `act` began counts: it may have been the last piece.
+        """
         while True:
+            before = self.pieces
             try:
                 return act()
             except OSError as error:
-                if error.errno not in (ENOSPC, EDQUOT) or not self.free_some():
+                if error.errno not in (ENOSPC, EDQUOT) or not (self.free_some() or self.pieces != before):
                     raise
             while self.free_some():
                 pass
