@@ -262,7 +262,7 @@ def test_set_id_bits_go_with_a_write_of_somebody_else(ends: Wire) -> None:
 
 
 @pytest.mark.parametrize("engine", ["C", "Python"])
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     requests=st.lists(
         st.tuples(st.booleans(), st.integers(0, 300_000), st.integers(1, 70_000), st.integers(0, 255)), max_size=20

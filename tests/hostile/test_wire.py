@@ -236,7 +236,7 @@ def body_of(request: Fuzzed, nodes: list[int]) -> bytes:
 
 
 # A pool that broke stays broken, so nothing is shrunk: the first failure is the one to read.
-@settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(requests=st.lists(fuzzed(), min_size=5, max_size=40))
 def test_any_requests_get_an_answer_and_do_no_harm(kernel: Kernel, requests: list[Fuzzed]) -> None:
     """Of nodes that are and that are not, but for one file, which is the same afterwards."""

@@ -112,7 +112,7 @@ class Moves(RuleBasedStateMachine):
 
 
 TestMoves = Moves.TestCase
-TestMoves.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestMoves.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_the_control_without_keeping_a_user_is_lost() -> None:

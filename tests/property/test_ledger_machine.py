@@ -355,5 +355,5 @@ EXAMPLES = os.environ.get("LEDGER_EXAMPLES")
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(
-    max_examples=int(EXAMPLES or 400), stateful_step_count=40, deadline=None, derandomize=not EXAMPLES
+    max_examples=int(EXAMPLES or 400), stateful_step_count=40, derandomize=not EXAMPLES
 )

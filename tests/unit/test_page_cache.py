@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not cachestat.can_be_asked(), reason="no cachest
 pages = st.integers(0, 3000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(written=st.sets(pages, max_size=30), allocated=st.tuples(pages, pages), asked=st.tuples(pages, pages))
 def test_runs_are_the_pages_of_a_file(written: set[int], allocated: tuple[int, int], asked: tuple[int, int]) -> None:
     fd = os.memfd_create("test")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.billing.holdings import Books, PoolBooks, SharingClass
@@ -142,7 +142,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(steps)
 def test_every_decision_is_right_and_in_the_end_all_limits_are_back(given_steps: list[tuple[str, ...]]) -> None:
     host = Host()

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.billing.bill import make_bill
@@ -105,7 +105,6 @@ acts = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(acts)
 def test_one_act_a_settlement_is_told_to_the_byte(story: list[tuple[str, CgroupRef, int]]) -> None:
     """Beside an oracle that sees each act: own grows by the actor's own touches only, at the price of that moment."""

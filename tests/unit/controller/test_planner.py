@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.billing.hierarchy import above, due_at
@@ -54,7 +54,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(steps, st.sampled_from(["pool", "parent", "headroom"]))
 def test_at_every_moment_nobody_is_killed_and_debts_are_right(
     given_steps: list[tuple[CgroupRef, str, int, float]], rule: str
