@@ -17,6 +17,7 @@ kernel sends again (Linux >= 6.9, `resends`); for earlier kernels it was kept (`
 """
 
 import contextlib
+import logging
 import mmap
 import os
 import select
@@ -33,6 +34,8 @@ from sharedfs.fuse.fair_queue import FairQueue
 from sharedfs.fuse.protocol import UNANSWERED, Opcode
 from sharedfs.fuse.validation import fault_of
 from sharedfs.linux.shortage import Shortage
+
+log = logging.getLogger("sharedfs")
 
 _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
@@ -286,8 +289,10 @@ class Channel:
         self._ours.sendall(request)
 
     def _refuse(self, opcode: int, unique: int, error: int) -> None:
-        """Answer with an errno, where somebody waits for one."""
-        if opcode not in UNANSWERED:
+        """Answer with an errno. Where nobody waits for an answer nobody else would hear of it: the log does."""
+        if opcode in UNANSWERED:
+            log.error("request %d (opcode %d), which takes no answer, failed: %s", unique, opcode, os.strerror(error))
+        else:
             self._device.reply(unique, error)
 
     def _reply_pump(self) -> None:

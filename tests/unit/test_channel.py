@@ -45,7 +45,7 @@ class Ends:
         self.answers = Device(device.fileno())
         self.channel = Channel(
             self.answers,
-            {Opcode.READ: self._read, Opcode.LSEEK: self._fail},
+            {Opcode.READ: self._read, Opcode.LSEEK: self._fail, Opcode.FORGET: self._fail},
             lambda thread_id: thread_id,
             shortage=Shortage(),
             want_passthrough=want_passthrough,
@@ -149,6 +149,15 @@ def test_our_own_requests_are_answered_without_libfuse(ends: Ends) -> None:
     ends.request(Opcode.READ, 36, bytes(40))
     assert ends.reply()[0] == 36, "an interrupt has no answer"
     assert ends.channel.forwarded == 0
+
+
+def test_a_request_that_takes_no_answer_fails_into_the_log(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    ends.request(Opcode.FORGET, 70, bytes(8))
+    ends.request(Opcode.READ, 71, bytes(40))
+    assert ends.reply()[0] == 71
+    assert [record.message for record in caplog.records] == [
+        "request 70 (opcode 2), which takes no answer, failed: Input/output error"
+    ]
 
 
 def test_a_short_init_reply_ends_the_connection_with_the_reason(ends: Ends) -> None:
