@@ -66,7 +66,7 @@ class Reaper:
         self._faults = faults
         self._waiting: dict[int, bytes] = {}
         self._emptied: set[int] = set()  # of these, those that the kernel still knows: only their pages go
-        self._entries = threading.Lock()  # over these two, where both change
+        self._entries = threading.Lock()  # over these two: whoever adds one holds other locks than who takes one out
         self._current: _Dying | None = None
         self.pieces = 0
         """So many pieces have been freed, since the start."""
@@ -112,7 +112,7 @@ class Reaper:
     @property
     def waiting_bytes(self) -> int:
         """What will be free soon, of the files whose turn is next."""
-        return sum(map(self._books.questions.resident_bytes_of, list(islice(self._waiting, PIECE_FILES))))
+        return sum(self._books.questions.resident_bytes_of(inode) for inode, _ in self._first(PIECE_FILES))
 
     def free_some(self) -> bool:
         """Free one piece; False when there is none, or no descriptor to open the next file with.
@@ -170,13 +170,14 @@ class Reaper:
 
     def _end_small(self) -> int:
         """Free small files among those whose turn is next; how many."""
-        small = [entry for entry in list(islice(self._waiting.items(), PIECE_FILES)) if not self.takes(entry[0])]
+        small = [entry for entry in self._first(PIECE_FILES) if not self.takes(entry[0])]
         for inode, name in small:
             self._end(inode, name)
         return len(small)
 
     def _next(self) -> _Dying | None:
-        for inode, name in list(self._waiting.items()):
+        while entries := self._first(1):
+            ((inode, name),) = entries
             try:
                 fd = self._store.tmpfs.open_removed(inode, name)
             except FileNotFoundError:  # a daemon was killed when it had removed the file
@@ -207,11 +208,17 @@ class Reaper:
         with self._entries:
             if inode in self._emptied:
                 self._emptied.discard(inode)
-                self._waiting.pop(inode, None)
+                del self._waiting[inode]
                 return
         self._books.pages.drop(inode)
         self._store.tmpfs.remove_for_good(inode, name)
-        self._waiting.pop(inode, None)
+        with self._entries:
+            del self._waiting[inode]
+
+    def _first(self, files: int) -> list[tuple[int, bytes]]:
+        """Those whose turn is next, (inode, name) each, at most so many."""
+        with self._entries:
+            return list(islice(self._waiting.items(), files))
 
 
 def _raise(error: BaseException) -> None:
