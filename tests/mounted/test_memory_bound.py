@@ -83,7 +83,7 @@ def _removed(directory: Path) -> bool:
 def fill(path: Path) -> int:
     """Write until there is no room; how much went in."""
     written = 0
-    with opened(path, NEW) as fd, suppress(OSError):
+    with suppress(OSError), opened(path, NEW) as fd:  # there may be none for the name
         while True:
             written += os.pwrite(fd, bytes(MIB), written)
     return written
