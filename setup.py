@@ -2,4 +2,4 @@
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("sharedfs.fastpath", ["sharedfs/fastpath.c"], optional=True)])
+setup(ext_modules=[Extension("sharedfs.ops.fastpath", ["sharedfs/ops/fastpath.c"], optional=True)])

@@ -8,16 +8,15 @@ import time
 
 import click
 
-from sharedfs import fastpath
-from sharedfs.books import Books
-from sharedfs.callers import Callers
-from sharedfs.inodes import ENTRY_SECONDS
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.accounting.callers import Callers
+from sharedfs.fuse import protocol as wire
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.ops import fastpath, shortcut
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 
 PAGE = 4096
 PAGES = 64
@@ -36,28 +35,17 @@ class Shortcut:
         self.file = store.open(node, os.O_RDWR)
         os.posix_fallocate(self.file, 0, PAGES * PAGE)
         for _ in range(20):  # often enough for the books to know that it changes nothing
-            self.books.charge(node.inode, 0, PAGES * PAGE, self.tenant)
+            self.books.pages.charge(node.inode, 0, PAGES * PAGE, self.tenant)
         body = struct.pack("<QQIIQII", 0, PAGE, PAGE, 0, 0, 0, 0) + bytes(PAGE)
         header = wire.IN_HEADER.pack(40 + len(body), wire.Opcode.WRITE, 1, node.inode, 0, 0, self.thread, 0, 0)
         self.request = header + body
-        self.fast = fastpath.FastPath(
-            device_fd=device_fd,
-            max_read=wire.MAX_WRITE,
-            entry_seconds=ENTRY_SECONDS,
-            nodes=store.nodes,
-            paths=store.path_descriptors,
-            removed=store.removed,
-            files={node.inode: self.file},
-            callers=self.callers,
-            verified=self.callers.verified,
-            heads=events.heads,
-            books=self.books,
-            credit=store.tmpfs.room.credit,
-        )
+        given = shortcut.given(device_fd, store, {node.inode: self.file}, self.callers, events, self.books)
+        self.fast = fastpath.FastPath(given)
 
     def allow(self, mark: int | None) -> None:
-        with self.books.lock:
-            self.books.allowances.put(time.time_ns(), {self.tenant: mark}, 3600)
+        cgroup = self.books.tenants.cgroup_of(self.tenant)
+        assert cgroup is not None
+        self.books.admission.put(time.time_ns(), {cgroup: mark}, 3600)
 
     def best_ns(self, rounds: int) -> float:
         """A round in which a thread of the host moved or ended does not count: it is Python's then."""

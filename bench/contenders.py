@@ -26,8 +26,9 @@ _MOUNT_SECONDS = 10.0
 # A pool whose books are told nothing of reads and writes: what accounting costs is the difference.
 _WITHOUT_LEDGER = """
 import sys
-from sharedfs import books, cli
-books.Books.touch = books.Books.charge = lambda *_: None
+from sharedfs.accounting.pages import Pages
+from sharedfs.mount import cli
+Pages.touch = Pages.charge = lambda *_: None
 cli.main()
 """
 

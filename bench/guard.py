@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the checkout, also where nothing is installed
 
-from controller import guard
-from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
+from controller.service import guard
+from sharedfs.linux.cgroups import CgroupVersion, find_memory_hierarchy
 
 MIB = 1 << 20
 LIMIT, RAISED, BURST = 64 * MIB, 512 * MIB, 192 * MIB

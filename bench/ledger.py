@@ -19,10 +19,10 @@ from time import perf_counter_ns
 import click
 import report
 
-from sharedfs.books_state import BooksState
-from sharedfs.model.cells import PAGES_PER_CHUNK
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.accounting.persistence import BooksState
+from sharedfs.ledger.chunks import PAGES_PER_CHUNK
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 GIB_PAGES = 1 << 18
 TENANTS = [TenantId(number) for number in range(1, 11)]

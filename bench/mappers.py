@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from tenants import cgroups, joining
 
-from sharedfs import places
-from sharedfs.kernel.mounts import mount_at
-from sharedfs.unix_client import ask
+from sharedfs.api.unix_client import ask
+from sharedfs.common import paths
+from sharedfs.linux.mountinfo import mount_at
 
 _TENANTS = 8
 _MAPPER = """
@@ -98,7 +98,7 @@ def read_pss(processes: list["subprocess.Popen[str]"]) -> int:
 
 def ask_pool(name: str) -> int:
     """The bytes of the pool that somebody uses."""
-    holdings = ask(places.feed_socket(name), "GET", "/v1/holdings", timeout_seconds=10).json()
+    holdings = ask(paths.feed_socket(name), "GET", "/v1/holdings", timeout_seconds=10).json()
     return sum(int(held["bytes"]) for held in holdings["classes"] if held["payers"])
 
 
@@ -120,7 +120,7 @@ def look_ms(name: str, seconds: float) -> float:
     """What the pool's daemon takes for a scan, while nothing but its scans happens."""
 
     def taken() -> tuple[int, float]:
-        status = ask(places.feed_socket(name), "GET", "/v1/status", timeout_seconds=10).json()
+        status = ask(paths.feed_socket(name), "GET", "/v1/status", timeout_seconds=10).json()
         times = psutil.Process(status["daemon_pid"]).cpu_times()
         return status["mapping_scans"], times.user + times.system
 

@@ -38,7 +38,7 @@ def _compare(file: Path, trace: Path, rounds: int, seconds: float) -> None:
     for _ in range(rounds):
         without.append(_reads(file, seconds))
         recorder = subprocess.Popen(
-            [sys.executable, "-m", "controller.cli", "record", str(trace)], stdout=subprocess.PIPE
+            [sys.executable, "-m", "controller.cli.main", "record", str(trace)], stdout=subprocess.PIPE
         )
         while not trace.exists():
             time.sleep(0.01)

@@ -20,7 +20,7 @@ import numpy as np
 from controller.lab.cli import replay_trace
 from controller.lab.replay import Clocks
 from controller.lab.scenarios.catalogue import scenario_named
-from controller.lab.trace import TraceWriter, open_trace
+from controller.lab.trace_file import TraceWriter, open_trace
 
 _MILLION = 1_000_000
 

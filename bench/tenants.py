@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from sharedfs.kernel.cgroups import find_memory_hierarchy
+from sharedfs.linux.cgroups import find_memory_hierarchy
 
 _JOIN_AND_EXEC = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, dying_memcgs, find_memory_hierarchy
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy, dying_memcgs, find_memory_hierarchy
 
 UPSTREAMS_CYCLES = 2001  # of the reproduction that came with the kernel's patches for reparenting LRU pages
 PAGE = os.sysconf("SC_PAGE_SIZE")

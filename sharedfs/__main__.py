@@ -1,5 +1,5 @@
 """`python -m sharedfs` is `sharedfs`."""
 
-from sharedfs.cli import main
+from sharedfs.mount.cli import main
 
 main()

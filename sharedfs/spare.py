@@ -1,60 +1,6 @@
-"""The spare: a process that has imported everything and forks a daemon when the keeper says so.
+"""What a keeper of any version starts its daemons with: `-m sharedfs.spare`. The name stays (`pool/schema.py`)."""
 
-Imports take a second of a busy CPU, a fork a few milliseconds: that is how long clients wait when a daemon dies. The
-daemon becomes the keeper's child, because the process in between ends at once.
-"""
-
-import gc
-import logging
-import os
-import signal
-import socket
-
-from sharedfs.kept import received
-from sharedfs.start import Start
-
-_MESSAGE_BYTES = 64 << 10
-
-
-def main() -> None:
-    """`python -m sharedfs.spare`, with the descriptors of `kept.py`: those of the pool, and our end of a link."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive a fork
-    kept = received()
-    keeper = socket.socket(fileno=kept.pop("keeper"))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from sharedfs import daemon  # noqa: F401, PLC0415 - what all this is for
-
-    gc.collect()
-    gc.freeze()  # what is there stays shared between all that are forked
-    keeper.send(b"warm")
-    while True:
-        message, fds, _, _ = socket.recv_fds(keeper, _MESSAGE_BYTES, 1)
-        if not message:
-            return
-        middle = os.fork()
-        if middle == 0:
-            if os.fork() == 0:
-                keeper.close()
-                _become_daemon(message, kept, fds[0])
-            os._exit(0)
-        os.close(fds[0])
-        os.waitpid(middle, 0)
-
-
-def _become_daemon(message: bytes, kept: dict[str, int], link_fd: int) -> None:
-    from sharedfs import daemon  # noqa: PLC0415
-
-    code = 1
-    try:
-        for number in (signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        code = daemon.run(Start.read(message), kept, socket.socket(fileno=link_fd))
-    except BaseException:
-        logging.getLogger("sharedfs").exception("the daemon broke")
-    finally:
-        logging.shutdown()
-        os._exit(code)
-
+from sharedfs.supervisor.prefork import main
 
 if __name__ == "__main__":
     main()

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.task_events import TaskEvents
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.perf_events import TaskEvents
 
 # column: what the ids of its tests look like
 _COLUMNS = {

@@ -10,12 +10,18 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.posix import tmpfs
 from tests.support.tenants import Tenants, tenants_below
 
 _numbers = count()
+
+# A busy host is no fault, and CI compares: to discover, run pytest with --hypothesis-profile=random.
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("random", deadline=None, print_blob=True)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,1 +1,1 @@
-"""Who pays for which bytes, and which limits follow: pure functions from books to bills to limits."""
+"""From books to bills: who pays for which bytes. Pure."""

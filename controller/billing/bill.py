@@ -1,13 +1,13 @@
 """The bill: who pays how much of what the pools hold."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.billing.books import Books
-from controller.billing.policies import Policy
-from sharedfs.errors import BrokenInvariant
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.billing.holdings import Books
+from controller.policies.policy import Policy
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.linux.cgroups import CgroupRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +108,21 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
     if policy.conserves:
         bill.check()
     return bill
+
+
+def due_bytes(bill: Bill, tenant: CgroupRef) -> int:
+    """What is to come off the tenant's memory limit: its share of what is in memory, less what the kernel charges to it
+    anyway."""
+    line = bill.tenants[tenant]
+    return line.share_bytes - line.foreign_bytes - swap_due_bytes(bill, tenant)
+
+
+def swap_due_bytes(bill: Bill, tenant: CgroupRef) -> int:
+    """What is to come off the tenant's swap limit: its share of what is in swap, less what the kernel charges to it."""
+    line = bill.tenants[tenant]
+    return line.swapped_bytes - line.foreign_swapped_bytes
+
+
+def due_by_pool(part: Callable[[Bill, CgroupRef], int], bills: Mapping[str, Bill]) -> dict[str, dict[CgroupRef, int]]:
+    """`due_bytes` or `swap_due_bytes` of each tenant on each pool's bill."""
+    return {pool: {tenant: part(bill, tenant) for tenant in bill.tenants} for pool, bill in bills.items()}

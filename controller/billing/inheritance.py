@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 from mmap import PAGESIZE
 
 from controller.billing.bill import Bill
-from controller.billing.books import Books, SharingClass, without
-from controller.billing.policies import Policy
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.billing.holdings import Books, SharingClass, without
+from controller.policies.policy import Policy
+from sharedfs.linux.cgroups import CgroupRef
 
 Account = tuple[str, CgroupRef]
 """A pool's name and a tenant."""

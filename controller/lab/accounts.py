@@ -5,9 +5,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.billing.page import ROOT
 from controller.lab.events import NO_LIMIT
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.policies.page_state import ROOT
+from sharedfs.linux.cgroups import CgroupRef
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

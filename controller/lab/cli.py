@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from controller.billing.policies.registry import POLICIES, policies_named
-from controller.lab.figures import Figures, figures
 from controller.lab.outputs import check_replaceable, is_report
 from controller.lab.replay import Clocks, Replay
+from controller.lab.results import Figures, figures
 from controller.lab.scenarios.catalogue import SCENARIOS, scenario_named
-from controller.lab.survey import Progress, survey
-from controller.lab.trace import StoredTrace, TraceWriter, open_trace
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.lab.trace_file import StoredTrace, TraceWriter, open_trace
+from controller.lab.trace_index import Progress, survey
+from controller.policies.registry import POLICIES, policies_named
+from sharedfs.linux.cgroups import CgroupRef
 
 SCENARIO_HELP = "Scenarios: " + " ".join(f"{name}: {scenario.about}" for name, scenario in SCENARIOS.items())
 

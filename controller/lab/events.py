@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sharedfs.feed_types import NO_LIMIT, Event
+from sharedfs.api.types import NO_LIMIT, Event
 
 __all__ = ["NO_LIMIT", "Event", "Events", "MemoryTrace", "Trace"]
 
@@ -23,7 +23,7 @@ class Events:
     """Rows of one length, in the order of time. `names` are those of tenants (START) and files (FILE), by row.
 
     `value` is how many accesses a TOUCH stands for, the limit in bytes of a START (NO_LIMIT: none), and the kind of
-    page of a FILE (`controller.billing.page.Kind`).
+    page of a FILE (`controller.policies.page_state.Kind`).
     """
 
     time_us: NDArray[np.int64]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sharedfs.errors import CallerMistake
+from sharedfs.common.errors import CallerMistake
 
 REPORT_HEAD = '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>sharedfs lab: '
 """How a report begins."""

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.billing.policies import Demand, Policy
-from controller.lab.accesses import Accesses, by_tenant
+from controller.lab.access_counts import Accesses, by_tenant
 from controller.lab.accounts import Accounts
+from controller.lab.cost_meter import Meter
+from controller.lab.engine import Machine, rows_of
 from controller.lab.events import OWN_EVENTS, PAGE_EVENTS, Event, Events, Trace
-from controller.lab.machine import Machine, rows_of
-from controller.lab.meter import Meter
-from controller.lab.survey import Progress, Survey
-from controller.lab.yardsticks import Yardstick, Yardsticks
-from sharedfs.errors import CallerMistake
-from sharedfs.feed_types import NOBODY_PATH
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.lab.trace_index import Progress, Survey
+from controller.lab.true_use import Yardstick, Yardsticks
+from controller.policies.policy import Demand, Policy
+from sharedfs.api.types import NOBODY_PATH
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.cgroups import CgroupRef
 
 MICROSECONDS = 1_000_000
 _NO_SLOT = -1

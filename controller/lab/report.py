@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from controller.lab import pictures, tables
-from controller.lab.figures import Figures
+from controller.lab import charts, tables
 from controller.lab.outputs import REPORT_HEAD
+from controller.lab.results import Figures
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem; padding: 0 1rem; color: #222; }
@@ -43,9 +43,9 @@ def _section(figures: Figures) -> str:
             f"<h2>{escape(figures.trace)}</h2><p>{escape(tables.headline(figures))}</p>",
             _table(tables.PAYS, [tables.pays(policy) for policy in figures.policies]),
             _table(takes, [tables.takes(policy, roles) for policy in figures.policies]),
-            pictures.errors(figures),
-            pictures.zombies(figures),
-            pictures.whereabouts(figures),
+            charts.errors(figures),
+            charts.zombies(figures),
+            charts.whereabouts(figures),
         )
     )
 

@@ -1,9 +1,9 @@
 """A replay's figures for people: two tables in the terminal, who pays and what it takes."""
 
 from controller.lab.events import PAGE_BYTES
-from controller.lab.figures import Figures, PolicyFigures
-from sharedfs.tables import print_table, say
-from sharedfs.units import format_size
+from controller.lab.results import Figures, PolicyFigures
+from sharedfs.common.terminal import print_table, say
+from sharedfs.common.units import format_size
 
 PAYS = (
     "POLICY",

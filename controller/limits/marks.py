@@ -12,9 +12,10 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from controller.limits.base import Limits, open_cgroup, write_file
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy, readable
+from controller.limits.cgroup_files import open_cgroup, write_file
+from controller.limits.types import Limits
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy, readable
 
 _NAME = "trusted.sharedfs.limits"
 

@@ -17,8 +17,9 @@ from jeepney import DBusAddress, DBusErrorResponse, Properties, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import Message, MessageType
 
-from controller.limits.base import WriteFile, write_file
-from sharedfs.kernel.cgroups import MemoryHierarchy
+from controller.limits.cgroup_files import write_file
+from controller.limits.types import WriteFile
+from sharedfs.linux.cgroups import MemoryHierarchy
 
 log = logging.getLogger(__name__)
 

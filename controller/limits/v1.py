@@ -6,21 +6,9 @@ The limit of memory and swap together (memory.memsw) is the manager's and never 
 as high as the memory limit, which it stays, for that is only ever lowered, and raised no further than to it.
 """
 
-from controller.limits.base import (
-    Account,
-    CgroupDirectory,
-    Limits,
-    Order,
-    Outcome,
-    Write,
-    WriteFile,
-    carry_out,
-    confirm,
-    is_above,
-    open_cgroup,
-    write_file,
-)
-from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+from controller.limits.cgroup_files import CgroupDirectory, carry_out, confirm, open_cgroup, write_file
+from controller.limits.types import Account, Limits, Order, Outcome, Write, WriteFile, is_above
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
 
 LIMIT, MEMORY_AND_SWAP = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
 UNLIMITED = 1 << 62

@@ -9,21 +9,9 @@ A raise goes the other way round.
 memory.swap.max takes nothing from anybody when it is written: what is in swap beyond it stays there, and no more comes.
 """
 
-from controller.limits.base import (
-    Account,
-    CgroupDirectory,
-    Limits,
-    Order,
-    Outcome,
-    Write,
-    WriteFile,
-    carry_out,
-    confirm,
-    is_above,
-    open_cgroup,
-    write_file,
-)
-from sharedfs.kernel.cgroups import CgroupRef, MemoryHierarchy
+from controller.limits.cgroup_files import CgroupDirectory, carry_out, confirm, open_cgroup, write_file
+from controller.limits.types import Account, Limits, Order, Outcome, Write, WriteFile, is_above
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
 
 MAX, HIGH, CURRENT = "memory.max", "memory.high", "memory.current"
 PEAK = "memory.peak"  # since Linux 5.19

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from posixpath import dirname
 
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, dying_in, dying_memcgs, readable
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy, dying_in, dying_memcgs, readable
 
 # A cgroup's statistics for each CPU, and more for each memory node: 2,424 and 1,920 bytes in Linux 6.x. There is more
 # to a cgroup, so this is the least that a dying one costs.

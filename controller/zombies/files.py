@@ -7,8 +7,8 @@ entered only when nothing remote lies on the way.
 A file is known by its device and inode number, whatever names and users it has. Those who use it are processes: they
 map it, or hold it open. Not found: files of a tmpfs that is mounted nowhere and that nobody maps.
 
-Each process is looked at, and each file opened, in a child process (`sharedfs/looker.py`), for to look at a process may
-be to wait for it for ever.
+Each process is looked at, and each file opened, in a child process (`sharedfs/linux/looker.py`), for to look at a
+process may be to wait for it for ever.
 """
 
 import os
@@ -22,10 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from sharedfs.kernel.mounts import Mount, parse_mountinfo
-from sharedfs.kernel.page_charges import PageCharges
-from sharedfs.kernel.proc import cgroup_of, identity, living_task
-from sharedfs.looker import PASSED_OVER, STUCK, Looker, one_round
+from sharedfs.linux.looker import PASSED_OVER, STUCK, Looker, one_round
+from sharedfs.linux.mountinfo import Mount, parse_mountinfo
+from sharedfs.linux.page_charges import PageCharges
+from sharedfs.linux.procfs import cgroup_of, identity, living_task
 
 Kind = Literal["tmpfs", "memfd", "sysv", "anonymous"]
 Device = tuple[int, int]

@@ -5,64 +5,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from controller.zombies.census import Census, Held, take_census
 from controller.zombies.files import ChargedFiles, SharedFile, SharedFiles, find_shared_files
-from sharedfs.kernel.cgroups import MemoryHierarchy
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DyingBelow(_Frozen):
-    """What dying cgroups below `cgroup` hold; a bound only where not `exact` (v2, and it hands nothing down)."""
-
-    cgroup: str
-    dying: int | None
-    shmem_bytes: int
-    page_cache_bytes: int
-    swap_bytes: int
-    exact: bool
-
-
-class User(_Frozen):
-    pid: int
-    name: str
-    cgroup: str
-    how: tuple[Literal["holds", "maps"], ...]
-
-
-class Holder(_Frozen):
-    """A file with pages charged to dying cgroups below `below`: `held_bytes`, or fewer where not `exact`: when the live
-    cgroup `below` is charged for shared memory itself, the kernel does not tell the two apart.
-
-    `held_bytes` is None for a SysV segment that nobody has attached: to find out would be to attach it.
-    """
-
-    kind: Literal["tmpfs", "memfd", "sysv", "anonymous"]
-    path: str
-    size_bytes: int
-    held_bytes: int | None
-    below: tuple[str, ...]
-    exact: bool
-    users: tuple[User, ...]
-
-
-class Zombies(_Frozen):
-    """`kernel_bytes` is the least that `dying` cgroups cost beside what is charged to them.
-
-    `hidden_processes`: /proc would not show what they use. `unseen_processes` could not be looked at: they hang.
-    """
-
-    cgroup_version: int
-    dying: int
-    kernel_bytes: int
-    groups: tuple[DyingBelow, ...]
-    holders: tuple[Holder, ...]
-    hidden_processes: int
-    unseen_processes: int
+from controller.zombies.types import DyingBelow, Holder, User, Zombies
+from sharedfs.linux.cgroups import MemoryHierarchy
 
 
 def find_zombies(hierarchy: MemoryHierarchy, progress: Callable[[str], None] = lambda _: None) -> Zombies:

@@ -21,12 +21,12 @@ from deploy.demo.container_tenants import ContainerTenants
 from deploy.demo.containers import installed_runtime
 from deploy.demo.host import kernel_release
 from deploy.demo.tenants import MakeTenants, Tenants, tenants_below
-from sharedfs.command_line import CONTEXT, run_cli
-from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.feed_types import PoolStatus
-from sharedfs.kernel import syscalls
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mount_flags import MS_NODEV, MS_NOSUID
+from sharedfs.api.types import PoolStatus
+from sharedfs.common.command_line import CONTEXT, run_cli
+from sharedfs.common.errors import CallerMistake, HostFault
+from sharedfs.linux import syscalls
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mount_flags import MS_NODEV, MS_NOSUID
 
 KEPT_MOUNTPOINT = "/mnt/sharedfs"
 _KEPT_SIZE_BYTES = 1 << 30
@@ -82,7 +82,7 @@ def _run(lasting: ExitStack, runtime: str | None, *, keep: bool) -> dict[str, An
 
 
 def _perform(tenants: Tenants, mountpoint: Path, tmpfs: Path, pool: PoolStatus, runtime: str | None) -> dict[str, Any]:
-    passthrough = "passthrough" in pool.data_path
+    passthrough = pool.data_path.has_passthrough
     story.opening(tenants.hierarchy, pool, runtime, passthrough=passthrough)
     on_pool = acts.on_pool(tenants, mountpoint, "map" if passthrough else "read")
     story.of_pool(on_pool, "containers" if runtime else "cgroups", passthrough=passthrough)

@@ -9,12 +9,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from controller.api_types import Bills, TenantBill
+from controller.api.types import Bills, TenantBill
 from deploy.demo import service
 from deploy.demo.host import wait_until
 from deploy.demo.tenants import Tenant, Tenants
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, dying_memcgs
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupVersion, dying_memcgs
 
 FILE_BYTES = 64 << 20
 BUDGET_BYTES = 256 << 20

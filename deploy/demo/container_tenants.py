@@ -7,9 +7,9 @@ from pathlib import Path
 from deploy.demo.containers import Container, command, interpreter, remove, remove_cgroups
 from deploy.demo.host import wait_until
 from deploy.demo.tenants import INTERPRETER, WORKER, Tenant, Tenants
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import MemoryHierarchy
-from sharedfs.kernel.proc import process_cgroup
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import MemoryHierarchy
+from sharedfs.linux.procfs import process_cgroup
 
 
 class ContainerTenant(Tenant):

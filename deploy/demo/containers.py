@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.mounts import mount_at, mounts
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.mountinfo import mount_at, mounts
 
 RUNTIMES = ("runc", "crun", "podman")
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sharedfs.errors import HostFault
+from sharedfs.common.errors import HostFault
 
 PATIENCE_SECONDS = 10.0
 POLL_SECONDS = 0.02

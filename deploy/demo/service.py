@@ -18,12 +18,14 @@ from shutil import rmtree
 
 import psutil
 
-from controller.api_types import Bills
+from controller.api.client import read
+from controller.api.types import Bills
 from deploy.demo.host import wait_until
 from deploy.demo.interrupts import whole_steps
-from sharedfs import places, pools
-from sharedfs.errors import BrokenInvariant, CallerMistake, HostFault
-from sharedfs.feed_types import PoolStatus
+from sharedfs.api.types import PoolStatus
+from sharedfs.common import paths
+from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault
+from sharedfs.pool import registry
 
 _COMMAND_SECONDS = 60.0
 _START_SECONDS = 20.0
@@ -41,7 +43,7 @@ def command(name: str, *arguments: str) -> str:
 
 def bills() -> Bills:
     """What `sharedctl bills --json` says. Raises BrokenInvariant where it contradicts I1."""
-    told = Bills.model_validate_json(command("sharedctl", "bills", "--json"))
+    told = read(Bills, json.loads(command("sharedctl", "bills", "--json")))
     shares_bytes = sum(tenant.share_bytes for tenant in told.tenants)
     if shares_bytes + told.unclaimed_bytes != told.pool_resident_bytes:
         raise BrokenInvariant(
@@ -52,9 +54,9 @@ def bills() -> Bills:
 
 def mount_pool(mountpoint: Path, name: str | None, size_bytes: int, resources: ExitStack) -> bool:
     """Have a pool at `mountpoint`; whether we made it. Undone by `resources`."""
-    record = pools.record_at(str(mountpoint))
+    record = registry.record_at(str(mountpoint))
     if record is not None:
-        if pools.is_served(record):
+        if registry.is_served(record):
             return False
         command("sharedfs", "umount", str(mountpoint))  # its keeper died
     if not mountpoint.exists():
@@ -77,12 +79,12 @@ def pool_status(mountpoint: Path) -> PoolStatus:
 
 def start_controller(resources: ExitStack) -> int | None:
     """Have a controller; its process id when we started it, None when one runs already. Undone by `resources`."""
-    if places.controller_socket().exists() and _run("sharedctl", "bills", "--json").returncode == 0:
+    if paths.controller_socket().exists() and _run("sharedctl", "bills", "--json").returncode == 0:
         return None
-    state = places.state_directory()
+    state = paths.state_directory()
     if not state.exists():
         resources.callback(_ignoring_errors(lambda: rmtree(state)))
-    log = places.run_directory() / "controller.log"
+    log = paths.run_directory() / "controller.log"
     with whole_steps(), log.open("ab") as output:
         process = subprocess.Popen(
             [_script("sharedctl"), "run"],
@@ -97,7 +99,7 @@ def start_controller(resources: ExitStack) -> int | None:
     def serves() -> bool:
         if process.poll() is not None:
             raise HostFault(f"the controller ended with {process.returncode}: {_last_line(log)}")
-        return places.controller_socket().exists() and _run("sharedctl", "bills", "--json").returncode == 0
+        return paths.controller_socket().exists() and _run("sharedctl", "bills", "--json").returncode == 0
 
     wait_until(serves, "the controller serves", _START_SECONDS)
     return process.pid
@@ -105,7 +107,7 @@ def start_controller(resources: ExitStack) -> int | None:
 
 def tidy_run_directory(resources: ExitStack) -> None:
     """At the end, remove from RUN what was not there before. Call it before anything of ours is started."""
-    run = places.run_directory()
+    run = paths.run_directory()
     ours = [path for path in (run / "controller.log", run / "controller.lock") if not path.exists()]
     made = [path for path in (run / "pools", run) if not path.exists()]
     run.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def tidy_run_directory(resources: ExitStack) -> None:
 
 def leave_notes(mountpoint: Path | None, controller_pid: int | None) -> None:
     """Tell `deploy/uninstall` what we made and leave. What an earlier run noted stays."""
-    notes = places.run_directory() / "quickstart"
+    notes = paths.run_directory() / "quickstart"
     notes.mkdir(mode=0o700, exist_ok=True)
     if mountpoint is not None:
         (notes / "mountpoint").write_text(f"{mountpoint}\n")
@@ -159,7 +161,7 @@ def _stop_controller(process: subprocess.Popen[bytes], log: Path) -> None:
         process.kill()
         process.wait()
         code = -signal.SIGKILL
-    places.controller_socket().unlink(missing_ok=True)
+    paths.controller_socket().unlink(missing_ok=True)
     if code == 0:
         return
     command("sharedctl", "restore")

@@ -3,12 +3,12 @@
 from rich.console import Console
 from rich.table import Table
 
-from controller.api_types import Bills, TenantBill
+from controller.api.types import Bills, TenantBill
 from deploy.demo.acts import BUDGET_BYTES, CROWD, CROWD_FILE_BYTES, FILE_BYTES, CrowdAct, PoolAct, TmpfsAct
 from deploy.demo.host import kernel_release, zombies_stay
-from sharedfs.feed_types import PoolStatus
-from sharedfs.kernel.cgroups import MemoryHierarchy
-from sharedfs.units import format_size
+from sharedfs.api.types import PoolStatus
+from sharedfs.common.units import format_size
+from sharedfs.linux.cgroups import MemoryHierarchy
 
 SETTLE_SECONDS = 2.0
 _console = Console(highlight=False)

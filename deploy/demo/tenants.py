@@ -10,8 +10,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from deploy.demo.host import statistic, wait_until
-from sharedfs.errors import CallerMistake, HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.common.errors import CallerMistake, HostFault
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
 
 WORKER = Path(__file__).with_name("worker.py")
 _JOIN_THEN_EXEC = 'echo $$ > "$0" && exec "$@"'

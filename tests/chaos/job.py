@@ -21,7 +21,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sharedfs import places, pools
+from sharedfs.common import paths
+from sharedfs.pool import registry
 from tests.chaos.hostile_slot import HOSTILE_LIMIT_BYTES, Hostile, kinds
 from tests.chaos.traces import PATIENCE_SECONDS, charges_nothing, complaints, oom_kills
 from tests.chaos.worker import SLICE_BYTES, XATTR
@@ -208,7 +209,7 @@ class Chaos:
                         os.kill(status.daemon_pid, signal.SIGKILL)
                     self.figures.kills += 1
             elif kind < 0.92:
-                record = pools.record_at(str(self._pool.path))
+                record = registry.record_at(str(self._pool.path))
                 if record is not None:
                     os.kill(record.keeper_pid, signal.SIGHUP)
                     self.figures.reloads += 1
@@ -221,7 +222,7 @@ class Chaos:
     def _start_controller(self) -> None:
         with open(self._controller_log, "ab") as log:
             self._controller = subprocess.Popen(
-                [sys.executable, "-m", "controller.cli", "run"], stdout=subprocess.DEVNULL, stderr=log
+                [sys.executable, "-m", "controller.cli.main", "run"], stdout=subprocess.DEVNULL, stderr=log
             )
 
     def _stop_controller(self) -> None:
@@ -229,7 +230,7 @@ class Chaos:
             self._controller.terminate()
             code = self._controller.wait(PATIENCE_SECONDS)
             if code == -signal.SIGTERM:  # it was starting still: what the unit's ExecStopPost is for
-                restore = [sys.executable, "-m", "controller.cli", "restore"]
+                restore = [sys.executable, "-m", "controller.cli.main", "restore"]
                 code = subprocess.run(restore, stdout=subprocess.DEVNULL, check=False).returncode
             if code != 0:
                 self.figures.errors.append(f"the controller ended with {code}")
@@ -252,7 +253,7 @@ class Chaos:
             )
         except AssertionError as failure:
             errors.append(str(failure))
-        daemon_log = places.daemon_log(self._pool.name)
+        daemon_log = paths.daemon_log(self._pool.name)
         for log in (daemon_log, self._controller_log):
             errors += [f"{log.name}: {line}" for line in complaints(log)]
 
@@ -268,7 +269,7 @@ class Chaos:
         return len(os.listdir(self._keeper() / "fd"))
 
     def _keeper(self) -> Path:
-        record = pools.record_at(str(self._pool.path))
+        record = registry.record_at(str(self._pool.path))
         assert record is not None
         return Path(f"/proc/{record.keeper_pid}")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import httpx
 
-from sharedfs.feed_types import UsersOfFile
-from sharedfs.kernel.cgroups import CgroupVersion
-from sharedfs.kernel.page_charges import PageCharges
+from sharedfs.api.types import UsersOfFile
+from sharedfs.linux.cgroups import CgroupVersion
+from sharedfs.linux.page_charges import PageCharges
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from deploy.demo import containers as oci
-from sharedfs.kernel.cgroups import MemoryHierarchy, find_memory_hierarchy
-from sharedfs.kernel.proc import process_cgroup
+from sharedfs.linux.cgroups import MemoryHierarchy, find_memory_hierarchy
+from sharedfs.linux.procfs import process_cgroup
 from tests.support.tenants import AGENT, Agent, AgentError, Tenant, Tenants, wait_until
 
 __all__ = ["AgentError", "Host", "Running", "host_below"]

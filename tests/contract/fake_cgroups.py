@@ -11,7 +11,7 @@ from errno import EBUSY, ENODEV
 from mmap import PAGESIZE
 from pathlib import Path
 
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy
 
 V1_UNLIMITED = (1 << 63) - PAGESIZE
 
@@ -76,7 +76,7 @@ class FakeCgroups:
         return self._kills[self.hierarchy.directory(path)]
 
     def write(self, descriptor: int, name: str, text: str) -> None:
-        """In place of `controller.limits.base.write_file`."""
+        """In place of `controller.limits.cgroup_files.write_file`."""
         directory = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
         path = f"/{directory.relative_to(self.hierarchy.mount)}"
         self.before_write(path)

@@ -13,7 +13,8 @@ from typing import Self
 import trio
 from fastapi import FastAPI, Response
 
-from sharedfs.feed_types import (
+from sharedfs.api.http_server import serve_http
+from sharedfs.api.types import (
     AllowanceOrder,
     ClassHolding,
     FileHoldings,
@@ -23,8 +24,7 @@ from sharedfs.feed_types import (
     TenantRef,
     UsersOfFile,
 )
-from sharedfs.http_server import serve_http
-from sharedfs.kernel.cgroups import CgroupRef
+from sharedfs.linux.cgroups import CgroupRef
 
 
 @dataclass

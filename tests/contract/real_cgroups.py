@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy, find_memory_hierarchy
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy, find_memory_hierarchy
 
 _OCCUPANT = """
 import sys

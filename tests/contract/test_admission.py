@@ -7,8 +7,8 @@ from errno import EDQUOT
 
 import pytest
 
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.model.tenant import TenantId
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.ledger.tenant import TenantId
 from tests.contract.test_data_path_engines import Wire, served
 
 PAGE = 4096
@@ -22,13 +22,13 @@ def ends(request: pytest.FixtureRequest) -> Iterator[Wire]:
 
 
 def us(ends: Wire) -> TenantId:
-    return ends.data_path.tenant_of(threading.get_native_id())
+    return ends.callers.tenant_of(threading.get_native_id())
 
 
 def allow(ends: Wire, mark: int | None, sequence: int = 1, seconds: float = 60) -> bool:
-    tenant = us(ends)
-    with ends.books.lock:
-        return ends.books.allowances.put(sequence, {tenant: mark}, seconds)
+    cgroup = ends.books.tenants.cgroup_of(us(ends))
+    assert cgroup is not None
+    return ends.books.admission.put(sequence, {cgroup: mark}, seconds)
 
 
 def resident(ends: Wire) -> int:
@@ -49,7 +49,7 @@ def test_a_write_within_the_allowance_succeeds_and_one_beyond_changes_nothing(en
     assert ends.write(0, b"c" * 64 * PAGE) == (0, 64 * PAGE), "what is there can always be changed"
     assert ends.write(64 * PAGE, b"d")[0] == EDQUOT
     assert resident(ends) == 64 * PAGE
-    assert ends.books.allowances.refused == 2
+    assert ends.books.admission.refused == 2
 
 
 def test_what_was_freed_can_be_used_at_once(ends: Wire) -> None:
@@ -98,9 +98,8 @@ def test_orders_that_are_late_change_nothing_and_allowances_end(ends: Wire) -> N
     assert ends.write(0, b"a" * 2 * PAGE)[0] == EDQUOT
     assert allow(ends, PAGE, sequence=6, seconds=0)
     assert ends.write(0, b"a" * 2 * PAGE) == (0, 2 * PAGE), "without a controller nobody is held back"
-    with ends.books.lock:
-        ends.books.allowances.expire()
-    assert ends.books.allowances.left == {}
+    ends.books.admission.expire()
+    assert ends.books.admission.left == {}
     assert allow(ends, PAGE, sequence=1), "a controller that starts anew is heard"
     assert allow(ends, None, sequence=7)
     assert ends.write(0, b"a" * 200 * PAGE) == (0, 200 * PAGE)
@@ -108,18 +107,7 @@ def test_orders_that_are_late_change_nothing_and_allowances_end(ends: Wire) -> N
 
 def test_what_could_not_be_made_is_not_taken(ends: Wire) -> None:
     allow(ends, 100 * MIB)
-    before = dict(ends.books.allowances.left)
+    before = dict(ends.books.admission.left)
     assert ends.write(0, b"a") == (0, 1)
     assert fallocate(ends, 0, 20 * MIB) != 0, "the pool has 8 MiB"
-    assert ends.books.allowances.left == {us(ends): before[us(ends)] - PAGE}
-
-
-def test_a_tenant_that_the_controller_has_not_seen_may_fill_its_cgroup(ends: Wire) -> None:
-    with ends.books.lock:
-        ends.books.allowances.put(1, {}, 60)
-        ends.books.allowances.begin(TenantId(77), 4 * PAGE)
-        ends.books.allowances.take(TenantId(77), 4 * PAGE)
-        with pytest.raises(OSError, match="quota"):
-            ends.books.allowances.take(TenantId(77), PAGE)
-        ends.books.allowances.begin(TenantId(78), None)
-        ends.books.allowances.take(TenantId(78), 100 * MIB)
+    assert ends.books.admission.left == {us(ends): before[us(ends)] - PAGE}

@@ -6,36 +6,32 @@ The kernel is a socket here; the store, the books, the callers and the channel a
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from errno import EINVAL, ENOSPC, ESTALE
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharedfs.allocation import Allocation
-from sharedfs.books import Books
-from sharedfs.datapath import PURE_PYTHON_VARIABLE, DataPath, fastpath
-from sharedfs.errors import HostFault
-from sharedfs.growth import Growth
-from sharedfs.inodes import ENTRY_SECONDS
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel import name_wire as names
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.channel import Channel
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.kernel.task_events import TaskEvents
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_looks import ProcessLooks
-from sharedfs.reaper import Reaper
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.accounting.callers import Callers
+from sharedfs.common.errors import HostFault
+from sharedfs.fuse import messages as names
+from sharedfs.fuse import protocol as wire
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.ops.data import PURE_PYTHON_VARIABLE, DataPath, fastpath
+from sharedfs.ops.shortcut import Given
+from sharedfs.storage.inodes import ENTRY_SECONDS
+from sharedfs.storage.tree import Store
+from tests.support.parts import build_parts, make_books, make_store
 from tests.support.tenants import wait_until
 
 PAGE = 4096
@@ -53,7 +49,7 @@ class Wire:
     store: Store
     books: Books
     data_path: DataPath
-    channel: Channel
+    callers: Callers
     inode: int
 
     def ask(self, opcode: int, body: bytes, node: int | None = None) -> tuple[int, bytes]:
@@ -75,9 +71,8 @@ class Wire:
         return error, wire.WRITE_OUT.unpack(reply)[0] if not error else 0
 
     def holdings(self) -> list[tuple[SharingClass, int]]:
-        with self.books.lock:
-            self.books.ledger.check()
-            return self.books.ledger.holdings()
+        self.books.check()
+        return self.books.questions.holdings()
 
     def mode(self) -> int:
         return self.store.stat(self.store.node(self.inode)).st_mode
@@ -96,27 +91,19 @@ def served(engine: str) -> Iterator[Wire]:
             resources.callback(events.close)
         else:
             patch.setenv(PURE_PYTHON_VARIABLE, "1")
-        fsmount_fd, root_fd = make_tmpfs(8 * MIB)
-        os.close(fsmount_fd)
-        store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
+        store, books = make_store(8 * MIB), make_books()
         resources.callback(store.close)
-        allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-        reaper = Reaper(store, books, allocation)
-        growth = Growth(store, books, allocation, 0, reaper)
-        data_path = DataPath(store, books, allocation, growth, reaper, events)
-        resources.callback(data_path.close)
         kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         resources.enter_context(device)
         kernel.settimeout(10)
         for end in (kernel, device):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MIB)
         ended: list[BaseException | None] = []
-        channel = Channel(
-            device.fileno(), data_path.handlers, data_path.tenant_of, want_passthrough=True, on_end=ended.append
+        parts = build_parts(
+            resources, store, books, ended=ended, device_fd=device.fileno(), events=events, passthrough=True
         )
-        resources.callback(os.close, int(channel.libfuse_mountpoint.rsplit("/", 1)[1]))
-        data_path.connect(channel, device.fileno())
-        channel.passthrough = True
+        parts.device.passthrough = True
+        channel, data_path = parts.channel, parts.data_path
         channel.start()
 
         def stop() -> None:
@@ -127,7 +114,7 @@ def served(engine: str) -> Iterator[Wire]:
         resources.callback(stop)
         node, _ = store.make(store.node(wire.ROOT_NODE), b"file", 0o100644, 0, 0, 0)
         assert data_path.engine == engine
-        yield Wire(kernel, store, books, data_path, channel, node.inode)
+        yield Wire(kernel, store, books, data_path, parts.callers, node.inode)
     assert ended == [None, None]
 
 
@@ -142,6 +129,20 @@ def test_the_extension_was_built() -> None:
     assert fastpath is not None
 
 
+@pytest.mark.parametrize("wrong", [{"nodes": None}, {"verified": []}, {"left": ()}, {"credit": b"\0" * 8}])
+def test_the_extension_refuses_what_it_cannot_read_and_keeps_nothing_of_it(wrong: dict[str, Any]) -> None:
+    assert fastpath is not None
+    books, callers = make_books(), SimpleNamespace(verified_at=0)
+    right = Given(0, 4096, 1, {}, {}, {}, {}, callers, {}, (), *books.for_shortcut(), memoryview(bytearray(8)))
+    objects = right.callers, right.ledger, right.settled, right.touch
+    before = [sys.getrefcount(held) for held in objects]
+    for _ in range(100):
+        with pytest.raises(TypeError):
+            fastpath.FastPath(right._replace(**wrong))
+    fastpath.FastPath(right)
+    assert [sys.getrefcount(held) for held in objects] == before
+
+
 def test_attributes_are_what_python_says_and_left_to_it_where_it_must_look() -> None:
     with served("C") as ends:
         store, node = ends.store, ends.store.node(ends.inode)
@@ -154,8 +155,8 @@ def test_attributes_are_what_python_says_and_left_to_it_where_it_must_look() -> 
         assert ends.data_path.requests["getattr"] == 2
 
         def is_answered() -> bool:
-            assert ends.channel.shortcut is not None
-            return ends.channel.shortcut.serve(
+            assert ends.data_path.shortcut is not None
+            return ends.data_path.shortcut.serve(
                 wire.IN_HEADER.pack(56, Opcode.GETATTR, 78, ends.inode, 0, 0, 0, 0, 0) + bytes(16)
             )
 
@@ -180,9 +181,9 @@ def test_a_name_that_is_not_there_is_told_and_any_other_is_left_to_python() -> N
         assert ends.data_path.requests["absent"] == 1
 
         def is_answered(name: bytes, parent: int = wire.ROOT_NODE) -> bool:
-            assert ends.channel.shortcut is not None
+            assert ends.data_path.shortcut is not None
             header = wire.IN_HEADER.pack(40 + len(name), Opcode.LOOKUP, 78, parent, 0, 0, 0, 0, 0)
-            return ends.channel.shortcut.serve(header + name)
+            return ends.data_path.shortcut.serve(header + name)
 
         store.stat(store.node(ends.inode))
         for name in (b"file", b".", b"..", b"", b"a/b", b"../outside", b"x" * 256):
@@ -222,9 +223,8 @@ def test_uses_that_change_nothing_are_known_and_those_that_do_are_booked(ends: W
     assert ends.write(5 * PAGE, b"g") == (0, 1)
     assert [size_bytes for _, size_bytes in ends.holdings()] == [7 * PAGE]
     (first,) = ends.holdings()
-    with ends.books.lock:
-        for _ in range(2):
-            ends.books.ledger.age()
+    for _ in range(2):
+        ends.books.tidying.age()
     for _ in range(20):
         ends.read(0, PAGE)
     recent = [(held.recent, size_bytes) for held, size_bytes in ends.holdings()]
@@ -262,7 +262,7 @@ def test_set_id_bits_go_with_a_write_of_somebody_else(ends: Wire) -> None:
 
 
 @pytest.mark.parametrize("engine", ["C", "Python"])
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(
     requests=st.lists(
         st.tuples(st.booleans(), st.integers(0, 300_000), st.integers(1, 70_000), st.integers(0, 255)), max_size=20

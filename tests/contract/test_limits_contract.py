@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from controller.billing.settlement import SLACK_BYTES, Position
-from controller.limits import kernel_limits
-from controller.limits.base import KernelLimits, Limits, Order
-from controller.limits.restore import restore
+from controller.limits.factory import kernel_limits
+from controller.limits.types import KernelLimits, Limits, Order
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
-from controller.state import State
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
+from controller.persistence.state import State
+from controller.service.restore import restore
+from controller.settlement.settle import SLACK_BYTES, Position
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
 from tests.contract.fake_cgroups import FakeCgroups
 from tests.contract.real_cgroups import RealCgroups
 from tests.support.settlement import plan

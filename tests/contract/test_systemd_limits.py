@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from controller.limits import SYSTEMD_BOOTED
-from controller.limits.base import KernelLimits, Limits, Order
+from controller.limits.factory import SYSTEMD_BOOTED
 from controller.limits.systemd import UNLIMITED, Systemd, SystemdWriter
+from controller.limits.types import KernelLimits, Limits, Order
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy, find_memory_hierarchy
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy, find_memory_hierarchy
 from tests.contract.fake_cgroups import FakeCgroups
 from tests.support.tenants import wait_until
 

@@ -14,9 +14,9 @@ import pytest
 
 from deploy.demo.containers import installed_runtime
 from deploy.demo.host import zombies_stay
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mounts import mount_at, mounts
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mountinfo import mount_at, mounts
 from tests.deploy.conftest import REPOSITORY, Script
 from tests.support.tenants import wait_until
 
@@ -141,7 +141,7 @@ def test_keep_twice_then_without_then_uninstall(script: Script, places: dict[str
             assert done.returncode == 0, done.stdout + done.stderr
             assert_story_is_true(json.loads((tmp_path / "facts").read_text()))
             assert mount_at(str(KEPT)) is not None
-            kept.add(frozenset(processes_of(places, but_for=("sharedfs.spare", "sharedfs.looker"))))
+            kept.add(frozenset(processes_of(places, but_for=("sharedfs.spare", "sharedfs.linux.looker"))))
         (processes,) = kept
         assert len(processes) == 3, "a pool's keeper, a controller and its guard, the same for all runs"
     finally:

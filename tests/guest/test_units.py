@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.cgroups import MemoryHierarchy, find_memory_hierarchy
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.linux.cgroups import MemoryHierarchy, find_memory_hierarchy
+from sharedfs.linux.mountinfo import mount_at
 from tests.support.controller import bill_of, bills, run_sharedctl
 from tests.support.mount import sharedfs
 from tests.support.tenants import Agent, wait_until

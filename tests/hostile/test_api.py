@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from sharedfs import places
-from sharedfs.http_server import BODY_BYTES, CONNECTIONS
+from sharedfs.api.http_server import BODY_BYTES, CONNECTIONS
+from sharedfs.common import paths
 from tests.support.controller import bills, running_controller
 from tests.support.mount import MountedPool
 from tests.support.posix import as_user, fails, own_user_namespace
@@ -27,7 +27,7 @@ LIMIT = 64 * MIB
 def both(shared_pool: MountedPool) -> Iterator[dict[str, Path]]:
     """The sockets of a pool and of a controller that serve all tests of this module."""
     with running_controller():
-        yield {"feed": places.feed_socket(shared_pool.name), "controller": places.controller_socket()}
+        yield {"feed": paths.feed_socket(shared_pool.name), "controller": paths.controller_socket()}
 
 
 @pytest.fixture(params=["feed", "controller"])
@@ -163,7 +163,7 @@ def test_a_client_that_takes_no_answer_does_not_keep_limits_lowered(pool: Mounte
     use_a_mebibyte(pool, tenant)
     with running_controller() as controller:
         assert bills()["tenants"][0]["limit_bytes"] == LIMIT - MIB
-        with connected(places.controller_socket()) as deaf:
+        with connected(paths.controller_socket()) as deaf:
             ask_until_nobody_listens(deaf)
             controller.send_signal(signal.SIGTERM)
             controller.wait(15)
@@ -201,7 +201,7 @@ def test_no_order_that_the_command_would_refuse_changes_a_limit(pool: MountedPoo
     for tenant in (free, managed):
         use_a_mebibyte(pool, tenant)
     with running_controller():
-        place = places.controller_socket()
+        place = paths.controller_socket()
         share = MIB // 2
         wait_until(lambda: managed.limit() == LIMIT - share, "the share is off the limit", 30)
         before = sizes()
@@ -219,7 +219,7 @@ def test_no_order_that_the_command_would_refuse_changes_a_limit(pool: MountedPoo
         assert http(place, "PUT", "/v1/bills", good) == 405
         assert sizes() == before
         assert (free.limit(), managed.limit()) == (None, LIMIT - share)
-        feed = places.feed_socket(pool.name)
+        feed = paths.feed_socket(pool.name)
         settings = pool.status().settings
         wrong = ("size=4k", "size=-1", "size=1e9", "mode=0", "size", "evil=1", "size=64m,mode=777", "\x00", "x" * 9000)
         for options in wrong:
@@ -249,7 +249,7 @@ def test_claims_that_make_no_sense(
     (pool.path / "link").symlink_to("/etc/passwd")
     (pool.path / "out").symlink_to("/etc")
     before = pool.holdings().classes
-    feed, controller = places.feed_socket(pool.name), both["controller"]
+    feed, controller = paths.feed_socket(pool.name), both["controller"]
     there = quote(owner.path)
     for query, code in (
         ("", 422),

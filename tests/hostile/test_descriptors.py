@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from sharedfs import places, upkeep
-from sharedfs.books_state import BooksState
-from sharedfs.errors import first_error
-from sharedfs.kernel.channel import Channel
+from sharedfs.accounting.persistence import BooksState
+from sharedfs.common import paths
+from sharedfs.common.errors import first_error
+from sharedfs.linux.shortage import Shortage
+from sharedfs.maintenance import tasks
 from tests.support.kills import run_in_child
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.tenants import Tenants, wait_until
@@ -109,7 +110,7 @@ def test_every_request_and_task_bears_that_no_descriptor_is_left(aging_pool: Mou
     pool, tenant = aging_pool, tenants.make("a")
     tenant.do(f"fd = os.open('{pool.path}/mapped', os.O_RDWR | os.O_CREAT); os.pwrite(fd, bytes(1 << 16), 0)")
     tenant.do("m = mmap.mmap(fd, 1 << 16); m[:] = bytes(1 << 16)")
-    status, log = pool.status(), places.daemon_log(pool.name)
+    status, log = pool.status(), paths.daemon_log(pool.name)
     for spare in range(MOST_SPARE + 1):
         before = log.read_text().count(PUT_OFF)
         with spare_descriptors(status.daemon_pid, spare):
@@ -142,7 +143,8 @@ def test_a_log_is_written_anew_without_a_descriptor(tmp_path: Path) -> None:
         state.tenants.append(("one",))
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         for number in range(3):
-            state.tenants.rewrite([("all", number)])
+            for _ in state.tenants.rewriting([("all", number)]):
+                pass
             state.tenants.append(("more", number))
 
     try:
@@ -168,7 +170,7 @@ def test_a_task_whose_nursery_wraps_the_error_is_put_off_all_the_same(errno: int
     async def main() -> None:
         with trio.move_on_after(5):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(upkeep._keep, "it", work, lambda _: 0.0)
+                nursery.start_soon(tasks._keep, "it", work, lambda _: 0.0)
                 while len(turns) < 3:
                     await trio.sleep(0)
                 nursery.cancel_scope.cancel()
@@ -182,33 +184,18 @@ def test_a_task_that_fails_for_another_reason_ends_the_daemon() -> None:
         raise OSError(5, "x")
 
     with pytest.raises(ExceptionGroup) as broken:
-        trio.run(upkeep._keep, "it", work, lambda _: 0.0)
+        trio.run(tasks._keep, "it", work, lambda _: 0.0)
     assert str(first_error(broken.value)) == "[Errno 5] x"
 
 
 def test_requests_of_somebody_who_cannot_be_looked_up_wait_their_turn() -> None:
     """More wait than one, so that the daemon asks who they are: without a descriptor it used to end there."""
-    end, kernel = os.pipe()
     asked: list[int] = []
+    rooms: list[int] = []
 
     def party_of(_: int) -> int:
         asked.append(1)
         raise OSError(EMFILE, os.strerror(EMFILE))
 
-    channel = Channel(
-        end,
-        {},
-        party_of,
-        want_passthrough=False,
-        on_end=lambda _: None,
-    )
-    rooms: list[int] = []
-    channel.make_room = lambda: rooms.append(1)
-    try:
-        assert channel.party(7) is None
-        assert (len(asked), len(rooms)) == (2, 1), "asked once more after room was made"
-    finally:
-        channel._ours.close()
-        os.close(channel._their_fd)
-        os.close(kernel)
-        os.close(end)
+    assert Shortage(make_room=lambda: rooms.append(1)).party(party_of, 7) is None
+    assert (len(asked), len(rooms)) == (2, 1), "asked once more after room was made"

@@ -2,31 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from errno import ENOSPC
 from pathlib import Path
 
 import pytest
 
-from sharedfs.allocation import Allocation
-from sharedfs.books import Books
-from sharedfs.callers import Callers
-from sharedfs.datapath import DataPath
-from sharedfs.growth import Growth
-from sharedfs.journal import Kind
-from sharedfs.kernel import syscalls
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.fuse_wire import Opcode
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.namespace import Namespace
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_looks import ProcessLooks
-from sharedfs.reaper import Reaper
-from sharedfs.recovery import _Recovery
-from sharedfs.spill import Spill
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.linux import syscalls
+from sharedfs.ops.recovery import _Recovery
+from sharedfs.storage.journal import Kind
 from tests.support.mount import MountedPool, mounted_pool
+from tests.support.parts import build_parts, make_books, make_store
 from tests.support.posix import fails
 
 INODES = 40
@@ -91,39 +78,17 @@ def test_memory_that_is_free_can_be_used_at_once(few_inodes: MountedPool) -> Non
 
 def test_a_daemon_that_is_killed_while_two_files_have_changed_places_leaves_no_trace() -> None:
     """A rename over a file in use is two steps; after the first one its successor takes it back, and is asked again."""
-    fsmount_fd, root_fd = make_tmpfs(1 << 20)
-    os.close(fsmount_fd)
-    store, books = Store(PrivateTmpfs(root_fd)), Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-    reaper = Reaper(store, books, allocation)
-    growth = Growth(store, books, allocation, 0, reaper)
-    data_path = DataPath(store, books, allocation, growth, reaper, None)
-    spill = Spill(None, store, books)
-    namespace = Namespace(
-        store,
-        books,
-        allocation,
-        data_path,
-        lambda: None,
-        lambda _: None,
-        growth,
-        Callers(books, None),
-        spill,
-        reaper,
-        fast_reads=False,
-    )
-    answered: list[int] = []
-    try:
+    store, ended, answered = make_store(1 << 20), list[BaseException | None](), list[int]()
+    with ExitStack() as resources:
+        resources.callback(store.close)
+        parts = build_parts(resources, store, make_books(), ended=ended)
         old, new = (store.make(store.node(1), name, 0o100644, 0, 0, 0)[0] for name in (b"old", b"new"))
         directory = store.path_descriptor(store.node(1))
         syscalls.rename(directory, b"old", directory, b"new", syscalls.RENAME_EXCHANGE)
         slot = store.slot
         slot.take(77, Opcode.RENAME)
         slot.intend(Kind.RENAME, old.inode, 1, b"old", 1, b"new", new.inode)
-        _Recovery(namespace, lambda unique, *_: answered.append(unique)).end(slot)
+        _Recovery(parts.namespace, lambda unique, *_: answered.append(unique)).end(slot)
         assert [store.lookup(store.node(1), name)[0].inode for name in (b"old", b"new")] == [old.inode, new.inode]
         assert answered == []
-    finally:
-        namespace.close()
-        data_path.close()
-        store.close()
+    assert ended == []

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import inodes
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage import inodes
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 from tests.support.controller import bill_of, bills, running_controller
 from tests.support.mount import MountedPool, sharedfs
 from tests.support.posix import in_child, own_mount_namespace

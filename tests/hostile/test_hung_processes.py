@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.linux.mountinfo import mount_at
 from tests.support.hanging import hanging
 from tests.support.holes import fault_holes
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
@@ -188,7 +188,7 @@ def looker_that_hangs(daemon: int) -> int | None:
             if name.isdecimal():
                 status = Path(f"/proc/{name}/status").read_text(errors="replace")
                 waits = f"\nPPid:\t{daemon}\n" in status and "\nState:\tD" in status
-                if waits and b"sharedfs.looker" in Path(f"/proc/{name}/cmdline").read_bytes():
+                if waits and b"sharedfs.linux.looker" in Path(f"/proc/{name}/cmdline").read_bytes():
                     return int(name)
     return None
 
@@ -219,7 +219,7 @@ def test_zombies_says_what_it_could_not_look_at(count: int, tenants: Tenants, pl
     hostile, gone = tenants.make("hostile"), tenants.make("gone")
     gone.do(f"fd = os.open('{plain_tmpfs}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, bytes({MIB}), 0); os.close(fd)")
     gone.exit()
-    command = [sys.executable, "-m", "controller.cli", "zombies"]
+    command = [sys.executable, "-m", "controller.cli.main", "zombies"]
     with hanging(hostile, count):
         told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=120)
         found = json.loads(told.stdout)

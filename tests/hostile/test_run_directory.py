@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import claims, places, pools
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.pool_cgroup import join_pool_cgroup
+from sharedfs.common import paths
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.pool import lock, registry
+from sharedfs.pool.cgroup import join_pool_cgroup
 from tests.support.kills import run_in_child
 
 STRANGER = 65534
@@ -18,28 +19,28 @@ STRANGER = 65534
 def link_of_the_pool(run_dir: Path) -> None:
     elsewhere = run_dir / "elsewhere"
     elsewhere.mkdir()
-    places.pools_directory().mkdir(parents=True)
-    places.pool_directory("pool").symlink_to(elsewhere)
+    paths.pools_directory().mkdir(parents=True)
+    paths.pool_directory("pool").symlink_to(elsewhere)
 
 
 def directory_of_a_stranger(run_dir: Path) -> None:
-    places.pool_directory("pool").mkdir(parents=True)
-    os.chown(places.pool_directory("pool"), STRANGER, STRANGER)
+    paths.pool_directory("pool").mkdir(parents=True)
+    os.chown(paths.pool_directory("pool"), STRANGER, STRANGER)
 
 
 def pools_open_to_others(run_dir: Path) -> None:
-    places.pools_directory().mkdir(parents=True)
-    places.pools_directory().chmod(0o777)
+    paths.pools_directory().mkdir(parents=True)
+    paths.pools_directory().chmod(0o777)
 
 
 def run_directory_of_a_stranger(run_dir: Path) -> None:
-    places.pools_directory().mkdir(parents=True)
-    os.chown(places.run_directory(), STRANGER, STRANGER)
+    paths.pools_directory().mkdir(parents=True)
+    os.chown(paths.run_directory(), STRANGER, STRANGER)
 
 
 def file_in_its_place(run_dir: Path) -> None:
-    places.pools_directory().mkdir(parents=True)
-    places.pool_directory("pool").write_text("mine")
+    paths.pools_directory().mkdir(parents=True)
+    paths.pool_directory("pool").write_text("mine")
 
 
 @pytest.mark.parametrize(
@@ -56,34 +57,34 @@ def test_no_pool_is_served_where_others_can_change_its_files(run_dir: Path, prep
     prepare(run_dir)
     before = sorted(run_dir.rglob("*"))
     with pytest.raises(CallerMistake, match="SHAREDFS_RUN_DIR"):
-        claims.claim("pool")
+        lock.claim("pool")
     assert sorted(run_dir.rglob("*")) == before
 
 
 def test_only_files_of_a_pool_are_removed(run_dir: Path) -> None:
-    os.close(claims.claim("pool"))
-    directory, precious = places.pool_directory("pool"), run_dir / "precious"
+    os.close(lock.claim("pool"))
+    directory, precious = paths.pool_directory("pool"), run_dir / "precious"
     precious.write_text("mine")
     for name in ("daemon.log", "pool.json", ".feed.sock.7"):
         (directory / name).write_text("")
     (directory / "feed.sock").symlink_to(precious)
     (directory / "notes").write_text("mine")
-    claims.forget("pool")
+    lock.forget("pool")
     assert [found.name for found in directory.iterdir()] == ["notes"]
     assert precious.read_text() == "mine"
     (directory / "notes").unlink()
-    claims.forget("pool")
+    lock.forget("pool")
     assert not directory.exists()
 
 
 def test_a_link_in_place_of_the_directory_is_not_followed(run_dir: Path) -> None:
-    os.close(claims.claim("pool"))
-    directory, elsewhere = places.pool_directory("pool"), run_dir / "elsewhere"
+    os.close(lock.claim("pool"))
+    directory, elsewhere = paths.pool_directory("pool"), run_dir / "elsewhere"
     directory.rename(elsewhere)
     directory.symlink_to(elsewhere)
-    claims.forget("pool")
+    lock.forget("pool")
     assert [found.name for found in elsewhere.iterdir()] == ["lock"]
-    assert pools.read_record("pool") is None
+    assert registry.read_record("pool") is None
 
 
 def test_a_cgroup_of_the_pools_name_that_was_there_stays(unique_name: str) -> None:

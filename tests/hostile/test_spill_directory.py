@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import spill_directory
-from sharedfs.errors import CallerMistake
-from sharedfs.spill import is_copy
+from sharedfs.common.errors import CallerMistake
+from sharedfs.pages.spill import is_copy
+from sharedfs.pool import spill_directory
 from tests.support.mount import mounted_pool, sharedfs, unmount_whatever_happened
 from tests.support.tenants import wait_until
 

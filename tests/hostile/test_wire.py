@@ -16,12 +16,12 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sharedfs.kernel.fuse_wire import ROOT_NODE, Opcode
+from sharedfs.fuse.protocol import ROOT_NODE, Opcode
 from tests.hostile.wire import UNANSWERED, Kernel, served
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the store's tmpfs needs root")
 
-_SOURCE = Path(__file__).parents[2] / "sharedfs" / "fastpath.c"
+_SOURCE = Path(__file__).parents[2] / "sharedfs" / "ops" / "fastpath.c"
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
 
 # What follows the header: the format of the fields (linux/fuse.h, written down a second time), and how many texts.
@@ -236,7 +236,7 @@ def body_of(request: Fuzzed, nodes: list[int]) -> bytes:
 
 
 # A pool that broke stays broken, so nothing is shrunk: the first failure is the one to read.
-@settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(requests=st.lists(fuzzed(), min_size=5, max_size=40))
 def test_any_requests_get_an_answer_and_do_no_harm(kernel: Kernel, requests: list[Fuzzed]) -> None:
     """Of nodes that are and that are not, but for one file, which is the same afterwards."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.fuse import protocol as wire
+from sharedfs.fuse.protocol import Opcode
 
 UNANSWERED = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
 SECRET = b"what stands outside of the pool"

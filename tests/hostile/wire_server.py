@@ -12,91 +12,55 @@ import os
 import sys
 import threading
 import traceback
+from contextlib import ExitStack
 
 import pyfuse3
 import trio
 
 
 def use_extension(path: str) -> None:
-    """Have `path` (built by a test) be sharedfs.fastpath."""
-    import sharedfs  # noqa: PLC0415
+    """Have `path` (built by a test) be sharedfs.ops.fastpath."""
+    from sharedfs import ops  # noqa: PLC0415
 
-    spec = importlib.util.spec_from_file_location("sharedfs.fastpath", path)
+    spec = importlib.util.spec_from_file_location("sharedfs.ops.fastpath", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sys.modules[spec.name] = sharedfs.fastpath = module  # type: ignore[attr-defined]
+    sys.modules[spec.name] = ops.fastpath = module  # type: ignore[attr-defined]
 
 
 def main(device_fd: int) -> None:
-    from sharedfs.allocation import Allocation  # noqa: PLC0415 - after the extension is chosen
-    from sharedfs.books import Books  # noqa: PLC0415
-    from sharedfs.callers import Callers  # noqa: PLC0415
-    from sharedfs.datapath import DataPath  # noqa: PLC0415
-    from sharedfs.frequent import FrequentRequests  # noqa: PLC0415
-    from sharedfs.growth import Growth  # noqa: PLC0415
-    from sharedfs.journal import Journal  # noqa: PLC0415
-    from sharedfs.kernel.cgroups import find_memory_hierarchy  # noqa: PLC0415
-    from sharedfs.kernel.channel import Channel  # noqa: PLC0415
-    from sharedfs.kernel.huge_pages import NEVER  # noqa: PLC0415
-    from sharedfs.kernel.task_events import TaskEvents  # noqa: PLC0415
-    from sharedfs.model.tenant_rules import TenantRules  # noqa: PLC0415
-    from sharedfs.namespace import Namespace  # noqa: PLC0415
-    from sharedfs.page_moves import PageMoves  # noqa: PLC0415
-    from sharedfs.process_looks import ProcessLooks  # noqa: PLC0415
-    from sharedfs.rare import RareRequests  # noqa: PLC0415
-    from sharedfs.reaper import Reaper  # noqa: PLC0415
-    from sharedfs.spill import Spill  # noqa: PLC0415
-    from sharedfs.state import StateFiles  # noqa: PLC0415
-    from sharedfs.store import Store  # noqa: PLC0415
-    from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs  # noqa: PLC0415
+    from sharedfs.linux.perf_events import TaskEvents  # noqa: PLC0415
+    from sharedfs.ops.pyfuse3_ops import RareRequests  # noqa: PLC0415
+    from sharedfs.storage.journal import Journal  # noqa: PLC0415 - after the extension is chosen
+    from sharedfs.storage.state_files import StateFiles  # noqa: PLC0415
+    from tests.support.parts import build_parts, make_books, make_store  # noqa: PLC0415
 
     state = StateFiles()
     journal = Journal(state)
-    store = Store(PrivateTmpfs(make_tmpfs(8 << 20)[1]), state, journal)
-    books = Books(find_memory_hierarchy(), 4096, TenantRules("leaf"))
-    events = TaskEvents()
-    allocation = Allocation(store, books, PageMoves(books, ProcessLooks(books, (255, 255))), NEVER)
-    reaper = Reaper(store, books, allocation)
-    growth = Growth(store, books, allocation, 1 << 30, reaper)
-    data_path = DataPath(store, books, allocation, growth, reaper, events)
-    spill = Spill(None, store, books)
-    namespace = Namespace(
+    store, books = make_store(8 << 20, state, journal), make_books()
+    ended: list[BaseException | None] = []
+    parts = build_parts(
+        ExitStack(),
         store,
         books,
-        allocation,
-        data_path,
-        lambda: None,
-        lambda _: None,
-        growth,
-        Callers(books, events),
-        spill,
-        reaper,
-        fast_reads=False,
+        ended=ended,
+        device_fd=device_fd,
+        journal=journal,
+        events=TaskEvents(),
+        reserve_bytes=1 << 30,
     )
-    frequent = FrequentRequests(namespace, journal)
-    ended: list[BaseException | None] = []
-    channel = Channel(
-        device_fd,
-        {**data_path.handlers, **frequent.handlers},
-        data_path.tenant_of,
-        want_passthrough=False,
-        on_end=ended.append,
-        buffer=journal.request,
-    )
-    data_path.connect(channel, device_fd)
-    frequent.connect(channel)
     os.umask(0)
 
     def tell() -> dict[str, object]:
         """Raises when the books contradict themselves; the rest is for the test to judge."""
-        with store.lock, books.lock:
-            books.ledger.check()
+        with store.lock:
+            books.check()
             names = sorted(os.listdir(store.mount_fd))
             return {
-                "engine": data_path.engine,
-                "resident": books.ledger.resident_bytes,
+                "engine": parts.data_path.engine,
+                "resident": books.questions.resident_bytes(),
                 "used": store.tmpfs.used_bytes(),
                 "names": names,
                 "strangers": [inode for inode in store.tmpfs.removed_names() if not store.lookups_of(inode)],
@@ -109,9 +73,9 @@ def main(device_fd: int) -> None:
             print(json.dumps(tell()), flush=True)
         os._exit(0)
 
-    channel.start()
+    parts.channel.start()
     threading.Thread(target=converse).start()
-    pyfuse3.init(RareRequests(namespace), channel.libfuse_mountpoint, set())
+    pyfuse3.init(RareRequests(parts.namespace), parts.channel.libfuse_mountpoint, set())
     try:
         trio.run(pyfuse3.main)
     finally:

@@ -10,7 +10,7 @@ from errno import EDQUOT
 
 import pytest
 
-from sharedfs.headroom import DEFAULT_ROOM
+from sharedfs.common.headroom import DEFAULT_ROOM
 from tests.support.controller import bill_of, bills, running_controller
 from tests.support.mount import MountedPool
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import mounting, places, pools
-from sharedfs.cli import cli
-from sharedfs.command_line import run_cli
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mounts import mount_at, mounts
-from sharedfs.mount_options import PoolOptions
+from sharedfs.common import paths
+from sharedfs.common.command_line import run_cli
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mountinfo import mount_at, mounts
+from sharedfs.mount import mounting
+from sharedfs.mount.cli import cli
+from sharedfs.pool import registry
+from sharedfs.pool.options import PoolOptions
 from tests.support.mount import MountedPool, sharedfs, unmount
 from tests.support.posix import as_user, opened
 from tests.support.tenants import wait_until
@@ -43,7 +45,7 @@ def nothing_left(run_dir: Path, unique_name: str) -> Callable[[], None]:
     def check() -> None:
         assert [mount.mountpoint for mount in mounts() if mount.mountpoint.startswith(str(run_dir))] == []
         assert not find_memory_hierarchy().directory(f"{unique_name}-pools").exists()
-        assert not places.pools_directory().exists() or list(places.pools_directory().iterdir()) == []
+        assert not paths.pools_directory().exists() or list(paths.pools_directory().iterdir()) == []
 
     return check
 
@@ -149,7 +151,7 @@ def test_a_mounted_pool_is_not_mounted_again(
     assert_mistake(mount(run_dir / "other"), f"a pool named {unique_name}", str(pool.path), "another name")
     assert_mistake(mount(run_dir / "other", "--foreground"), f"a pool named {unique_name}")
     (pool.path / "f").write_bytes(b"unharmed")
-    assert [record.name for record in pools.records()] == [unique_name]
+    assert [record.name for record in registry.records()] == [unique_name]
 
 
 def test_of_several_mounts_of_one_name_at_once_one_wins(
@@ -165,7 +167,7 @@ def test_of_several_mounts_of_one_name_at_once_one_wins(
     assert sorted(code for _, code in answers) == [0, 2, 2, 2]
     for message, code in answers:
         assert message == "" if code == 0 else message.count("\n") == 1
-    (record,) = pools.records()
+    (record,) = registry.records()
     unmount(record.mountpoint)
     nothing_left()
 
@@ -192,9 +194,9 @@ def test_default_name_relative_path_and_spaces(
     (run_dir / "link").symlink_to("with space")
     monkeypatch.chdir(run_dir)
     sharedfs("mount", "link", "--size", "16M", "--cgroup-parent", f"{unique_name}-pools")
-    (record,) = pools.records()
+    (record,) = registry.records()
     assert record.mountpoint == str(run_dir / "with space")
-    assert record.name == pools.name_for(record.mountpoint)
+    assert record.name == registry.name_for(record.mountpoint)
     assert json.loads(sharedfs("status", "--json").stdout)["pools"][0]["mountpoint"] == record.mountpoint
     unmount("with space")
     nothing_left()
@@ -241,7 +243,7 @@ def test_a_run_directory_too_deep_for_sockets(
 
 
 def test_the_feed_is_for_root_only(pool: MountedPool) -> None:
-    path = places.feed_socket(pool.name)
+    path = paths.feed_socket(pool.name)
     assert path.stat().st_mode & 0o777 == 0o600
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))

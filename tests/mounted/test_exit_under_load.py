@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from sharedfs.kernel.cgroups import CgroupVersion
+from sharedfs.linux.cgroups import CgroupVersion
 from tests.support.controller import bills, running_controller
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.datapath import PURE_PYTHON_VARIABLE
+from sharedfs.ops.data import PURE_PYTHON_VARIABLE
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.posix import fails
 from tests.support.tenants import Tenants, wait_until

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import places
-from sharedfs.kernel.cgroups import CgroupVersion
+from sharedfs.common import paths
+from sharedfs.linux.cgroups import CgroupVersion
 from tests.support.controller import bill_of, bills, running_controller, sharedctl
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until
@@ -87,7 +87,7 @@ def exit_and_settle(stranger: Tenant, *victims: Tenant) -> None:
 
 
 def guard_pid() -> int:
-    return int(places.guard_lock().read_text())
+    return int(paths.guard_lock().read_text())
 
 
 def is_gone(pid: int) -> bool:

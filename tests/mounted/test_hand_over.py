@@ -1,6 +1,7 @@
 """Hand-over that is slow, fails or is asked for again: no request fails for it, and `reload` tells what happened.
 
-Daemons die or stop where a fault is armed (`sharedfs/faults.py`): when they have taken over and before they serve.
+Daemons die or stop where a fault is armed (`sharedfs/storage/fault_injection.py`): when they have taken over and before
+they serve.
 """
 
 import os
@@ -15,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import faults
-from sharedfs.faults import Point, Start, armed_word, start_word
-from sharedfs.journal import Journal
-from sharedfs.kernel.fuse_wire import IN_HEADER, Opcode
-from sharedfs.recovery import MOST_DEATHS
-from sharedfs.state import StateFiles
+from sharedfs.fuse.protocol import IN_HEADER, Opcode
+from sharedfs.ops.recovery import MOST_DEATHS
+from sharedfs.storage import fault_injection
+from sharedfs.storage.fault_injection import Point, Start, armed_word, start_word
+from sharedfs.storage.journal import Journal
+from sharedfs.storage.state_files import StateFiles
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import wait_until
 
@@ -33,7 +34,7 @@ class Handed:
     def __init__(self, pool: MountedPool) -> None:
         self.pool = pool
         self.keeper = pool.status().keeper_pid
-        self.file = pool.kept(faults.FILE) / faults.FILE
+        self.file = pool.kept(fault_injection.FILE) / fault_injection.FILE
 
     def arm(self, opcode: int, point: Point) -> None:
         with self.file.open("r+b") as file:
@@ -69,7 +70,7 @@ def state_of(process_id: int) -> str:
 
 @pytest.fixture
 def handed(run_dir: Path, unique_name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Handed]:
-    monkeypatch.setenv(faults.VARIABLE, "1")
+    monkeypatch.setenv(fault_injection.VARIABLE, "1")
     options = ("--size", "64M", "--cgroup-parent", f"{unique_name}-pools")
     with mounted_pool(run_dir / "mnt", unique_name, *options) as pool:
         yield Handed(pool)
@@ -180,7 +181,9 @@ def test_reload_of_what_does_not_start_says_which_daemon_goes_on(
     handed: Handed,
 ) -> None:
     before = handed.pool.status()
-    reload = f"from sharedfs import mounting; mounting._RELOAD_SECONDS = 3; mounting.reload({str(handed.pool.path)!r})"
+    reload = (
+        f"from sharedfs.mount import mounting; mounting._RELOAD_SECONDS = 3; mounting.reload({str(handed.pool.path)!r})"
+    )
     os.kill(before.keeper_pid, signal.SIGSTOP)  # it does nothing in that time
     try:
         done = subprocess.run([sys.executable, "-c", reload], capture_output=True, text=True, timeout=60, check=False)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel import huge_pages, page_cache
+from sharedfs.linux import cachestat, huge_pages
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 PAGE, HUGE, MIB = 4096, 2 << 20, 1 << 20
 
 pytestmark = pytest.mark.skipif(
-    huge_pages.page_bytes() != HUGE or huge_pages.are_denied() or not page_cache.can_be_asked(),
+    huge_pages.page_bytes() != HUGE or huge_pages.are_denied() or not cachestat.can_be_asked(),
     reason="no huge pages of 2 MiB for tmpfs, or no cachestat(2)",
 )
 

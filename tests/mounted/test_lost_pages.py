@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.books import Books
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.model.ranges import PageRange
-from sharedfs.model.tenant_rules import TenantRules
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.page_ranges import PageRange
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until
 
@@ -129,33 +129,34 @@ def test_a_page_that_comes_while_the_books_are_compared(
 
     The control asks the kernel without the books' lock: the page is in the file, and not in the books.
     """
-    tenant = books.tenant_at(tenants.make("writer").path)
+    tenant = books.tenants.tenant_at(tenants.make("writer").path)
     for _ in range(20 if is_settled else 1):
-        books.charge(FILE, 0, 10 * PAGE, tenant)
-    assert (books.settled.at == books.ledger.sequence) is is_settled, "the shortcut in C would leave lines out"
-    writer = threading.Thread(target=lambda: books.charge(FILE, 3 * PAGE, 4 * PAGE, tenant))
+        books.pages.charge(FILE, 0, 10 * PAGE, tenant)
+    shortcut = books.for_shortcut()
+    assert (shortcut.settled.at == shortcut.ledger.sequence) is is_settled, "the shortcut in C would leave lines out"
+    writer = threading.Thread(target=lambda: books.pages.charge(FILE, 3 * PAGE, 4 * PAGE, tenant))
 
     def there(first: int, last: int) -> list[PageRange]:
         writer.start()
-        assert naive or books.settled.at != books.ledger.sequence, "it asks the books, and waits for them"
+        assert naive or shortcut.settled.at != shortcut.ledger.sequence, "it asks the books, and waits for them"
         return [(0, 2), (5, 9)]
 
     if naive:
         found = there(0, 9)
         writer.join()
-        books.lose_absent(FILE, 0, 9, lambda first, last: found)
+        books.pages.lose_absent(FILE, 0, 9, lambda first, last: found)
     else:
-        books.lose_absent(FILE, 0, 9, there)
+        books.pages.lose_absent(FILE, 0, 9, there)
         writer.join()
     expected = [(0, 2), (5, 9)] if naive else [(0, 3), (5, 9)]
-    assert books.runs_where(FILE, lambda held: held.owner == tenant) == expected
+    assert books.questions.runs_where(FILE, lambda held: held.owner == tenant) == expected
 
 
 def test_a_file_that_is_changed_just_now_is_left_alone(books: Books, tenants: Tenants) -> None:
-    tenant = books.tenant_at(tenants.make("writer").path)
-    books.charge(FILE, 0, 10 * PAGE, tenant)
-    with books.changing(FILE):
-        books.lose_absent(FILE, 0, 9, lambda first, last: [])
-    assert books.resident_bytes() == 10 * PAGE
-    books.lose_absent(FILE, 0, 9, lambda first, last: [])
-    assert books.resident_bytes() == 0
+    tenant = books.tenants.tenant_at(tenants.make("writer").path)
+    books.pages.charge(FILE, 0, 10 * PAGE, tenant)
+    with books.changes.under_way(FILE):
+        books.pages.lose_absent(FILE, 0, 9, lambda first, last: [])
+    assert books.questions.resident_bytes() == 10 * PAGE
+    books.pages.lose_absent(FILE, 0, 9, lambda first, last: [])
+    assert books.questions.resident_bytes() == 0

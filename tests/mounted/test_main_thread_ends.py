@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from controller.zombies.files import find_shared_files
-from sharedfs.kernel.cgroups import CgroupVersion
+from sharedfs.linux.cgroups import CgroupVersion
 from tests.support.holes import sparse
 from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, sharedfs

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
-from sharedfs.room import PROCESS_BYTES, RESERVE_BYTES
+from sharedfs.linux.cgroups import CgroupVersion, find_memory_hierarchy
+from sharedfs.storage.room import PROCESS_BYTES, RESERVE_BYTES
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
 from tests.support.posix import fails, opened, tmpfs
 from tests.support.tenants import Tenant, wait_until
@@ -83,7 +83,7 @@ def _removed(directory: Path) -> bool:
 def fill(path: Path) -> int:
     """Write until there is no room; how much went in."""
     written = 0
-    with opened(path, NEW) as fd, suppress(OSError):
+    with suppress(OSError), opened(path, NEW) as fd:  # there may be none for the name
         while True:
             written += os.pwrite(fd, bytes(MIB), written)
     return written

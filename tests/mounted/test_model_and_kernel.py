@@ -7,13 +7,13 @@ it is what kernels do; one that reparents has the zombie's bytes on the parent, 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from controller.billing.policies.first_touch import FirstTouch
+from controller.lab.cost_meter import Meter
 from controller.lab.events import Event, MemoryTrace
-from controller.lab.meter import Meter
 from controller.lab.replay import Clocks, Replay
-from controller.lab.scenarios.sheet import Sheet
-from controller.lab.survey import survey
-from sharedfs.kernel.cgroups import CgroupVersion
+from controller.lab.scenarios.trace_builder import Sheet
+from controller.lab.trace_index import survey
+from controller.policies.first_touch import FirstTouch
+from sharedfs.linux.cgroups import CgroupVersion
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 PAGE, MIB = 4096, 1 << 20

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.allocation import Allocation
-from sharedfs.books import Books
-from sharedfs.kernel import huge_pages
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.huge_pages import NEVER
-from sharedfs.mappings import MappingScan
-from sharedfs.model.tenant import NOBODY
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.page_moves import PageMoves
-from sharedfs.process_looks import ProcessLooks
-from sharedfs.store import Store
-from sharedfs.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.tenant import NOBODY
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux import huge_pages
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.huge_pages import NEVER
+from sharedfs.pages.mapping_scan import MappingScan
+from sharedfs.pages.page_moves import PageMoves
+from sharedfs.pages.process_looks import ProcessLooks
+from sharedfs.pages.reconcile import Reconcile
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 from tests.support.tenants import Agent, Tenant, Tenants
 
 PAGE, WINDOW = 4096, 512
@@ -57,8 +57,8 @@ class Scene:
         """After a scan."""
         self.scan.apply(self.scan.scan())
         ids = {known.id for known in self.books.tenants.live() if known.path == tenant.path}
-        runs = self.books.ledger.class_runs(self.inode)
-        return {page for first, last, held in runs if ids & held.users for page in range(first, last + 1)}
+        runs = self.books.questions.runs_where(self.inode, lambda held: bool(ids & held.users))
+        return {page for first, last in runs for page in range(first, last + 1)}
 
 
 @pytest.fixture
@@ -70,11 +70,11 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         found = os.fstat(fd)
         device = os.major(found.st_dev), os.minor(found.st_dev)
         books = Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
-        books.charge_allocated(found.st_ino, [(0, 2 * WINDOW - 1)], NOBODY)
+        books.pages.charge_allocated(found.st_ino, [(0, 2 * WINDOW - 1)], NOBODY)
         looks = ProcessLooks(books, device)
         moves = PageMoves(books, looks)
-        allocation = Allocation(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
-        scan = MappingScan(books, allocation, looks)
+        reconcile = Reconcile(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
+        scan = MappingScan(books, reconcile, looks)
         yield Scene(tmp_path / "f", fd, found.st_ino, books, moves, scan)
         os.close(fd)
         looks.close()
@@ -107,13 +107,13 @@ def test_a_mapping_lasts_through_a_move_and_ends_with_the_mapping(scene: Scene, 
     scene.move(0)
     scene.used_by(tenant)
     for _ in range(4):
-        scene.books.ledger.age()  # a touch does not last so long
+        scene.books.tidying.age()  # a touch does not last so long
     assert scene.used_by(tenant) == set(range(3, 100))
     agent.do("m.close()")
     scene.used_by(tenant)
     for _ in range(4):
-        scene.books.ledger.age()
-    holdings = scene.books.ledger.file_holdings(scene.inode)
+        scene.books.tidying.age()
+    holdings = scene.books.questions.file_holdings(scene.inode)
     assert not any(held.mapped for held, _ in holdings)
 
 
@@ -158,8 +158,8 @@ def test_what_is_cut_off_is_used_no_more(scene: Scene, tenants: Tenants) -> None
     agent.do(use(3, 99))
     scene.move(0)
     os.ftruncate(scene.fd, 50 * PAGE)
-    scene.books.uncharge(scene.inode, 50, 2 * WINDOW - 1)
+    scene.books.pages.uncharge(scene.inode, 50, 2 * WINDOW - 1)
     os.ftruncate(scene.fd, 2 * WINDOW * PAGE)
     os.pwrite(scene.fd, b"y" * PAGE, 60 * PAGE)
-    scene.books.charge_allocated(scene.inode, [(60, 60)], NOBODY)
+    scene.books.pages.charge_allocated(scene.inode, [(60, 60)], NOBODY)
     assert scene.used_by(tenant) == set(range(3, 50))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.host import kernel_release, zombies_stay
-from sharedfs.kernel.cgroups import CgroupVersion, dying_memcgs
+from sharedfs.linux.cgroups import CgroupVersion, dying_memcgs
 from tests.support.mount import MountedPool
 from tests.support.posix import tmpfs
 from tests.support.tenants import Tenant, Tenants, wait_until

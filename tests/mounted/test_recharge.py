@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from deploy.demo.host import kernel_release, zombies_stay
-from sharedfs.kernel import huge_pages, syscalls
-from sharedfs.kernel.cgroups import dying_memcgs
-from sharedfs.kernel.page_charges import PageCharges
+from sharedfs.linux import huge_pages, syscalls
+from sharedfs.linux.cgroups import dying_memcgs
+from sharedfs.linux.page_charges import PageCharges
 from tests.support.holes import content_is_there, fault_holes, sparse
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.stores import Storers

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from controller.billing.policies.proportional import Proportional
 from controller.lab.events import Event
 from controller.lab.replay import Clocks, Replay
-from controller.lab.survey import survey
-from controller.lab.trace import StoredTrace, open_trace
+from controller.lab.trace_file import StoredTrace, open_trace
+from controller.lab.trace_index import survey
+from controller.policies.proportional import Proportional
 from tests.support.controller import run_sharedctl
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenants, wait_until
@@ -32,7 +32,7 @@ def test_a_recorded_trace_replays_to_the_books_of_the_pool(pool: MountedPool, te
     a.do(f"fd = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT); result = os.pwrite(fd, bytes({4 * MIB}), 0)")
     c.do(f"fd = os.open({str(path)!r}, os.O_RDWR); result = len(os.pread(fd, {MIB}, 0))")
     trace = run_dir / "trace.parquet"
-    command = [sys.executable, "-m", "controller.cli", "record", str(trace), "--pool", pool.name]
+    command = [sys.executable, "-m", "controller.cli.main", "record", str(trace), "--pool", pool.name]
     recorder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: trace.exists() or recorder.poll() is not None, "it records", 20)
@@ -70,7 +70,7 @@ def test_a_recorded_trace_replays_to_the_books_of_the_pool(pool: MountedPool, te
     assert pool.get("/v1/tape").status_code == 404
 
     told = subprocess.run(
-        [sys.executable, "-m", "controller.cli", "lab", "replay", str(trace), "--policy", "first_touch", "--json"],
+        [sys.executable, "-m", "controller.cli.main", "lab", "replay", str(trace), "--policy", "first_touch", "--json"],
         capture_output=True,
         text=True,
         timeout=60,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import pools
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.linux.mountinfo import mount_at
+from sharedfs.pool import registry
 from tests.support.mount import MountedPool, sharedfs, unmount, unmount_whatever_happened
 from tests.support.service_manager import Manager
 from tests.support.tenants import Tenants, wait_until
@@ -49,9 +49,9 @@ def test_a_keeper_is_followed_by_another_and_nobody_notices(
     os.kill(manager.process_id, number)
     assert manager.wait() == (0 if number == signal.SIGTERM else -number)
     user.do("mapping[0] = ord('y')")
-    record = pools.record_at(str(pool.path))
+    record = registry.record_at(str(pool.path))
     assert record is not None
-    assert pools.is_served(record), "it is to go on"
+    assert registry.is_served(record), "it is to go on"
     manager.start()
     assert user.do("result = os.pread(fd, 2, 0).decode()") == "yx"
     after = pool.status()
@@ -69,4 +69,4 @@ def test_a_mount_that_is_detached_ends_with_its_keeper(tenants: Tenants, manager
     subprocess.run(["umount", "-l", manager.pool.path], check=True)
     os.kill(manager.process_id, signal.SIGTERM)
     assert manager.wait() == 0
-    wait_until(lambda: pools.record_at(str(manager.pool.path)) is None, "nothing is left")
+    wait_until(lambda: registry.record_at(str(manager.pool.path)) is None, "nothing is left")

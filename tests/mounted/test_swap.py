@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
+from sharedfs.linux.cgroups import CgroupVersion, find_memory_hierarchy
 from tests.support.controller import bill_of, bills, running_controller
 from tests.support.mount import MountedPool, mounted_pool
 from tests.support.tenants import Tenants, wait_until

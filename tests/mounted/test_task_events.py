@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion
-from sharedfs.kernel.task_events import TaskEvents
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupVersion
+from sharedfs.linux.perf_events import TaskEvents
 from tests.support.tenants import Tenants
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs import places, pools
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.kernel.mounts import mount_at, mounts
-from sharedfs.mount_users import other_mountpoints
+from sharedfs.common import paths
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mountinfo import mount_at, mounts
+from sharedfs.mount.mount_users import other_mountpoints
+from sharedfs.pool import registry
 from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
@@ -35,7 +36,7 @@ def nothing_left(run_dir: Path, unique_name: str) -> Callable[[], None]:
         left = [mount for mount in mounts() if mount.mountpoint.startswith(str(run_dir))]
         assert [mount.mountpoint for mount in left if mount.source != SHARED] == []
         assert not find_memory_hierarchy().directory(f"{unique_name}-pools").exists()
-        assert list(places.pools_directory().iterdir()) == []
+        assert list(paths.pools_directory().iterdir()) == []
 
     return check
 
@@ -85,10 +86,10 @@ def test_a_lazy_umount_lets_users_go_on_over_the_daemons_death(
     refused = sharedfs("umount", str(pool.path), check=False)
     assert refused.returncode == 2
     assert "--force" in refused.stderr
-    record = pools.record_at(str(pool.path))
+    record = registry.record_at(str(pool.path))
     assert record is not None
     user.end_processes()
-    assert pools.wait_for_end(record, PATIENCE)
+    assert registry.wait_for_end(record, PATIENCE)
     nothing_left()
 
 

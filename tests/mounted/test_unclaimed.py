@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.feed_types import FILES_OF_A_PAGE, UnclaimedPage
+from sharedfs.api.types import FILES_OF_A_PAGE, UnclaimedPage
 from tests.support.controller import bills, run_sharedctl, running_controller, sharedctl
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import AgentError, Tenants, wait_until

@@ -16,7 +16,7 @@ import pytest
 
 from controller.zombies.census import take_census
 from deploy.demo.host import kernel_release, zombies_stay
-from sharedfs.kernel.cgroups import CgroupVersion, find_memory_hierarchy
+from sharedfs.linux.cgroups import CgroupVersion, find_memory_hierarchy
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 FILE_BYTES = 3 << 20
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def zombies() -> dict[str, Any]:
-    command = [sys.executable, "-m", "controller.cli", "zombies", "--json"]
+    command = [sys.executable, "-m", "controller.cli.main", "zombies", "--json"]
     answer: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return answer
 

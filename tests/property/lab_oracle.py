@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Demand, Policy
-from controller.billing.policies.fairride import FairRide
-from controller.billing.policies.kinds import ByAccess
 from controller.lab.events import PAGE_BYTES, Event
 from controller.lab.replay import Clocks
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.policies.fairride import FairRide
+from controller.policies.families import ByAccess
+from controller.policies.page_state import Kind, Page, Place
+from controller.policies.policy import Demand, Policy
+from sharedfs.linux.cgroups import CgroupRef
 
 
 @dataclass(frozen=True)

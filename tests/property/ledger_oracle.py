@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from sharedfs.model.ranges import merged
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.ledger.page_ranges import merged
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 
 @dataclass

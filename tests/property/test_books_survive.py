@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 
 import sharedfs
-from sharedfs.books_state import BooksState
-from sharedfs.model.cells import PAGES_PER_CHUNK
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.ranges import LAST_PAGE
-from sharedfs.model.sharing import SharingClass
-from sharedfs.model.tenant import NOBODY, TenantId
+from sharedfs.accounting.persistence import BooksState
+from sharedfs.ledger.chunks import PAGES_PER_CHUNK
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.page_ranges import LAST_PAGE
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import NOBODY, TenantId
 from tests.property.ledger_oracle import Oracle
 from tests.support.kills import killed_at_line, lines_of, run_in_child
 

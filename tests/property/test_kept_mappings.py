@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sharedfs.model.kept_mappings import KeptMappings
-from sharedfs.model.ranges import PageRange, merged
+from sharedfs.ledger.kept_mappings import KeptMappings
+from sharedfs.ledger.page_ranges import PageRange, merged
 
 FILE, PAGES = 7, 24
 PROCESSES = ("a", "b")
@@ -112,7 +112,7 @@ class Moves(RuleBasedStateMachine):
 
 
 TestMoves = Moves.TestCase
-TestMoves.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestMoves.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_the_control_without_keeping_a_user_is_lost() -> None:

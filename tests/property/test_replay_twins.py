@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.billing.page import Kind, Place
-from controller.billing.policies.registry import POLICIES, policy_named
-from controller.lab import machine as machine_module
+from controller.lab import engine as machine_module
 from controller.lab.events import Event, Events, MemoryTrace
 from controller.lab.replay import Clocks, Replay
-from controller.lab.survey import survey
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.lab.trace_index import survey
+from controller.policies.page_state import Kind, Place
+from controller.policies.registry import POLICIES, policy_named
+from sharedfs.linux.cgroups import CgroupRef
 from tests.property.lab_oracle import Row, SlowReplay
 
 FILES, PAGES, SECOND = 3, 8, 1_000_000
@@ -67,7 +67,7 @@ def histories(draw: st.DrawFn) -> list[Row]:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(history=histories(), cuts=st.lists(st.integers(0, 50), max_size=4), rounds=st.sampled_from([0, 1, 32]))
 def test_the_replay_and_its_twin_agree(name: str, history: list[Row], cuts: list[int], rounds: int) -> None:
     """Wherever the trace is cut into batches, and whether they are played in rounds or one event after the other."""
@@ -115,7 +115,7 @@ def test_the_replay_and_its_twin_agree(name: str, history: list[Row], cuts: list
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if policy_named(name).conserves])
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(history=histories())
 def test_every_policy_that_claims_it_conserves(name: str, history: list[Row]) -> None:
     """I1 at every moment: what is billed and what is nobody's is what is resident, and one owner pays for all."""

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sharedfs import places
+from sharedfs.common import paths
 from tests.support.tenants import PATIENCE, wait_until
 
 Answer = dict[str, Any]
 
 
 def run_sharedctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "controller.cli", *arguments]
+    command = [sys.executable, "-m", "controller.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
 
 
@@ -42,10 +42,10 @@ def bill_of(tenant: str, told: Answer) -> Answer:
 @contextmanager
 def running_controller(*options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A controller that serves; stopped with SIGTERM at the end, which puts all limits back."""
-    process = subprocess.Popen([sys.executable, "-m", "controller.cli", "run", *options], stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "controller.cli.main", "run", *options], stderr=subprocess.PIPE)
     try:
         wait_until(
-            lambda: places.controller_socket().exists() and run_sharedctl("bills").returncode == 0,
+            lambda: paths.controller_socket().exists() and run_sharedctl("bills").returncode == 0,
             "the controller answers",
             60,
         )

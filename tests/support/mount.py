@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 
-from sharedfs import places, pools
-from sharedfs.feed_types import Holdings, PoolStatus
-from sharedfs.kernel.mounts import mount_at
+from sharedfs.api.types import Holdings, PoolStatus
+from sharedfs.common import paths
+from sharedfs.linux.mountinfo import mount_at
+from sharedfs.pool import registry
 from tests.support.tenants import PATIENCE, Tenant, wait_until
 
 
@@ -48,7 +49,7 @@ class MountedPool:
     name: str
 
     def get(self, route: str, **query: str) -> httpx.Response:
-        transport = httpx.HTTPTransport(uds=str(places.feed_socket(self.name)))
+        transport = httpx.HTTPTransport(uds=str(paths.feed_socket(self.name)))
         with httpx.Client(transport=transport, base_url="http://pool", timeout=20 * PATIENCE) as client:
             return client.get(route, params=query)
 
@@ -154,12 +155,12 @@ def mounted_pool(place: Path, name: str, *options: str) -> Iterator[MountedPool]
 
 def unmount_whatever_happened(place: Path) -> None:
     """Unmount lazily, so that a failed test's open files do not matter, and wait until keeper and daemon are gone."""
-    record = pools.record_at(str(place))
+    record = registry.record_at(str(place))
     while mount_at(str(place)) is not None:
         subprocess.run(["umount", "-l", str(place)], check=True)
     if record is not None:
-        if not pools.wait_for_end(record, 30):
-            said = places.daemon_log(record.name).read_text()
+        if not registry.wait_for_end(record, 30):
+            said = paths.daemon_log(record.name).read_text()
             os.kill(record.keeper_pid, signal.SIGKILL)
             raise AssertionError(f"the keeper of {place} did not end: {said}")
-        pools.clean_up_dead(record)
+        registry.clean_up_dead(record)

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Callable
 
-from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Policy
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.policies.page_state import Kind, Page, Place
+from controller.policies.policy import Policy
+from sharedfs.linux.cgroups import CgroupRef
 
 A, B, C = (CgroupRef(f"/tenants/{name}", inode) for inode, name in enumerate("abc", 1))
 PARENT, ROOT = CgroupRef("/tenants", 0), CgroupRef("/", 0)

@@ -5,7 +5,8 @@ import signal
 import socket
 import sys
 
-from sharedfs.kept import KEPT_VARIABLE, exec_with
+from sharedfs.linux.service_manager import KEPT_VARIABLE
+from sharedfs.supervisor.fd_store import exec_with
 from tests.support.mount import MountedPool
 
 
@@ -26,6 +27,16 @@ class Manager:
 
     def start(self) -> None:
         """And wait until the pool serves."""
+        self._start()
+        while not self._listen().startswith("READY=1"):
+            pass
+
+    def start_in_vain(self) -> int:
+        """The exit code of a keeper that does not serve."""
+        self._start()
+        return self.wait()
+
+    def _start(self) -> None:
         self.process_id = os.fork()
         if self.process_id == 0:
             try:
@@ -33,8 +44,6 @@ class Manager:
                 exec_with(self.kept, self._command, environment)
             finally:
                 os._exit(127)
-        while not self._listen().startswith("READY=1"):
-            pass
 
     def _listen(self) -> str:
         message, fds, _, _ = socket.recv_fds(self._socket, 4096, 1)

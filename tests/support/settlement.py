@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from controller.billing.settlement import Position, raises, settle
-from controller.limits.base import Order
-from sharedfs.headroom import DEFAULT_ROOM, Room
-from sharedfs.kernel.cgroups import CgroupVersion
+from controller.limits.types import Order
+from controller.settlement.settle import Position, raises, settle
+from sharedfs.common.headroom import DEFAULT_ROOM, Room
+from sharedfs.linux.cgroups import CgroupVersion
 
 
 def plan(

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy, find_memory_hierarchy
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy, find_memory_hierarchy
 
 T = TypeVar("T")
 

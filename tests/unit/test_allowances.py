@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.allowances import Allowances
-from sharedfs.model.ledger import Ledger
-from sharedfs.model.tenant import TenantId
+from sharedfs.accounting.quota import Allowances
+from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.tenant import TenantId
 
 TENANT = TenantId(1)
 PAGE = 4096
@@ -81,3 +81,13 @@ def test_nobody_is_refused_when_marks_have_ended() -> None:
     tenant.seconds = 11.0
     tenant.write(1, PAGES)
     assert TENANT not in tenant.allowances.left
+
+
+def test_a_tenant_that_the_controller_has_not_seen_may_fill_its_cgroup() -> None:
+    allowances = Tenant(0).allowances
+    allowances.begin(TenantId(77), 4 * PAGE)
+    allowances.take(TenantId(77), 4 * PAGE)
+    with pytest.raises(OSError, match=strerror(EDQUOT)):
+        allowances.take(TenantId(77), PAGE)
+    allowances.begin(TenantId(78), None)
+    allowances.take(TenantId(78), 1 << 30)

@@ -7,9 +7,11 @@ from errno import EIO, ENOENT
 
 import pytest
 
-from sharedfs.kernel import fuse_wire as wire
-from sharedfs.kernel.channel import Channel, offers
-from sharedfs.kernel.fuse_wire import Opcode
+from sharedfs.fuse import protocol as wire
+from sharedfs.fuse.device import Device
+from sharedfs.fuse.protocol import Opcode
+from sharedfs.fuse.relay import Channel, offers
+from sharedfs.linux.shortage import Shortage
 from tests.support.tenants import wait_until
 
 INIT_EXT, PASSTHROUGH_2 = 1 << 30, 1 << 5
@@ -40,10 +42,12 @@ class Ends:
         self.kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.device = device
         self.ended: list[BaseException | None] = []
+        self.answers = Device(device.fileno())
         self.channel = Channel(
-            device.fileno(),
-            {Opcode.READ: self._read, Opcode.LSEEK: self._fail},
+            self.answers,
+            {Opcode.READ: self._read, Opcode.LSEEK: self._fail, Opcode.FORGET: self._fail},
             lambda thread_id: thread_id,
+            shortage=Shortage(),
             want_passthrough=want_passthrough,
             on_end=self.ended.append,
         )
@@ -54,7 +58,7 @@ class Ends:
             self.channel.start()
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
-        self.channel.reply(unique, 0, b"%d %d %d" % (node, thread_id, len(request)))
+        self.answers.reply(unique, 0, b"%d %d %d" % (node, thread_id, len(request)))
 
     def _fail(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         raise OSError(EIO, "no")
@@ -110,7 +114,7 @@ def test_init_is_answered_with_passthrough_and_large_writes(ends: Ends) -> None:
     assert not flags & (wire.INIT_ATOMIC_O_TRUNC | wire.INIT_HANDLE_KILLPRIV)
     assert (fields[6], fields[8], fields[11]) == (wire.MAX_WRITE, 256, 1)
     assert ends.channel.initialised.wait(5)
-    assert ends.channel.passthrough
+    assert ends.answers.passthrough
 
 
 def test_init_without_passthrough_when_it_is_not_wanted() -> None:
@@ -119,7 +123,7 @@ def test_init_without_passthrough_when_it_is_not_wanted() -> None:
         fields = ends.initialise()
         assert not (fields[3] | fields[10] << 32) & (wire.INIT_PASSTHROUGH | wire.INIT_EXT)
         assert fields[11] == 0
-        assert not ends.channel.passthrough
+        assert not ends.answers.passthrough
     finally:
         ends.close()
 
@@ -147,6 +151,15 @@ def test_our_own_requests_are_answered_without_libfuse(ends: Ends) -> None:
     assert ends.channel.forwarded == 0
 
 
+def test_a_request_that_takes_no_answer_fails_into_the_log(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
+    ends.request(Opcode.FORGET, 70, bytes(8))
+    ends.request(Opcode.READ, 71, bytes(40))
+    assert ends.reply()[0] == 71
+    assert [record.message for record in caplog.records] == [
+        "request 70 (opcode 2), which takes no answer, failed: Input/output error"
+    ]
+
+
 def test_a_short_init_reply_ends_the_connection_with_the_reason(ends: Ends) -> None:
     ends.request(Opcode.INIT, 1, init_in())
     ends.libfuse.recv(1 << 21)
@@ -163,7 +176,7 @@ def test_requests_that_come_after_the_end_are_no_error(ends: Ends) -> None:
 
 
 def test_attributes_are_expired_with_a_notification(ends: Ends) -> None:
-    ends.channel.expire_attributes(77)
+    ends.answers.expire_attributes(77)
     unique, code, body = ends.reply()
     assert (unique, -code) == (0, wire.NOTIFY_INVAL_INODE)
     assert wire.INVAL_INODE_OUT.unpack(body) == (77, -1, 0)

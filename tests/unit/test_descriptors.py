@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from sharedfs import descriptors
-from sharedfs.descriptors import Descriptors
-from sharedfs.inodes import Node
+from sharedfs.storage import fd_cache
+from sharedfs.storage.fd_cache import Descriptors
+from sharedfs.storage.node import Node
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         made.append(os.open("/dev/null", os.O_RDONLY))
         return made[-1]
 
-    monkeypatch.setattr(descriptors.syscalls, "open_by_handle", open_anything)
+    monkeypatch.setattr(fd_cache.syscalls, "open_by_handle", open_anything)
     return made
 
 
@@ -37,7 +37,7 @@ def is_open(fd: int) -> bool:
 
 
 def test_the_oldest_makes_room(opened: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(descriptors, "_PUT_ASIDE", 2)
+    monkeypatch.setattr(fd_cache, "_PUT_ASIDE", 2)
     cache = Descriptors(0, 0, 3)
     first = [cache.get(node(inode)) for inode in (1, 2, 3)]
     assert [cache.get(node(inode)) for inode in (1, 2, 3)] == first

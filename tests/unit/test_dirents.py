@@ -6,7 +6,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.kernel import dirents
+from sharedfs.fuse import dirents
 
 Entry = tuple[int, int, int, bytes]
 names = st.binary(min_size=1, max_size=255).filter(lambda name: b"\0" not in name and b"/" not in name)

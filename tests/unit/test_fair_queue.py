@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.kernel.fair_queue import FairQueue
+from sharedfs.fuse.fair_queue import FairQueue
 
 
 def test_who_asks_once_waits_for_one_request_of_each_other() -> None:

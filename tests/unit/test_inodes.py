@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.inodes import is_the_only_one
+from sharedfs.storage.inodes import is_the_only_one
 from tests.support.posix import in_child
 
 

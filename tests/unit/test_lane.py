@@ -2,11 +2,12 @@
 
 import threading
 
-from sharedfs.lane import Lane
+from sharedfs.common.lane import Lane
 
 
 def test_one_party_has_half_of_the_threads_and_another_one_begins_at_once() -> None:
-    lane, release, begun = Lane(4, "lane"), threading.Event(), threading.Semaphore(0)
+    broken: list[BaseException] = []
+    lane, release, begun = Lane(4, "lane", broken.append), threading.Event(), threading.Semaphore(0)
     running: list[str] = []
 
     def work(party: str) -> None:
@@ -24,10 +25,12 @@ def test_one_party_has_half_of_the_threads_and_another_one_begins_at_once() -> N
     release.set()
     lane.shutdown()
     assert sorted(running) == ["few"] + ["many"] * 10
+    assert broken == []
 
 
 def test_turns_are_taken_where_no_thread_is_left() -> None:
-    lane, release, begun = Lane(1, "lane"), threading.Event(), threading.Event()
+    broken: list[BaseException] = []
+    lane, release, begun = Lane(1, "lane", broken.append), threading.Event(), threading.Event()
     done: list[str] = []
 
     def first() -> None:
@@ -43,3 +46,18 @@ def test_turns_are_taken_where_no_thread_is_left() -> None:
     lane.shutdown()
     assert sorted(done) == ["a", "a", "a", "b"]
     assert done.index("b") < 2
+    assert broken == []
+
+
+def test_work_that_breaks_is_told_and_the_thread_goes_on() -> None:
+    broken: list[BaseException] = []
+    lane, done = Lane(1, "lane", broken.append), threading.Event()
+
+    def breaks() -> None:
+        raise ValueError("x")
+
+    lane.submit("a", breaks)
+    lane.submit("a", done.set)
+    lane.shutdown()
+    assert done.is_set()
+    assert [str(error) for error in broken] == ["x"]

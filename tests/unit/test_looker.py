@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sharedfs.kernel import proc
-from sharedfs.looker import PASSED_OVER, STUCK, Looker, NoLooks, one_round
+from sharedfs.linux import procfs
+from sharedfs.linux.looker import PASSED_OVER, STUCK, Looker, NoLooks, one_round
 
 HANGS, BURNS, RAISES, ENDS, HANGS_TOO, DENIED = 1001, 1002, 1003, 1004, 1005, 1006
 
@@ -107,7 +107,7 @@ def in_one_round(
     ids: list[int], cgroups: dict[int, bytes], most_seconds: float, patch: pytest.MonkeyPatch
 ) -> list[Any]:
     """The process ids are none, so their cgroups are made up."""
-    patch.setattr(proc, "cgroup_of", lambda task: cgroups.get(int(task.removeprefix("/proc/")), b"other"))
+    patch.setattr(procfs, "cgroup_of", lambda task: cgroups.get(int(task.removeprefix("/proc/")), b"other"))
     looker = Looker(look, 0.1)
     try:
         return list(one_round(looker, ids, {}, most_seconds))
@@ -137,4 +137,4 @@ def test_no_child_is_left() -> None:
     looker = Looker(look, 0.1)
     found(looker, [1, HANGS])
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    assert not [child for child in children if b"sharedfs.looker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert not [child for child in children if b"sharedfs.linux.looker" in Path(f"/proc/{child}/cmdline").read_bytes()]

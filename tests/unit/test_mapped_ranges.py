@@ -5,8 +5,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.kernel.proc import Mapping, parse_mappings
-from sharedfs.model.ranges import merged
+from sharedfs.ledger.page_ranges import merged
+from sharedfs.linux.procfs import Mapping, parse_mappings
 
 MAPS = b"""55d0c0000000-55d0c0001000 r--p 00000000 103:01 1234                       /usr/bin/python3
 7f0000000000-7f0000004000 rw-s 00003000 00:2a 77                         /mnt/shared/a file

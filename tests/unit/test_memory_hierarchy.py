@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.errors import HostFault
-from sharedfs.kernel import mounts as mounts_module
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy, find_memory_hierarchy
-from sharedfs.kernel.mounts import Mount, mount_at, parse_mountinfo
+from sharedfs.common.errors import HostFault
+from sharedfs.linux import mountinfo as mounts_module
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy, find_memory_hierarchy
+from sharedfs.linux.mountinfo import Mount, mount_at, parse_mountinfo
 
 MOUNTINFO = rb"""22 1 259:1 / / rw,relatime shared:1 - ext4 /dev/root rw,discard
 24 22 0:22 / /proc rw,nosuid - proc proc rw

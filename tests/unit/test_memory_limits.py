@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
-from sharedfs.kernel.memory_limits import MemoryLimits, Reading
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.linux.memory_limits import MemoryLimits, Reading
 
 V1_NONE = str((1 << 63) - 4096)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.mount_flags import (
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.mount_flags import (
     MS_DIRSYNC,
     MS_NOATIME,
     MS_NODEV,
@@ -20,12 +20,13 @@ from sharedfs.kernel.mount_flags import (
     MS_STRICTATIME,
     MS_SYNCHRONOUS,
 )
-from sharedfs.kernel.mounts import parse_mountinfo
-from sharedfs.mount_helper import words_kept_by_mount
-from sharedfs.mount_options import (
+from sharedfs.linux.mountinfo import parse_mountinfo
+from sharedfs.mount.mount_helper import words_kept_by_mount
+from sharedfs.pool.options import (
     DEFAULT_FLAGS,
     Asked,
     PoolOptions,
+    UnclaimedRule,
     check_changes,
     flag_words,
     flags_of,
@@ -170,7 +171,7 @@ def test_a_quote_without_its_second_one() -> None:
         reserve_bytes=st.integers(0, 1 << 50),
         idle_seconds=st.integers(1, 10**6).map(lambda thousandths: thousandths / 1000),
         passthrough=st.booleans(),
-        unclaimed=st.sampled_from(["keep", "delete", "spill", "yield"]),
+        unclaimed=st.sampled_from(UnclaimedRule),
         grace_seconds=st.integers(1, 10**6).map(lambda thousandths: thousandths / 1000),
         spill_directory=st.sampled_from(["", "/var/a", "/a, b/c"]),
         root_mode=st.integers(0, 0o7777),

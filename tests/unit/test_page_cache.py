@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharedfs.kernel import huge_pages, page_cache
-from sharedfs.kernel.pagemap import PAGE_BYTES
-from sharedfs.model.ranges import LAST_PAGE
+from sharedfs.common.units import PAGE_BYTES
+from sharedfs.ledger.page_ranges import LAST_PAGE
+from sharedfs.linux import cachestat, huge_pages
 
-pytestmark = pytest.mark.skipif(not page_cache.can_be_asked(), reason="no cachestat(2)")
+pytestmark = pytest.mark.skipif(not cachestat.can_be_asked(), reason="no cachestat(2)")
 
 pages = st.integers(0, 3000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(written=st.sets(pages, max_size=30), allocated=st.tuples(pages, pages), asked=st.tuples(pages, pages))
 def test_runs_are_the_pages_of_a_file(written: set[int], allocated: tuple[int, int], asked: tuple[int, int]) -> None:
     fd = os.memfd_create("test")
@@ -28,7 +28,7 @@ def test_runs_are_the_pages_of_a_file(written: set[int], allocated: tuple[int, i
         os.posix_fallocate(fd, first * PAGE_BYTES, (last - first + 1) * PAGE_BYTES)
         there = written | set(range(first, last + 1))
         for low, high in ((min(asked), max(asked)), (0, LAST_PAGE)):
-            runs = page_cache.resident_runs(fd, low, high)
+            runs = cachestat.resident_runs(fd, low, high)
             assert {page for run in runs for page in range(run[0], run[1] + 1)} == {
                 page for page in there if low <= page <= high
             }

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sharedfs.kernel.pagemap import PAGE_BYTES, PagemapReader
+from sharedfs.common.units import PAGE_BYTES
+from sharedfs.linux.pagemap import PagemapReader
 
 PAGES = 64
 

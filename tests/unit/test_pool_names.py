@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs import claims, pools
-from sharedfs.errors import CallerMistake
+from sharedfs.common.errors import CallerMistake
+from sharedfs.pool import lock as claims
+from sharedfs.pool import registry
 
 
 @pytest.mark.parametrize(
@@ -24,24 +25,24 @@ from sharedfs.errors import CallerMistake
     ],
 )
 def test_default_names(mountpoint: str, name: str) -> None:
-    assert pools.name_for(mountpoint) == name
+    assert registry.name_for(mountpoint) == name
 
 
 @given(st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=200))
 def test_every_default_name_is_a_name(rest: str) -> None:
-    pools.check_name(pools.name_for(f"/{rest}"))
+    registry.check_name(registry.name_for(f"/{rest}"))
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a b", "a\n", "ü", "n" * 65])
 def test_names_that_are_none(name: str) -> None:
     with pytest.raises(CallerMistake, match="cannot name a pool"):
-        pools.check_name(name)
+        registry.check_name(name)
 
 
 def test_a_socket_needs_a_short_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHAREDFS_RUN_DIR", "/" + "d" * 90)
     with pytest.raises(CallerMistake, match="too long for a socket"):
-        pools.check_name("name")
+        registry.check_name("name")
 
 
 def test_a_lock_whose_directory_went_away_is_taken_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
-from sharedfs.kernel.memory_limits import MemoryLimits
-from sharedfs.room import RESERVE_BYTES, Room
-from sharedfs.tmpfs import make_tmpfs
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.linux.memory_limits import MemoryLimits
+from sharedfs.storage.room import RESERVE_BYTES, Room
+from sharedfs.storage.tmpfs import make_tmpfs
 from tests.support.posix import fails
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a tmpfs of one's own needs root")

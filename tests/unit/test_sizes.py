@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.units import format_size, parse_size
+from sharedfs.common.units import format_size, parse_size
 
 
 @pytest.mark.parametrize(

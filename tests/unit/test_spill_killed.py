@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from sharedfs import spill
-from sharedfs.books import Books
-from sharedfs.inodes import Node
-from sharedfs.kernel.cgroups import find_memory_hierarchy
-from sharedfs.model.tenant import NOBODY
-from sharedfs.model.tenant_rules import TenantRules
-from sharedfs.spill import Spill
-from sharedfs.store import Store
-from sharedfs.tmpfs import TREE, PrivateTmpfs, make_tmpfs
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.tenant import NOBODY
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.pages import spill
+from sharedfs.pages.spill import Spill
+from sharedfs.storage.node import Node
+from sharedfs.storage.tmpfs import TREE, PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="a private tmpfs takes root")
 
@@ -47,8 +47,8 @@ class Place:
         node, _ = store.lookup(store.node(1), b"f")
         spilled = Spill(directory_fd, store, books)
         if node.inode not in spilled:
-            books.charge(node.inode, 0, HOLE, NOBODY)
-            books.charge(node.inode, HOLE + 2 * PAGE, SIZE, NOBODY)
+            books.pages.charge(node.inode, 0, HOLE, NOBODY)
+            books.pages.charge(node.inode, HOLE + 2 * PAGE, SIZE, NOBODY)
         return spilled, node, books
 
     def pages(self) -> int:
@@ -105,7 +105,7 @@ def test_on_the_way_out(place: Place) -> None:
         spilled.bring_back(node.inode)
         assert place.content() == CONTENT, lines
         assert not list(place.disk.iterdir()), lines
-        assert books.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
+        assert books.questions.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
         lines += 1
     assert lines > 20
     assert place.pages() == 0
@@ -128,7 +128,7 @@ def test_on_the_way_back(place: Place) -> None:
         spilled, node, books = place.start()
         spilled.bring_back(node.inode)
         assert place.content() == CONTENT, lines
-        assert books.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
+        assert books.questions.resident_bytes_of(node.inode) == place.pages() * PAGE == 8 * PAGE, lines
         assert not list(place.disk.iterdir()), lines
         lines += 1
     assert lines > 20

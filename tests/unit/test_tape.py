@@ -3,10 +3,10 @@
 from array import array
 from itertools import count
 
-from sharedfs import tape as tape_module
-from sharedfs.feed_types import LAST_TRACE_PAGE, Event
-from sharedfs.model.tenant import TenantId
-from sharedfs.tape import COLUMNS, Tape
+from sharedfs.accounting import recorder as tape_module
+from sharedfs.accounting.recorder import COLUMNS, Tape
+from sharedfs.api.types import LAST_TRACE_PAGE, Event
+from sharedfs.ledger.tenant import TenantId
 
 A, B, FILE, OTHER = TenantId(1), TenantId(2), 10, 11
 

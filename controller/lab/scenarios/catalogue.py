@@ -16,7 +16,7 @@ from controller.lab.scenarios import (
     one_byte,
     pod_restart,
 )
-from sharedfs.errors import CallerMistake
+from sharedfs.common.errors import CallerMistake
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from controller.billing.page import Kind
 from controller.lab.events import Event, Events
-from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
+from controller.lab.scenarios.trace_builder import MIB_PAGES, Sheet
+from controller.policies.page_state import Kind
 
 AT_A_TIME, JOB_SECONDS = 32, 60.0
 CACHE_FILES, CACHE_FILE_PAGES = 400, 4 * MIB_PAGES

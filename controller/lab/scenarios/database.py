@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from controller.billing.page import Kind
 from controller.lab.events import Event, Events
-from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
+from controller.lab.scenarios.trace_builder import MIB_PAGES, Sheet
+from controller.policies.page_state import Kind
 
 BUFFER_PAGES = 256 * MIB_PAGES
 BUFFER = 64  # pages: what a backend reads of a table in one go

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from controller.lab.events import Event, Events
-from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
+from controller.lab.scenarios.trace_builder import MIB_PAGES, Sheet
 
 MAKERS = 3
 DATA_PAGES = 256 * MIB_PAGES

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from controller.lab.events import Event, Events
-from controller.lab.scenarios.sheet import GIB_PAGES, Sheet
+from controller.lab.scenarios.trace_builder import GIB_PAGES, Sheet
 
 SERVERS = 8
 MODEL_PAGES = 50 * GIB_PAGES

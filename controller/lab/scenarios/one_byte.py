@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from controller.lab.events import Event, Events
-from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
+from controller.lab.scenarios.trace_builder import MIB_PAGES, Sheet
 
 WORKERS = 6
 DATA_PAGES = 128 * MIB_PAGES

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from controller.lab.events import Event, Events
-from controller.lab.scenarios.sheet import MIB_PAGES, Sheet
+from controller.lab.scenarios.trace_builder import MIB_PAGES, Sheet
 
 LIFE_SECONDS = 120.0
 LIMIT_BYTES = 128 << 20

@@ -1,10 +1,10 @@
 """How far tenants may grow: what they, and all above them, can bear at once."""
 
-from controller.billing.admission import marks
-from controller.billing.settlement import Position
-from controller.limits.base import Account, Limits, round_down
-from sharedfs.headroom import Room
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.limits.types import Account, Limits, round_down
+from controller.settlement.admission import marks
+from controller.settlement.settle import Position
+from sharedfs.common.headroom import Room
+from sharedfs.linux.cgroups import CgroupRef
 
 MIB = 1 << 20
 ROOM = Room(1 << 20, 0)

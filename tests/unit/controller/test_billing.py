@@ -6,16 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.billing.bill import Bill, TenantShare, add_up, make_bill
-from controller.billing.books import Books, SharingClass, read_classes, read_holdings, without
-from controller.billing.policies import Held, Parts
-from controller.billing.policies.first_touch import FirstTouch
-from controller.billing.policies.proportional import Proportional
-from controller.billing.split import apportion, split
-from controller.billing.whatif import due_bytes, swap_due_bytes
-from sharedfs.errors import BrokenInvariant
-from sharedfs.feed_types import ClassHolding, Holdings, TenantRef
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.billing.bill import Bill, TenantShare, add_up, due_bytes, make_bill, swap_due_bytes
+from controller.billing.holdings import Books, SharingClass, read_classes, read_holdings, without
+from controller.policies.first_touch import FirstTouch
+from controller.policies.policy import Held, Parts
+from controller.policies.proportional import Proportional
+from controller.policies.split import apportion, split
+from sharedfs.api.types import ClassHolding, Holdings, TenantRef
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.linux.cgroups import CgroupRef
 
 A, B, C = (CgroupRef(f"/{name}", inode) for inode, name in enumerate("abc", 1))
 PAGE = 4096

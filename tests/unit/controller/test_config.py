@@ -3,7 +3,7 @@
 import tomllib
 from pathlib import Path
 
-from controller.config import Config, load
+from controller.service.config import Config, load
 
 EXAMPLE = Path(__file__).parents[3] / "deploy" / "controller.toml"
 

@@ -3,8 +3,8 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from controller.billing.debts import Debt, DebtAges, bear, water_fill
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.settlement.debts import Debt, DebtAges, bear, water_fill
+from sharedfs.linux.cgroups import CgroupRef
 
 A, B, C = CgroupRef("/pod/a", 1), CgroupRef("/pod/b", 2), CgroupRef("/other/c", 3)
 

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from controller.billing.bill import Bill, TenantShare
-from controller.billing.meter import LONGEST_MS, UNCLAIMED, Meter, Usage
-from controller.history import HOUR, MINUTE, MINUTES_KEPT, History, HistoryLine
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.billing.usage import LONGEST_MS, UNCLAIMED, Meter, Usage
+from controller.persistence.history import HOUR, MINUTE, MINUTES_KEPT, History, HistoryLine
+from sharedfs.linux.cgroups import CgroupRef
 from tests.support.kills import killed_at_line, lines_of, run_in_child
 
 A, B = CgroupRef("/a", 1), CgroupRef("/b", 2)
@@ -102,7 +102,7 @@ def test_only_the_time_that_was_asked_for(history: History, clock: Clock) -> Non
 
 
 def test_minutes_become_hours_and_hours_end(history: History, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.history.HOURS_KEPT", hours := 50)
+    monkeypatch.setattr("controller.persistence.history.HOURS_KEPT", hours := 50)
     minutes = MINUTES_KEPT + 3 * HOUR // MINUTE
     for _ in range(minutes):
         history.write({("/a", "pool"): Usage(1000, 3000, 0), ("/b", "pool"): Usage(1000, 1000, 0)})

@@ -3,15 +3,15 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.billing.bill import make_bill
-from controller.billing.books import Books, SharingClass, without
+from controller.billing.holdings import Books, SharingClass, without
 from controller.billing.inheritance import FRESH_SECONDS, Inheritance
-from controller.billing.policies.proportional import Proportional
-from controller.billing.policies.registry import policy_to_settle
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.policies.proportional import Proportional
+from controller.policies.registry import policy_to_settle
+from sharedfs.linux.cgroups import CgroupRef
 
 MIB = 1 << 20
 A, B, C, D = (CgroupRef(f"/{name}", inode) for inode, name in enumerate("abcd", 1))
@@ -105,7 +105,6 @@ acts = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(acts)
 def test_one_act_a_settlement_is_told_to_the_byte(story: list[tuple[str, CgroupRef, int]]) -> None:
     """Beside an oracle that sees each act: own grows by the actor's own touches only, at the price of that moment."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from controller import names as module
-from controller.names import Names
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy
+from controller.service import container_names as module
+from controller.service.container_names import Names
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, MemoryHierarchy
 
 ID, OTHER = "d4" * 32, "e5" * 32
 

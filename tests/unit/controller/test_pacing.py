@@ -3,10 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.billing.pacing import Pace, Pacing, given_up_bytes
-from controller.billing.peaks import Peaks
-from controller.limits.base import Limits, Order
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.limits.types import Limits, Order
+from controller.settlement.pacing import Pace, Pacing, given_up_bytes
+from controller.settlement.peaks import Peaks
+from sharedfs.linux.cgroups import CgroupRef
 
 A, B = CgroupRef("/a", 1), CgroupRef("/b", 2)
 PACE = Pace(descent_bytes_per_second=100, writes_per_second=2, write_burst=4, step_bytes=10, hold_seconds=2)

@@ -3,17 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.billing.ancestors import above, due_at
-from controller.billing.pacing import Pace
-from controller.billing.peaks import Peaks
-from controller.billing.planner import Plan, Planner, Rules
-from controller.billing.settlement import Position, raises
-from controller.limits.base import Account, Limits
-from sharedfs.headroom import DEFAULT_ROOM
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion
+from controller.billing.hierarchy import above, due_at
+from controller.limits.types import Account, Limits
+from controller.settlement.pacing import Pace
+from controller.settlement.peaks import Peaks
+from controller.settlement.planner import Plan, Planner, Rules
+from controller.settlement.settle import Position, raises
+from sharedfs.common.headroom import DEFAULT_ROOM
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion
 
 MIB = 1 << 20
 ROOM = DEFAULT_ROOM.of(64 * MIB)
@@ -54,7 +54,6 @@ steps = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(steps, st.sampled_from(["pool", "parent", "headroom"]))
 def test_at_every_moment_nobody_is_killed_and_debts_are_right(
     given_steps: list[tuple[CgroupRef, str, int, float]], rule: str

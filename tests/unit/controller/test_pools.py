@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from controller import pools as pools_module
-from controller.pools import Pools
-from sharedfs.feed_types import BODY_BYTES
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.service import pool_clients as pools_module
+from controller.service.pool_clients import Pools
+from sharedfs.api.types import BODY_BYTES
+from sharedfs.linux.cgroups import CgroupRef
 from tests.contract.fake_feed import FakePool
 
 pytestmark = pytest.mark.trio

@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
 from tests.contract.fake_feed import FakePool
 from tests.contract.real_cgroups import RealCgroups
 
@@ -39,7 +39,7 @@ def why_not() -> str | None:
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-def wait_until(happened: Callable[[], object], seconds: float = 10) -> None:
+def wait_until(happened: Callable[[], object], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -71,7 +71,7 @@ class Host:
     def ctl(self, *arguments: str, code: int = 0) -> str:
         """What it prints; with a `code`, its one line of complaint."""
         done = subprocess.run(
-            [sys.executable, "-m", "controller.cli", *arguments],
+            [sys.executable, "-m", "controller.cli.main", *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -98,7 +98,7 @@ class Host:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         controller = subprocess.Popen(
-            [sys.executable, "-m", "controller.cli", "run", *arguments],
+            [sys.executable, "-m", "controller.cli.main", "run", *arguments],
             env=self.environment,
             stderr=subprocess.PIPE,
             text=True,

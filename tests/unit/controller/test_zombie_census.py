@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from controller.zombies.census import Census, Held, take_census
-from sharedfs.errors import HostFault
-from sharedfs.kernel.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
 
 MIB = 1 << 20
 

@@ -12,14 +12,14 @@ import pytest
 
 from controller.lab.events import Event, Events, MemoryTrace
 from controller.lab.scenarios.catalogue import scenario_named
-from controller.lab.scenarios.sheet import Sheet
-from controller.lab.survey import survey
-from controller.lab.trace import TraceWriter, open_trace
-from sharedfs.errors import CallerMistake
+from controller.lab.scenarios.trace_builder import Sheet
+from controller.lab.trace_file import TraceWriter, open_trace
+from controller.lab.trace_index import survey
+from sharedfs.common.errors import CallerMistake
 
 
 def sharedctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "controller.cli", *arguments]
+    command = [sys.executable, "-m", "controller.cli.main", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from controller.lab.outputs import REPORT_HEAD, check_replaceable, is_report
-from controller.lab.trace import TraceWriter
-from sharedfs.errors import CallerMistake
+from controller.lab.trace_file import TraceWriter
+from sharedfs.common.errors import CallerMistake
 
 
 def test_a_trace_replaces_a_trace_and_nothing_else(tmp_path: Path) -> None:

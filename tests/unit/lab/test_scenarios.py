@@ -6,14 +6,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from controller.billing.policies.registry import policies_named
 from controller.lab.events import Event, Events, MemoryTrace
-from controller.lab.figures import PolicyFigures, figures
 from controller.lab.replay import Clocks, Replay
+from controller.lab.results import PolicyFigures, figures
 from controller.lab.scenarios.catalogue import SCENARIOS, scenario_named
-from controller.lab.survey import survey
-from sharedfs.errors import CallerMistake
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.lab.trace_index import survey
+from controller.policies.registry import policies_named
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.cgroups import CgroupRef
 
 SMALL = {"ci-farm": 4_000, "free-rider": 10_000}
 

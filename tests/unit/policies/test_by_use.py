@@ -2,15 +2,15 @@
 
 import pytest
 
-from controller.billing.page import Kind, Page, Place
-from controller.billing.policies import Demand, NeedsHistory
-from controller.billing.policies.access_weighted import AccessWeighted
-from controller.billing.policies.avoid_sharing import AvoidSharing
-from controller.billing.policies.fairride import FairRide
-from controller.billing.policies.proportional import Proportional
-from controller.billing.policies.registry import LIVE, POLICIES, SETTLED, policies_named, policy_named
-from controller.billing.policies.shared_parent import SharedParent
-from sharedfs.errors import CallerMistake
+from controller.policies.access_weighted import AccessWeighted
+from controller.policies.avoid_sharing import AvoidSharing
+from controller.policies.fairride import FairRide
+from controller.policies.page_state import Kind, Page, Place
+from controller.policies.policy import Demand, NeedsHistory
+from controller.policies.proportional import Proportional
+from controller.policies.registry import LIVE, POLICIES, SETTLED, policies_named, policy_named
+from controller.policies.shared_parent import SharedParent
+from sharedfs.common.errors import CallerMistake
 from tests.support.pages import PAGE, A, B, C, Scene
 
 HEAVY = Page(Kind.SHMEM, Place.RESIDENT, recent=frozenset({A, B}), file=1)

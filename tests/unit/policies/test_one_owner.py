@@ -2,17 +2,17 @@
 
 import pytest
 
-from controller.billing.page import Kind, Place
-from controller.billing.policies.designated import Designated
-from controller.billing.policies.evict import Evict
-from controller.billing.policies.first_touch import FirstTouch
-from controller.billing.policies.hybrid import Hybrid
-from controller.billing.policies.manual_reclaim import ManualReclaim
-from controller.billing.policies.recharge_deferred import RechargeDeferred
-from controller.billing.policies.recharge_mapped import RechargeMapped
-from controller.billing.policies.refuse_removal import RefuseRemoval
-from controller.billing.policies.reparent import Reparent
-from sharedfs.kernel.cgroups import CgroupRef
+from controller.policies.designated import Designated
+from controller.policies.evict import Evict
+from controller.policies.first_touch import FirstTouch
+from controller.policies.hybrid import Hybrid
+from controller.policies.manual_reclaim import ManualReclaim
+from controller.policies.page_state import Kind, Place
+from controller.policies.recharge_deferred import RechargeDeferred
+from controller.policies.recharge_mapped import RechargeMapped
+from controller.policies.refuse_removal import RefuseRemoval
+from controller.policies.reparent import Reparent
+from sharedfs.linux.cgroups import CgroupRef
 from tests.support.pages import PARENT, ROOT, A, B, C, Scene
 
 

@@ -1,0 +1,1 @@
+"""What crosses the socket of the controller: types, and how to ask."""

@@ -1,0 +1,99 @@
+"""What a pool's feed says, with tenants in place of its numbers: bytes per sharing class.
+
+Numbers are a pool's own and mean nothing outside one answer; a tenant is its cgroup, the same in every pool.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+
+from sharedfs.api.types import NOBODY, ClassHolding, Holdings, TenantRef
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.linux.cgroups import CgroupRef
+
+
+@dataclass(frozen=True, slots=True)
+class SharingClass:
+    """Pages of one pool with one owner and the same payers, either in memory or in swap.
+
+    `owner` allocated them, and is one of the `payers`; None when it is gone.
+    """
+
+    pool: str
+    owner: CgroupRef | None
+    payers: frozenset[CgroupRef]
+    mapped: frozenset[CgroupRef]
+    foreign: bool
+    swapped: bool = False
+
+
+Books = Mapping[SharingClass, int]
+"""Bytes per class."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolBooks:
+    """One answer of a pool: its books, and the even shares of all its live tenants, those too that use nothing.
+
+    `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known.
+    """
+
+    pool: str
+    books: Books
+    even_bytes: Mapping[CgroupRef, int]
+    cgroup: str
+
+    @property
+    def tenants(self) -> frozenset[CgroupRef]:
+        return frozenset(self.even_bytes)
+
+
+def cgroup_of(tenant: TenantRef) -> CgroupRef:
+    return CgroupRef(tenant.path, tenant.inode)
+
+
+def read_classes(pool: str, tenants: Iterable[TenantRef], rows: Iterable[ClassHolding]) -> Books:
+    """The books in one answer of `pool`. Rows that are the same class become one, so that it is rounded once.
+
+    Raises BrokenInvariant when a row names a tenant that the answer does not list.
+    """
+    known = {tenant.id: cgroup_of(tenant) for tenant in tenants}
+    books: Counter[SharingClass] = Counter()
+    for row in rows:
+        try:
+            books[
+                SharingClass(
+                    pool,
+                    None if row.owner == NOBODY else known[row.owner],
+                    frozenset(known[payer] for payer in row.payers),
+                    frozenset(known[user] for user in row.mapped),
+                    row.foreign,
+                    row.swapped,
+                )
+            ] += row.bytes
+        except KeyError as missing:
+            raise BrokenInvariant(f"pool {pool} bills tenant number {missing} that it does not list: {row}") from None
+    return books
+
+
+def read_holdings(holdings: Holdings) -> Books:
+    """A pool's whole books. Raises BrokenInvariant when they do not add up to what is resident (I1)."""
+    books = read_classes(holdings.pool, holdings.tenants, holdings.classes)
+    total_bytes = sum(books.values())
+    if total_bytes != holdings.resident_bytes:
+        raise BrokenInvariant(
+            f"I1: pool {holdings.pool} has {holdings.resident_bytes} bytes resident"
+            f" and {total_bytes} in its classes, at sequence {holdings.sequence}"
+        )
+    return books
+
+
+def without(books: Books, gone: Set[CgroupRef]) -> Books:
+    """The same bytes when `gone` have exited: their classes merge into those without them (I4). O(classes)."""
+    if not gone:
+        return books
+    left: Counter[SharingClass] = Counter()
+    for held, held_bytes in books.items():
+        owner = None if held.owner in gone else held.owner
+        left[replace(held, owner=owner, payers=held.payers - gone, mapped=held.mapped - gone)] += held_bytes
+    return left

@@ -1,0 +1,1 @@
+"""`sharedctl`: the command line, and its tables."""

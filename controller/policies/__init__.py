@@ -1,0 +1,1 @@
+"""Who pays for a page: one file for each answer."""

@@ -1,0 +1,1 @@
+"""The controller at work: pools asked, limits written and guarded, questions answered."""

@@ -1,0 +1,274 @@
+"""What the controller is asked and told: answers from its last settlement, and the operator's orders."""
+
+import posixpath
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from controller.api.errors import NotOursToSet, UnknownName
+from controller.api.types import (
+    Bills,
+    BudgetState,
+    ExitForecast,
+    Explanation,
+    FileUsers,
+    Handover,
+    Health,
+    HistoryEntry,
+    Policies,
+    PolicyState,
+    Unclaimed,
+    UsageHistory,
+    WritePlan,
+)
+from controller.limits.types import Budget, KernelLimits
+from controller.persistence.history import History
+from controller.persistence.state import State
+from controller.policies.designated import Designated
+from controller.policies.policy import Policy
+from controller.policies.registry import policy_to_settle
+from controller.service import views
+from controller.service.config import Config
+from controller.service.container_names import Names
+from controller.service.feed_client import Feed, Page, PoolGone, PoolSilent
+from controller.service.liveness import is_populated
+from controller.service.settling import Settling
+from controller.service.snapshot import Snapshot
+from controller.settlement.what_if import what_if_exit
+from sharedfs import __version__
+from sharedfs.common.errors import CallerMistake, HostFault
+from sharedfs.linux.cgroups import CgroupRef, raw_path, readable
+
+
+class Controller:
+    """`settling` is the task behind it."""
+
+    def __init__(
+        self,
+        config: Config,
+        limits: KernelLimits,
+        state: State,
+        history: History,
+        pools_directory: Path,
+        nursery: trio.Nursery,
+        *,
+        dry_run: bool = False,
+    ) -> None:
+        self._config = config
+        self._limits = limits
+        self._hierarchy = limits.hierarchy
+        self._state = state
+        self._history = history
+        policy = self._make_policy(*(state.policy() or (config.policy, None)))
+        self.settling = Settling(
+            config, limits, state, history, pools_directory, nursery, policy=policy, dry_run=dry_run
+        )
+        self._settler = self.settling.settler
+        self._pools = self.settling.pools
+        self._names = Names(limits.hierarchy)
+        self._looking = threading.Lock()
+
+    async def bills(self) -> Bills:
+        snapshot = await self.settling.fresh()
+        live, names = await trio.to_thread.run_sync(self._look_at, tuple(snapshot.bill.tenants))
+        return views.tell_bills(snapshot, live, names)
+
+    async def explain(self, name: str, most_files: int) -> Explanation:
+        snapshot, tenant = await self._find(name)
+        told = await self._ask_all(lambda feed: feed.files_of(tenant.path))
+        return views.explain(tenant, told, snapshot.gone, self.settling.policy, most_files)
+
+    async def unclaimed(self) -> Unclaimed:
+        await self.settling.fresh()
+        return views.tell_unclaimed(await self._ask_all(lambda feed: feed.unclaimed()))
+
+    async def _ask_all(self, question: Callable[[Feed], AsyncIterator[Page]]) -> list[tuple[str, Page]]:
+        """All pages of what each pool says, by its name. Raises HostFault when one does not answer."""
+        told: list[tuple[str, Page]] = []
+        faults: list[str] = []
+
+        async def ask(feed: Feed) -> None:
+            try:
+                told.extend([(feed.name, page) async for page in question(feed)])
+            except PoolGone:
+                return  # it takes its bytes with it
+            except PoolSilent as silent:
+                faults.append(f"pool {feed.name} does not answer: {silent}")
+
+        async with trio.open_nursery() as nursery:
+            for feed in self._pools.feeds:
+                nursery.start_soon(ask, feed, name=f"ask pool {feed.name}")
+        if faults:
+            raise HostFault("; ".join(faults))
+        return told
+
+    async def users(self, path: Path) -> FileUsers:
+        snapshot = await self.settling.fresh()
+        feed, relative = self._pools.locate(path)
+        try:
+            answer = await feed.users_of(relative)
+        except (PoolGone, PoolSilent) as error:
+            raise HostFault(f"pool {feed.name} does not answer: {error}") from error
+        if answer is None:
+            raise UnknownName(f"{path}: pool {feed.name} has no such file")
+        return views.tell_users(feed.name, answer, snapshot.gone, self.settling.policy)
+
+    async def hand_over(self, path: Path, name: str | None, *, recursive: bool) -> Handover:
+        """A file's resident pages are the tenant's, or nobody's. Raises UnknownName, CallerMistake."""
+        await self.settling.fresh()
+        feed, relative = self._pools.locate(path)
+        cgroup = None if name is None else await self._cgroup(name)
+        try:
+            done = await feed.hand_over(relative, None if cgroup is None else cgroup.path, recursive=recursive)
+        except CallerMistake as mistake:
+            raise type(mistake)(f"{path} on pool {feed.name}: {mistake}") from None
+        except (PoolGone, PoolSilent) as error:
+            raise HostFault(f"pool {feed.name} does not answer: {error}") from error
+        return views.tell_handover(await self.settling.fresh(), feed.name, str(path), done)
+
+    async def what_if_exit(self, name: str) -> ExitForecast:
+        snapshot, tenant = await self._find(name)
+        forecast = what_if_exit(
+            tenant,
+            snapshot.books,
+            self.settling.policy,
+            {cgroup: position for cgroup, position in snapshot.positions.items() if cgroup in snapshot.bill.tenants},
+            self._hierarchy.version,
+            self._config.room,
+        )
+        return views.tell_exit(tenant, forecast)
+
+    def plan(self) -> WritePlan:
+        """What the last settlement had written, and what it would write and has not yet."""
+        return views.tell_plan(self.settling.snapshot, self._limits, dry_run=self._settler.dry_run)
+
+    async def policies(self, payer: str | None) -> Policies:
+        """`payer` None: the one that is in force, if any. Raises UnknownName."""
+        snapshot = await self.settling.fresh()
+        named = self._payer if payer is None else await self._cgroup(payer)
+        return views.tell_policies(snapshot, self.settling.policy, named)
+
+    async def set_policy(self, name: str | None, payer: str | None) -> PolicyState:
+        """From the next settlement on, also after a restart. None: the configuration's.
+
+        Raises CallerMistake for a policy that limits cannot follow, UnknownName for a payer that is not there.
+        """
+        cgroup = None if payer is None else await self._cgroup(payer)
+        if (name == Designated.name) != (cgroup is not None):
+            raise CallerMistake(f"{Designated.name} needs a payer, and no other policy has one: --payer TENANT")
+        policy = policy_to_settle(name or self._config.policy, cgroup)
+        path = None if cgroup is None else cgroup.path
+        await trio.to_thread.run_sync(self._state.set_policy, name, path, limiter=self._settler.disk)
+        self.settling.policy = policy
+        await self.settling.fresh()
+        return PolicyState(active=policy.name, payer=path)
+
+    @property
+    def _payer(self) -> CgroupRef | None:
+        return self.settling.policy.payer if isinstance(self.settling.policy, Designated) else None
+
+    def _make_policy(self, name: str, payer: str | None) -> Policy:
+        """A policy that was ordered earlier. The payer may be gone meanwhile; then nobody pays."""
+        return policy_to_settle(name, None if payer is None else self._hierarchy.find(payer))
+
+    async def _cgroup(self, name: str) -> CgroupRef:
+        path = self._path(name)
+        cgroup = await trio.to_thread.run_sync(self._hierarchy.find, path)
+        if cgroup is None:
+            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        return cgroup
+
+    async def set_budget(self, name: str, budget: Budget) -> BudgetState:
+        """Raises UnknownName where there is no cgroup, NotOursToSet where its manager set a limit.
+
+        A budget that is only for reports limits nothing, and goes beside the manager's.
+        """
+        cgroup = await self._cgroup(name)
+        if not budget.report_only:
+            await self._check_limit_is_ours(cgroup)
+        path = cgroup.path
+        await trio.to_thread.run_sync(self._state.set_budget, path, budget, limiter=self._settler.disk)
+        self.settling.budgets[path] = budget
+        return await self._told_budget(path)
+
+    async def _check_limit_is_ours(self, cgroup: CgroupRef) -> None:
+        file = self._limits.limit_file(cgroup)
+        if cgroup.path == "/" or not Path(file).exists():
+            raise NotOursToSet(f"{cgroup.path} cannot be limited: the kernel has no {file} to write")
+        account = (await self._settler.read([cgroup])).accounts.get(cgroup)
+        if account is not None:
+            limit = self._settler.found(cgroup, account.limits).enforced_bytes
+            if limit is not None:
+                raise NotOursToSet(
+                    f"{cgroup.path} has a budget from its manager, {limit} bytes in {file}: change it there"
+                )
+
+    async def clear_budget(self, name: str) -> BudgetState:
+        """Clearing what is not set is no mistake, as long as there is such a cgroup."""
+        path = self._path(name)
+        if path not in self.settling.budgets and self._hierarchy.find(path) is None:
+            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        await trio.to_thread.run_sync(self._state.clear_budget, path, limiter=self._settler.disk)
+        self.settling.budgets.pop(path, None)
+        return await self._told_budget(path)
+
+    async def history(self, name: str | None, since_seconds: int | None) -> UsageHistory:
+        """Up to this moment."""
+        await self.settling.fresh()
+        await self.settling.keep_history()
+        tenant = None if name is None else self._path(name)
+        read = partial(self._history.read, since_seconds, tenant)
+        try:
+            lines = await trio.to_thread.run_sync(read, limiter=self._settler.disk)
+        except (sqlite3.Error, OSError) as error:
+            raise HostFault(f"the history cannot be read: {error}") from error
+        if tenant is not None and not lines:
+            raise UnknownName(f"the history has no tenant {tenant} in that time: see `sharedctl history`")
+        return UsageHistory(since_seconds=since_seconds, lines=tuple(HistoryEntry(**asdict(line)) for line in lines))
+
+    def health(self) -> Health:
+        snapshot = self.settling.snapshot
+        return Health(
+            version=__version__,
+            settlements=0 if snapshot is None else snapshot.number,
+            pools=() if snapshot is None else snapshot.pool_answers,
+            dry_run=self._settler.dry_run,
+            limit_writes=self._settler.writes,
+            orders_put_off=self.settling.put_off,
+            limits_yielded=self.settling.guarding.raised,
+        )
+
+    async def _told_budget(self, path: str) -> BudgetState:
+        snapshot, budget = await self.settling.fresh(), self.settling.budgets.get(path)
+        return BudgetState(
+            tenant=path,
+            budget_bytes=None if budget is None else budget.budget_bytes,
+            report_only=budget is not None and budget.report_only,
+            known=any(cgroup.path == path for cgroup in snapshot.positions),
+        )
+
+    async def _find(self, name: str) -> tuple[Snapshot, CgroupRef]:
+        path = self._path(name)
+        snapshot = await self.settling.fresh()
+        tenant = snapshot.tenant(path)
+        if tenant is None:
+            raise UnknownName(f"no pool has a tenant {path}: see `sharedctl bills` for those there are")
+        return snapshot, tenant
+
+    def _path(self, name: str) -> str:
+        """The cgroup that a person means: its path with or without the leading slash, or its directory's."""
+        path = Path(posixpath.normpath(name))
+        if path.is_relative_to(self._hierarchy.mount):
+            path = path.relative_to(self._hierarchy.mount)
+        return readable(raw_path(posixpath.normpath(f"/{path}".replace("//", "/"))))
+
+    def _look_at(self, cgroups: Sequence[CgroupRef]) -> tuple[frozenset[CgroupRef], Mapping[CgroupRef, str]]:
+        """Those with processes, and the names of those that have one. Blocks on files, in one thread at a time."""
+        with self._looking:
+            live = frozenset(cgroup for cgroup in cgroups if is_populated(self._hierarchy, cgroup.path))
+            return live, self._names.of(cgroups)

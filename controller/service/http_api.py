@@ -1,0 +1,159 @@
+"""The controller's HTTP API: translate, call, translate. OpenAPI is at /openapi.json."""
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from controller.api.errors import NotOursToSet, UnknownName
+from controller.api.types import (
+    Bills,
+    BudgetState,
+    ExitForecast,
+    Explanation,
+    FileUsers,
+    Handover,
+    Health,
+    Policies,
+    PolicyState,
+    Unclaimed,
+    UsageHistory,
+    WritePlan,
+)
+from controller.limits.types import Budget
+from controller.service.controller import Controller
+from sharedfs import __version__
+from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault
+
+log = logging.getLogger(__name__)
+
+Tenant = Annotated[str, Query(min_length=1, description="the cgroup's path, or its directory")]
+
+
+OptionalTenant = Annotated[str | None, Query(min_length=1)]
+PoolPath = Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]
+
+
+class _Body(BaseModel):
+    """What comes with a request."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BudgetOrder(_Body):
+    """`report_only`: bills tell what is over the budget, and no limit is written."""
+
+    budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
+    report_only: bool = False
+
+
+class PolicyOrder(_Body):
+    """`name` None: the policy of the configuration. `payer` is the tenant that `designated` names."""
+
+    name: str | None
+    payer: str | None = None
+
+
+def make_api(controller: Controller) -> FastAPI:
+    api = FastAPI(title="sharedfs controller", version=__version__, docs_url=None, redoc_url=None)
+
+    _add_questions(api, controller)
+    _add_orders(api, controller)
+    _add_errors(api, controller)
+    return api
+
+
+def _add_questions(api: FastAPI, controller: Controller) -> None:
+    @api.get("/v1/health")
+    async def health() -> Health:
+        return controller.health()
+
+    @api.get("/v1/bills")
+    async def bills() -> Bills:
+        """Every tenant's bill and limit, as they are now."""
+        return await controller.bills()
+
+    @api.get("/v1/explain")
+    async def explain(tenant: Tenant, files: Annotated[int, Query(ge=0, le=100_000)] = 1000) -> Explanation:
+        """A tenant's share by file, those with the largest shares, and by sharing class."""
+        return await controller.explain(tenant, files)
+
+    @api.get("/v1/users")
+    async def users(path: PoolPath) -> FileUsers:
+        """Who shares a file."""
+        return await controller.users(Path(path))
+
+    @api.get("/v1/history")
+    async def history(
+        tenant: OptionalTenant = None,
+        since_seconds: Annotated[int | None, Query(ge=1, lt=1 << 32)] = None,
+    ) -> UsageHistory:
+        """Byte-seconds by tenant and pool, of the last `since_seconds` or of all that is kept."""
+        return await controller.history(tenant, since_seconds)
+
+    @api.get("/v1/unclaimed")
+    async def unclaimed() -> Unclaimed:
+        """The files with pages that no live tenant uses."""
+        return await controller.unclaimed()
+
+    @api.get("/v1/what-if/exit")
+    async def what_if_exit(tenant: Tenant) -> ExitForecast:
+        """Who would pay what if a tenant exited."""
+        return await controller.what_if_exit(tenant)
+
+    @api.get("/v1/plan")
+    async def plan() -> WritePlan:
+        """The writes of the last settlement: done, put off, or in a dry run what would be."""
+        return controller.plan()
+
+    @api.get("/v1/policies")
+    async def policies(payer: Annotated[str | None, Query(description="whom `designated` names")] = None) -> Policies:
+        """The bill of every tenant under every policy that live books are enough for."""
+        return await controller.policies(payer)
+
+
+def _add_orders(api: FastAPI, controller: Controller) -> None:
+    @api.put("/v1/owner")
+    async def hand_over(path: PoolPath, tenant: OptionalTenant = None, recursive: bool = False) -> Handover:
+        """Hand a file, or all files in a directory, over to a tenant; without one, to nobody."""
+        return await controller.hand_over(Path(path), tenant, recursive=recursive)
+
+    @api.put("/v1/policy")
+    async def set_policy(order: PolicyOrder) -> PolicyState:
+        """Bill and settle by another policy from now on."""
+        return await controller.set_policy(order.name, order.payer)
+
+    @api.put("/v1/budget")
+    async def set_budget(tenant: Tenant, order: BudgetOrder) -> BudgetState:
+        """Give a tenant a budget: where its manager set no limit, or for reports only."""
+        return await controller.set_budget(tenant, Budget(order.budget_bytes, order.report_only))
+
+    @api.delete("/v1/budget")
+    async def clear_budget(tenant: Tenant) -> BudgetState:
+        """Take the operator's budget back."""
+        return await controller.clear_budget(tenant)
+
+
+def _add_errors(api: FastAPI, controller: Controller) -> None:
+    @api.exception_handler(CallerMistake)
+    async def on_mistake(_: Request, mistake: CallerMistake) -> JSONResponse:
+        status = 404 if isinstance(mistake, UnknownName) else 409 if isinstance(mistake, NotOursToSet) else 422
+        return JSONResponse({"detail": str(mistake)}, status)
+
+    @api.exception_handler(RequestValidationError)
+    async def on_bad_input(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
+
+    @api.exception_handler(HostFault)
+    async def on_host_fault(_: Request, fault: HostFault) -> JSONResponse:
+        return JSONResponse({"detail": str(fault)}, 503)
+
+    @api.exception_handler(BrokenInvariant)
+    async def on_broken_invariant(_: Request, broken: BrokenInvariant) -> JSONResponse:
+        controller.settling.stop_broken(broken)
+        return JSONResponse({"detail": f"the controller stops: {broken}"}, 500)

@@ -1,0 +1,113 @@
+"""`sharedctl run`: one controller for a run directory, from its lock to the limits put back."""
+
+import fcntl
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import trio
+
+from controller.limits.factory import kernel_limits
+from controller.limits.types import KernelLimits
+from controller.persistence.database import check_file
+from controller.persistence.history import History
+from controller.persistence.state import State
+from controller.policies.registry import policy_to_settle
+from controller.service.config import Config
+from controller.service.controller import Controller
+from controller.service.guarding import end_earlier_guard
+from controller.service.http_api import make_api
+from controller.service.restore import restore
+from sharedfs.api.unix_server import serve_at
+from sharedfs.common import paths
+from sharedfs.common.errors import CallerMistake, HostFault, first_error
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.service_manager import ServiceManager
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def only_controller() -> Iterator[None]:
+    """Held by the one controller of this run directory and this journal, when no guard of an earlier one is left.
+
+    Raises CallerMistake when another controller holds it.
+    """
+    directory = paths.run_directory()
+    with ExitStack() as locks:
+        for path in (directory / "controller.lock", paths.controller_lock()):
+            path.parent.mkdir(mode=0o755 if path.parent == directory else 0o700, parents=True, exist_ok=True)
+            lock = locks.enter_context(path.open("a"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CallerMistake(f"a controller already runs for {path.parent}: stop it first") from None
+        end_earlier_guard(paths.guard_lock())
+        yield
+
+
+def run(config: Config, *, dry_run: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
+    with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
+        state = State(paths.state_directory(), hierarchy=limits.hierarchy)
+        history = History(paths.state_directory())
+        try:
+            trio.run(partial(_serve, config, limits, state, history, dry_run=dry_run))
+        except BaseExceptionGroup as group:
+            raise first_error(group) from group
+        finally:
+            history.close()
+            state.close()
+
+
+def check(config: Config) -> str:
+    """What a controller with this configuration would go by, in a line. Raises what would keep it from starting.
+
+    Changes nothing, whether a controller runs or not.
+    """
+    hierarchy = find_memory_hierarchy()
+    policy_to_settle(config.policy, None)
+    check_file(paths.state_directory() / paths.CONTROLLER_DATABASE)
+    return f"ok: policy {config.policy}, memory cgroups at {hierarchy.mount}, state in {paths.state_directory()}"
+
+
+def restore_limits() -> int:
+    """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
+    with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
+        state = State(paths.state_directory(), hierarchy=limits.hierarchy)
+        try:
+            entries = state.journal().values()
+            _raise_faults(restore(limits, state, entries))
+            return len(entries)
+        finally:
+            state.close()
+
+
+async def _serve(config: Config, limits: KernelLimits, state: State, history: History, *, dry_run: bool) -> None:
+    path = paths.controller_socket()
+    # Writes outlive the tasks that ordered them: what is put back must not be undone by a write that lands later.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as writes:
+            controller = Controller(config, limits, state, history, paths.pools_directory(), writes, dry_run=dry_run)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(controller.settling.keep_settling, name="settle")
+                    nursery.start_soon(controller.settling.guarding.wait_for_death, name="mind the guard")
+                    await nursery.start(serve_at, make_api(controller), path, name="serve the API")
+                    log.info("serving %s", path)
+                    ServiceManager().tell(f"READY=1\nSTATUS=Serving {path}")
+                    async for number in signals:
+                        log.info("%s: putting limits back", signal.Signals(number).name)
+                        break
+                    nursery.cancel_scope.cancel()
+            finally:
+                faults = await controller.settling.put_back()
+                writes.cancel_scope.cancel()
+    _raise_faults(faults)
+
+
+def _raise_faults(faults: list[str]) -> None:
+    if faults:
+        raise HostFault(f"{len(faults)} limits are not back, `sharedctl restore` tries again: {'; '.join(faults)}")

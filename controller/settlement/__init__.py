@@ -1,0 +1,1 @@
+"""From bills to limits: what each cgroup can bear, how fast, and what yields. Pure."""

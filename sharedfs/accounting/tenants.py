@@ -1,0 +1,96 @@
+"""Who the tenants are: cgroups under the host's rules, from the first request of a thread in one until it is gone."""
+
+import logging
+import sys
+from collections.abc import Iterable
+
+from sharedfs.accounting.core import Core
+from sharedfs.accounting.quota import first_allowance
+from sharedfs.ledger.tenant import NOBODY, Tenant, TenantId
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
+from sharedfs.linux.memory_limits import MemoryLimits
+
+log = logging.getLogger("sharedfs")
+
+
+class Tenants:
+    def __init__(self, core: Core, hierarchy: MemoryHierarchy, rules: TenantRules) -> None:
+        self.hierarchy = hierarchy
+        self.exits = 0
+        """Rises with each exit: a name of a cgroup then has to be looked up anew."""
+        self._core = core
+        self._rules = rules
+        self._blind = False
+
+    def tenant_in(self, proc_cgroup: bytes) -> TenantId:
+        """The tenant of who has this /proc/PID/cgroup; NOBODY when there is no such cgroup (any more)."""
+        path = self.hierarchy.path_in(proc_cgroup)
+        return NOBODY if path is None else self.tenant_at(path)
+
+    def tenant_at(self, path: str) -> TenantId:
+        """The tenant of a process in the cgroup at `path`; NOBODY when there is no such cgroup."""
+        cgroup = self.hierarchy.find(self._rules.tenant_path(path))
+        if cgroup is None:
+            return NOBODY
+        core = self._core
+        tenant = self.intern(cgroup.path, cgroup.inode)
+        with core.lock:
+            is_new = core.allowances.lack(tenant)
+        if is_new:  # a tenant has an allowance from its first request on
+            limits = MemoryLimits(self.hierarchy, cgroup.path)
+            try:
+                room_bytes = first_allowance(limits.read(sys.maxsize))
+            finally:
+                limits.close()
+            with core.lock:
+                core.allowances.begin(tenant, room_bytes)
+        return tenant
+
+    def intern(self, path: str, inode: int) -> TenantId:
+        """`TenantTable.intern`: the tenant that is this cgroup is known from now on."""
+        with self._core.lock:
+            tenant = self._core.tenants.intern(path, inode)
+            self._core.tidy_log()
+        return tenant
+
+    def cgroup_of(self, tenant: TenantId) -> CgroupRef | None:
+        """The cgroup of a tenant that lives, as far as is known."""
+        with self._core.lock:
+            known = self._core.tenants.get(tenant)
+        return None if known is None else CgroupRef(known.path, known.inode)
+
+    def live(self) -> list[Tenant]:
+        """The live tenants, oldest first. O(tenants)."""
+        with self._core.lock:
+            return self._core.tenants.live()
+
+    def __len__(self) -> int:
+        return len(self._core.tenants)
+
+    def dead(self) -> list[TenantId]:
+        """The tenants whose cgroup is gone, or whose path is another cgroup's now. Nobody without a hierarchy."""
+        known = self.live()
+        dead = [tenant.id for tenant in known if not self.hierarchy.lives(CgroupRef(tenant.path, tenant.inode))]
+        if dead and not self.hierarchy.stands():
+            if not self._blind:
+                log.warning("%s: no cgroup hierarchy there any more: nobody exits until it is", self.hierarchy.mount)
+            self._blind = True
+            return []
+        self._blind = False
+        return dead
+
+    def exit(self, tenants: Iterable[TenantId]) -> None:
+        """These cgroups are gone. `Tidying.tidy` is to follow. The lock is let go between two tenants."""
+        core = self._core
+        for tenant in tenants:
+            with core.lock:
+                core.readers.forget(tenant)
+                core.ledger.exit(tenant)
+                core.allowances.forget(tenant)
+                if core.tape is not None:
+                    core.tape.exit(tenant)
+                # last: a tenant that is known here is asked after again
+                core.makers.gone(tenant, core.tenants.remove(tenant).path)
+                self.exits += 1
+                core.tidy_log()

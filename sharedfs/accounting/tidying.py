@@ -1,0 +1,29 @@
+"""What the books do for themselves, now and then, so that they stay small and a touch does not count for ever."""
+
+from sharedfs.accounting.core import Core, pause
+
+
+class Tidying:
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def age(self) -> None:
+        """`Ledger.age`."""
+        with self._core.lock:
+            self._core.ledger.age()
+
+    @property
+    def is_due(self) -> bool:
+        return self._core.ledger.untidy
+
+    def tidy(self) -> None:
+        """What the ledger has to do for itself, in pieces: `Ledger.tidy_some`. Not for the request pump."""
+        while self.is_due:
+            with self._core.lock:
+                self._core.ledger.tidy_some()
+            pause()
+
+    def forget_makers(self) -> None:
+        """Of files that are gone. O(files + tenants)."""
+        with self._core.lock:
+            self._core.makers.tidy()

@@ -1,0 +1,1 @@
+"""What crosses the Unix sockets: types, and HTTP on both sides."""

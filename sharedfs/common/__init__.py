@@ -1,0 +1,1 @@
+"""What every part may use: errors, sizes, places on the host, tables. Imports nothing of sharedfs."""

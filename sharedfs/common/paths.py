@@ -1,0 +1,101 @@
+"""Where things are on the host: run-time files below /run/sharedfs, one directory a pool.
+
+    RUN/controller.sock          the controller's API
+    RUN/pools/NAME/feed.sock     a pool's feed
+    RUN/pools/NAME/pool.json     who serves it (a `PoolRecord`)
+    RUN/pools/NAME/daemon.log    what keeper and daemon say
+    RUN/pools/NAME/lock          held by who serves it (`pool/lock.py`)
+
+`SHAREDFS_RUN_DIR` moves RUN, `SHAREDFS_STATE_DIR` the directory of what must survive a reboot: two installations
+(or a test and the host's own service) then do not see each other.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from sharedfs.common.errors import CallerMistake
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def run_directory() -> Path:
+    return Path(os.environ.get("SHAREDFS_RUN_DIR", "/run/sharedfs"))
+
+
+def state_directory() -> Path:
+    return Path(os.environ.get("SHAREDFS_STATE_DIR", "/var/lib/sharedfs"))
+
+
+def controller_socket() -> Path:
+    return run_directory() / "controller.sock"
+
+
+CONTROLLER_DATABASE = "controller.db"
+"""In the state directory: the controller's journal."""
+
+
+def controller_lock() -> Path:
+    """Locked by who writes the journal, from whatever run directory."""
+    return state_directory() / "journal.lock"
+
+
+def guard_lock() -> Path:
+    """Locked by the guard of limits as long as it may write values of the journal; its process id is in it."""
+    return state_directory() / "guard.lock"
+
+
+def pools_directory() -> Path:
+    return run_directory() / "pools"
+
+
+def pool_directory(name: str) -> Path:
+    return pools_directory() / name
+
+
+def daemon_log(name: str) -> Path:
+    return pool_directory(name) / "daemon.log"
+
+
+def is_of_a_pool(file: str) -> bool:
+    """Whether a name in a pool's directory is one that sharedfs makes there (see above), or a draft of one."""
+    return file in ("lock", "daemon.log", "pool.json", "pool.new", "feed.sock") or file.startswith(".feed.sock.")
+
+
+def feed_socket(name: str) -> Path:
+    return pool_directory(name) / "feed.sock"
+
+
+def pool_record(name: str) -> Path:
+    return pool_directory(name) / "pool.json"
+
+
+def open_trusted(directory: str | Path, advice: str) -> int:
+    """An O_PATH descriptor of an existing directory that only root (or this user) can change, and all above it.
+
+    Links in the path that the operator gave are resolved first; none is followed after that. Raises CallerMistake with
+    a message that ends with `advice`.
+    """
+    at, so_far = os.open("/", _DIRECTORY), Path("/")
+    try:
+        for part in Path(os.path.realpath(directory)).parts[1:]:
+            _check_trusted(at, so_far, advice)
+            below = os.open(part, _DIRECTORY, dir_fd=at)
+            os.close(at)
+            at, so_far = below, so_far / part
+        _check_trusted(at, so_far, advice)
+    except OSError as error:
+        os.close(at)
+        raise CallerMistake(f"{directory}: {so_far}: {error.strerror}: {advice}") from None
+    except CallerMistake:
+        os.close(at)
+        raise
+    return at
+
+
+def _check_trusted(fd: int, path: Path, advice: str) -> None:
+    """In a sticky directory others can make names, and cannot take away or replace those of root."""
+    found = os.fstat(fd)
+    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+    if found.st_uid not in (0, os.geteuid()) or writable:
+        raise CallerMistake(f"{path} can be changed by others than root: {advice}")

@@ -1,0 +1,116 @@
+"""Who uses the pool: a tenant is one cgroup for as long as it lives, under a small number.
+
+A path can come back as another cgroup, and so can, later, an inode number: only the pair tells cgroups apart, and only
+while they live. The books need a name that outlives both, so each identity is interned to a `TenantId` that is
+never used again. The table is kept in a log, so that this holds for whoever continues the books, too.
+"""
+
+from dataclasses import dataclass
+from typing import NewType
+
+from sharedfs.common.errors import BrokenInvariant
+from sharedfs.ledger.storage import Log, MemoryLog, Record
+
+TenantId = NewType("TenantId", int)
+
+NOBODY = TenantId(0)
+"""The owner of pages whose owner is gone, and the tenant of operations that nobody can be asked to pay for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """One cgroup: its path below the hierarchy's root, and the inode number of its directory."""
+
+    id: TenantId
+    path: str
+    inode: int
+
+
+_TABLE, _TENANT, _GONE = "tenants", "tenant", "gone"
+
+
+class TenantTable:
+    """The live tenants, by identity and by id. Every method is O(1) unless it says otherwise."""
+
+    def __init__(self, log: Log | None = None) -> None:
+        self._log = MemoryLog() if log is None else log
+        self._by_id: dict[TenantId, Tenant] = {}
+        self._by_identity: dict[tuple[str, int], Tenant] = {}
+        self._last_id = NOBODY
+
+    def intern(self, path: str, inode: int) -> TenantId:
+        """The id of this cgroup, a new one when it was not known (ids count from 1)."""
+        tenant = self._by_identity.get((path, inode))
+        if tenant is None:
+            tenant = Tenant(TenantId(self._last_id + 1), path, inode)
+            self._log.append((_TENANT, tenant.id, path, inode))
+            self._add(tenant)
+        return tenant.id
+
+    def _add(self, tenant: Tenant) -> None:
+        self._last_id = TenantId(max(self._last_id, tenant.id))
+        self._by_id[tenant.id] = self._by_identity[tenant.path, tenant.inode] = tenant
+
+    def find(self, path: str, inode: int) -> TenantId | None:
+        """The id of this cgroup, None when it is not a live tenant."""
+        tenant = self._by_identity.get((path, inode))
+        return None if tenant is None else tenant.id
+
+    def get(self, tenant_id: TenantId) -> Tenant | None:
+        """The live tenant with this id, None when there is none (any more)."""
+        return self._by_id.get(tenant_id)
+
+    def if_live(self, tenant_id: TenantId) -> TenantId:
+        """NOBODY for a tenant that exited since its thread was looked up: no exit would take it out of the books."""
+        return tenant_id if tenant_id in self._by_id else NOBODY
+
+    def __contains__(self, tenant_id: TenantId) -> bool:
+        return tenant_id in self._by_id
+
+    def live(self) -> list[Tenant]:
+        """The live tenants, oldest first. O(tenants)."""
+        return list(self._by_id.values())
+
+    def remove(self, tenant_id: TenantId) -> Tenant:
+        """Forget a tenant that has exited, and return what it was. Its id is never given again.
+
+        Raises KeyError when no live tenant has this id.
+        """
+        tenant = self._by_id[tenant_id]
+        self._log.append((_GONE, tenant_id))
+        return self._remove(tenant)
+
+    def _remove(self, tenant: Tenant) -> Tenant:
+        del self._by_id[tenant.id]
+        del self._by_identity[tenant.path, tenant.inode]
+        return tenant
+
+    def dump(self) -> Record:
+        """The table as one record. O(tenants)."""
+        return (_TABLE, self._last_id, [(tenant.id, tenant.path, tenant.inode) for tenant in self.live()])
+
+    def replay(self, record: Record) -> bool:
+        """Do again what a record of the log tells of; False when it is not one of the table's."""
+        match record:
+            case [str(tag), last_id, tenants] if tag == _TABLE:
+                self._last_id = TenantId(last_id)
+                for tenant_id, path, inode in tenants:
+                    self._add(Tenant(TenantId(tenant_id), path, inode))
+            case [str(tag), tenant_id, path, inode] if tag == _TENANT:
+                self._add(Tenant(TenantId(tenant_id), path, inode))
+            case [str(tag), tenant_id] if tag == _GONE:
+                self._remove(self._by_id[tenant_id])
+            case _:
+                return False
+        return True
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def check(self) -> None:
+        """Raise BrokenInvariant unless ids and identities name the same tenants. O(tenants)."""
+        by_identity = {(tenant.path, tenant.inode): tenant for tenant in self._by_id.values()}
+        if by_identity != self._by_identity:
+            raise BrokenInvariant(f"I9: tenants by id {self._by_id} are not those by identity {self._by_identity}")
+        if any(not NOBODY < tenant_id <= self._last_id for tenant_id in self._by_id):
+            raise BrokenInvariant(f"I9: a tenant id outside 1..{self._last_id} in {self._by_id}")

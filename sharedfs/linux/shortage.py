@@ -1,0 +1,77 @@
+"""Shortage: what is done when a request finds no descriptor or no space left, before its caller hears of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EDQUOT, EMFILE, ENFILE, ENOSPC
+from typing import TypeVar
+
+SCARCE = frozenset({EMFILE, ENFILE})
+"""The errors of a process, or a host, that has no descriptor left."""
+
+_MOST_PIECES_FOR_QUOTA = 4  # whose files are freed is not known
+
+Outcome = TypeVar("Outcome")
+
+
+def _nothing_gives_way(_request: memoryview) -> bool:
+    return False
+
+
+def _no_room() -> None:
+    """Nobody has a descriptor to spare."""
+
+
+def _nothing_to_free() -> bool:
+    return False
+
+
+def _nothing_freed() -> int:
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """Of one pool. For the request pump's thread, but for `give_way`.
+
+    `make_room` closes descriptors that can be opened anew. `free_some` frees a piece of what waits to be freed; False
+    when nothing does. `freed` counts such pieces, whoever frees them: the last one may go between a request that
+    finds no space and a look at what waits. `give_way` frees space for a request that found none (ENOSPC); whether it
+    did.
+    """
+
+    make_room: Callable[[], None] = _no_room
+    free_some: Callable[[], bool] = _nothing_to_free
+    freed: Callable[[], int] = _nothing_freed
+    give_way: Callable[[memoryview], bool] = _nothing_gives_way
+
+    def again(self, act: Callable[[], Outcome], request: memoryview | None = None) -> Outcome:
+        """Do `act`, and again when its error can be remedied: it has changed nothing then.
+
+        For want of space, what waits to be freed goes first; then files give way to `request`, if it is told.
+        """
+        has_room, pieces = False, 0
+        while True:
+            before = self.freed()
+            try:
+                return act()
+            except OSError as error:
+                if error.errno in SCARCE and not has_room:
+                    self.make_room()
+                    has_room = True
+                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self._free_some(before):
+                    pieces += 1
+                elif error.errno != ENOSPC or not self._find_space(before, request):
+                    raise
+
+    def party(self, party_of: Callable[[int], Outcome], thread_id: int) -> Outcome | None:
+        """Who asks, for turns. Those for whom no descriptor is left have one turn together."""
+        try:
+            return self.again(lambda: party_of(thread_id))
+        except OSError:
+            return None
+
+    def _free_some(self, before: int) -> bool:
+        return self.free_some() or self.freed() != before
+
+    def _find_space(self, before: int, request: memoryview | None) -> bool:
+        return self._free_some(before) or (request is not None and self.give_way(request))

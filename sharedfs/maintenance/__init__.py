@@ -1,0 +1,1 @@
+"""What comes again and again: scans, ageing, exits, recharge, unclaimed files."""

@@ -1,1 +1,0 @@
-"""The books: pure, no I/O, no async, no clock."""

@@ -1,0 +1,83 @@
+"""`sharedfs status`: what each pool says of itself on its feed."""
+
+from sharedfs.api.types import PoolRecord, PoolStatus
+from sharedfs.common.terminal import print_table, say
+from sharedfs.common.units import format_size
+from sharedfs.mount.mounting import ask_status, require_root
+from sharedfs.pool import registry
+from sharedfs.pool.cgroup import NEVER_KILLED
+
+
+def of_all_pools() -> tuple[list[PoolStatus], list[PoolRecord]]:
+    """The pools that answer, and the records of those whose keeper is dead. One that still starts is neither."""
+    require_root()
+    answered, dead = [], []
+    for record in registry.records():
+        if not registry.is_served(record):
+            dead.append(record)
+            continue
+        status = ask_status(record.name)
+        if status is not None:
+            answered.append(status)
+    return answered, dead
+
+
+def show(found: list[PoolStatus]) -> None:
+    if not found:
+        say("no pools: mount one with `sharedfs mount MOUNTPOINT`")
+        return
+    rows = []
+    for pool in found:
+        others = sum(count for kind, count in pool.requests.items() if kind not in ("read", "write"))
+        counts = (pool.tenants, pool.files, pool.requests["read"], pool.requests["write"], others)
+        pids = (pool.restarts, pool.keeper_pid, pool.daemon_pid)
+        sizes = (pool.size_bytes, pool.bound_bytes, pool.resident_bytes)
+        rows.append(
+            (pool.name, pool.mountpoint, pool.flags, pool.data_path, *map(format_size, sizes), *map(str, counts + pids))
+        )
+    heads = (
+        "POOL",
+        "MOUNTPOINT",
+        "FLAGS",
+        "DATA PATH",
+        "SIZE",
+        "BOUND",
+        "RESIDENT",
+        "TENANTS",
+        "FILES",
+        "READS",
+        "WRITES",
+        "OTHER",
+        "RESTARTS",
+        "KEEPER",
+        "DAEMON",
+    )
+    print_table(heads, rows, texts=4)
+    for pool in found:
+        if not pool.data_path.has_passthrough:
+            say(f"{pool.name}: {pool.mmap}")
+        if pool.bound_bytes < pool.size_bytes:
+            say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
+        if pool.hides_limits:
+            say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
+        if pool.oom_score_adj > NEVER_KILLED:
+            say(f"{pool.name}: the kernel may kill it when memory is short: its processes lack CAP_SYS_RESOURCE")
+        if pool.deleted_files:
+            say(f"{pool.name}: deleted {_files(pool.deleted_files, pool.deleted_bytes)} that nobody used any more")
+        if pool.spilled_files or pool.brought_back_files:
+            on_disk = _files(pool.spilled_files, pool.spilled_bytes)
+            say(f"{pool.name}: spilled to disk {on_disk} that nobody uses; {pool.brought_back_files} came back")
+        if pool.unseen_processes:
+            named = ", ".join(f"{process} in {cgroup}" for process, cgroup in pool.unseen.items())
+            more = ", ..." if pool.unseen_processes > len(pool.unseen) else ""
+            say(
+                f"{pool.name}: {pool.unseen_processes} processes cannot be looked at, what they map stays as it was: "
+                f"{named}{more}"
+            )
+        if pool.recharge_refusal:
+            stranded = format_size(pool.stranded_bytes)
+            say(f"{pool.name}: {stranded} stay charged to removed cgroups for now: {pool.recharge_refusal}")
+
+
+def _files(count: int, size_bytes: int) -> str:
+    return f"{count} file{'' if count == 1 else 's'} ({format_size(size_bytes)})"

@@ -1,0 +1,68 @@
+"""What is rare and changes nothing, as pyfuse3 asks it. Each handler translates, calls the namespace, translates.
+
+What is frequent, what changes something and what pyfuse3 does not know is answered in `ops/name_dispatch.py`.
+"""
+
+import errno
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+import pyfuse3
+from pyfuse3 import FUSEError, RequestContext, StatvfsData
+
+from sharedfs.linux.shortage import SCARCE
+from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
+from sharedfs.ops.namespace import Namespace
+from sharedfs.storage.tmpfs import HIDDEN_INODES
+
+
+class RareRequests(pyfuse3.Operations):
+    """pyfuse3's handlers. All run in trio's thread and wait for nothing but the namespace's lock."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, namespace: Namespace) -> None:
+        super().__init__()
+        self._namespace = namespace
+
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        pool = os.fstatvfs(self._namespace.store.mount_fd)
+        answer = StatvfsData()
+        for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
+            setattr(answer, field, getattr(pool, field))
+        if answer.f_files:  # bounded
+            answer.f_files -= HIDDEN_INODES
+        answer.f_namemax = LONGEST_NAME_BYTES
+        return answer
+
+    async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
+        """The namespace's OSError is the caller's errno. Anything else is our own bug and ends the service."""
+        namespace, privileged = self._namespace, ctx.uid == 0
+        with namespace.lock:
+            try:
+                try:
+                    return namespace.attributes.xattr_names(inode, privileged=privileged)
+                except OSError as error:
+                    if error.errno not in SCARCE:
+                        raise
+                    namespace.make_room()
+                    return namespace.attributes.xattr_names(inode, privileged=privileged)
+            except OSError as error:
+                raise FUSEError(errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO) from error
+
+    async def flush(self, fh: int) -> None:
+        _not_needed()
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        _not_needed()
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        _not_needed()
+
+
+def _not_needed() -> NoReturn:
+    """The kernel stops asking after one ENOSYS, and takes it as success: memory has nothing to flush."""
+    raise FUSEError(errno.ENOSYS)

@@ -1,0 +1,86 @@
+"""Mappings: which tenants map which pages of the pool, found in page tables.
+
+A mapped access never calls the daemon, so a scan looks for it: the processes of the host whose maps show the mount,
+and of these mappings the pages that are present. The kernel maps up to 64 KiB around a page that is read for the first
+time (fault-around), so a page that was mapped and never looked at can be among them: to the kernel it is in use.
+
+`scan` waits for the process that looks at others (`pages/process_looks.py`), in a worker thread; what it saw is put
+into the books afterwards. What is known of a process that cannot be looked at stays in the books.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from sharedfs.accounting.books import Books
+from sharedfs.ledger.page_ranges import NO_RUNS, Runs, as_runs, merged
+from sharedfs.ledger.tenant import NOBODY, TenantId
+from sharedfs.pages.page_tables import Sight
+from sharedfs.pages.process_looks import ProcessLooks, Unseen
+from sharedfs.pages.reconcile import Reconcile
+
+Key = tuple[int, TenantId]
+Seen = dict[Key, Runs]
+
+
+class MappingScan:
+    """Finds the mappings of one mount and keeps the books' view of them."""
+
+    def __init__(self, books: Books, reconcile: Reconcile, looks: ProcessLooks) -> None:
+        self._books = books
+        self._reconcile = reconcile
+        self._looks = looks
+        self._known: set[Key] | None = None
+        """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
+        self._unseen: tuple[Unseen, ...] = ()
+        self.scans = 0
+
+    def scan(self) -> Seen:
+        """The pages of each file that each tenant maps now, as far as its processes can be looked at."""
+        gone, since = self._books.mappings.begin_scan()
+        sights, self._unseen = self._looks.all(pages=True)
+        unseen = {process.process_id for process in self._unseen}
+        ranges: defaultdict[Key, list[Runs]] = defaultdict(list)
+        for sight, tenant in sights:
+            for inode, pages in sight.present.items():
+                ranges[inode, tenant] += [pages, *self._kept(sight, inode, pages, since)]
+                gone.discard((inode, sight.process))
+        self._books.mappings.forget_kept([(inode, process) for inode, process in gone if process.id not in unseen])
+        return {key: as_runs(np.concatenate(pages)) for key, pages in ranges.items() if key[1] != NOBODY}
+
+    def _kept(self, sight: Sight, inode: int, present: Runs, since: int) -> list[Runs]:
+        """What a process maps of a file although its page tables do not show it; nothing when nothing is kept."""
+        if not self._books.mappings.keeps(inode, sight.process):
+            return []
+        mapped = merged(mapping.pages for mapping in sight.mappings if mapping.inode == inode)
+        shown = [(first, last) for first, last in present.tolist()]
+        return [as_runs(self._books.mappings.mapped_still(inode, sight.process, mapped, shown, since))]
+
+    def apply(self, seen: Seen) -> None:
+        """Put what a scan saw into the books; mappings that it no longer saw are gone. In pieces, in a thread.
+
+        Not those of whom it could not look at: these files lose no mapping of that tenant's.
+        """
+        known = self._books.mappings.known() if self._known is None else self._known
+        held = self._held(known)
+        for inode, tenant in known - seen.keys() - held:
+            self._books.mappings.put(inode, tenant, NO_RUNS)
+        for (inode, tenant), pages in seen.items():
+            brought = self._books.mappings.unbooked(inode, tenant, pages)
+            along = self._reconcile.brought_along(inode, brought) if len(brought) else []
+            self._books.mappings.put(inode, tenant, pages, [*brought.tolist(), *along], adds=(inode, tenant) in held)
+        self._books.readers.refresh()
+        self._known = seen.keys() | held
+        self.scans += 1
+
+    def _held(self, known: Iterable[Key]) -> set[Key]:
+        """What of the known mappings may be those of processes that the scan could not look at."""
+        held: set[Key] = set()
+        strange: set[TenantId] = set()
+        for process in self._unseen:
+            if process.known is not None:
+                held.update((inode, process.known.tenant) for inode in process.known.inodes)
+            elif self._looks.is_older(process):
+                strange.add(self._books.tenants.tenant_in(process.cgroup))
+        return {key for key in known if key in held or key[1] in strange}

@@ -1,0 +1,79 @@
+"""The pools of this host as their run-time directories tell it: records, and what a dead keeper left behind."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from pydantic import ValidationError
+
+from sharedfs.api.types import PoolRecord
+from sharedfs.common import paths
+from sharedfs.common.errors import CallerMistake
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.pool import lock
+from sharedfs.pool.cgroup import POLL_SECONDS, remove_pool_cgroups
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_SOCKET_PATH_BYTES = 107  # sun_path, unix(7)
+
+
+def name_for(mountpoint: str) -> str:
+    """The default name of a pool: its mountpoint with dashes.
+
+    >>> name_for("/mnt/shared")
+    'mnt-shared'
+    """
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", mountpoint.strip("/"))[:64].lstrip("-_.") or "pool"
+
+
+def check_name(name: str) -> None:
+    """Raises CallerMistake unless `name` can be a directory and a cgroup, and its socket has a short enough path."""
+    if not _NAME.fullmatch(name):
+        raise CallerMistake(f"{name!r} cannot name a pool: use letters, digits, dots, dashes, at most 64 of them")
+    socket = paths.feed_socket(name)
+    if len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
+        raise CallerMistake(f"{socket} is too long for a socket: choose a shorter name, or SHAREDFS_RUN_DIR")
+
+
+def records() -> Iterator[PoolRecord]:
+    """The pools that have a record, whether their daemon lives or not."""
+    with suppress(FileNotFoundError):
+        for directory in sorted(paths.pools_directory().iterdir()):
+            record = read_record(directory.name)
+            if record is not None:
+                yield record
+
+
+def record_at(mountpoint: str) -> PoolRecord | None:
+    """The record of the pool at `mountpoint`, whether its daemon lives or not."""
+    return next((record for record in records() if record.mountpoint == mountpoint), None)
+
+
+def read_record(name: str) -> PoolRecord | None:
+    try:
+        return PoolRecord.model_validate_json(paths.pool_record(name).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValidationError):
+        return None
+
+
+def is_served(record: PoolRecord) -> bool:
+    """Whether somebody serves the pool, or holds what is needed to go on serving it."""
+    return lock.is_claimed(record.name)
+
+
+def wait_for_end(record: PoolRecord, seconds: float) -> bool:
+    """Whether the pool's processes end in time."""
+    deadline = time.monotonic() + seconds
+    while is_served(record):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def clean_up_dead(record: PoolRecord) -> None:
+    """Remove what a daemon that died left on the host: its cgroup and its run-time directory (not its mount)."""
+    remove_pool_cgroups(find_memory_hierarchy(), record.removable_cgroups)
+    lock.forget(record.name)

@@ -1,0 +1,142 @@
+"""The version of what outlives a daemon, so that a package that cannot read it is refused before it takes over.
+
+It covers the files of the state (journal, requests in hand, inodes, moved pages, books), the messages between keeper
+and daemon, and the names of modules that these start. A file of the state tells it:
+
+    {"version": 2, "leaves": [1, 2]}     what is there, and what the running daemon can make of it as it hands over
+
+Version 1 had no such file, and its packages cannot say what they read. Version 2 has records in the log of classes that
+version 1 does not know (`ledger/class_table.py`); a log without these is one of version 1, too.
+
+Whoever changes anything of it so that the version before cannot read it raises VERSION, and either has the daemon leave
+what the version before reads (`Pool._leave`), or takes that version out of LEAVES.
+"""
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from sharedfs.common.errors import HostFault
+
+VERSION = 2
+"""What a daemon of this package writes."""
+READS = (1, 2)
+"""The versions that it can continue."""
+LEAVES = (1, 2)
+"""Those that it can leave behind when it hands over."""
+SPARE_MODULE = "sharedfs.spare"
+"""What a keeper starts, of whichever version is installed by then: this name stays."""
+
+_FILE = "version"
+_WARM, _HAND_OVER = b"warm", b"hand over"
+_FIRST = 1
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a state is, and what its daemon can make of it."""
+
+    version: int
+    leaves: tuple[int, ...]
+
+    def for_reader(self, reads: Collection[int]) -> int | None:
+        """The version in which a package that reads these can get it; None: in none."""
+        if self.version in reads:
+            return self.version
+        return max(set(self.leaves).intersection(reads), default=None)
+
+    def refusal(self, reads: Collection[int]) -> str:
+        """Why such a package does not take over, in one line."""
+        there = f"version {self.version}, which the daemon can leave as {_words(self.leaves)}"
+        return f"the state of this pool is of {there}; the installed package reads {_words(reads)}: install another one"
+
+
+UNMARKED = Kept(_FIRST, (_FIRST,))
+"""What a daemon of version 1 keeps."""
+_THIS = Kept(VERSION, LEAVES)
+
+
+def kept_in(state_fd: int) -> Kept:
+    """What the state in this directory is. An empty one becomes what this package makes of it."""
+    marked = _marked(state_fd)
+    if marked is not None:
+        return marked
+    return UNMARKED if os.listdir(state_fd) else _THIS
+
+
+def _marked(state_fd: int) -> Kept | None:
+    try:
+        fd = os.open(_FILE, os.O_RDONLY | os.O_CLOEXEC, dir_fd=state_fd)
+    except FileNotFoundError:
+        return None
+    with open(fd, encoding="ascii") as file:
+        found = json.load(file)
+    return Kept(found["version"], tuple(found["leaves"]))
+
+
+def check(state_fd: int) -> None:
+    """Raise HostFault, with one line, unless a daemon of this package can follow the one that runs."""
+    kept = kept_in(state_fd)
+    if kept.for_reader(READS) is None:
+        raise HostFault(kept.refusal(READS))
+
+
+def check_left(state_fd: int) -> None:
+    """As `check`, of a state that no daemon has any more: it stays as it is."""
+    kept = kept_in(state_fd)
+    if kept.version not in READS:
+        raise HostFault(kept.refusal(READS))
+
+
+def take_over(state_fd: int) -> None:
+    """A daemon of this package writes here from now on. Raises HostFault when it cannot read what is there."""
+    check_left(state_fd)
+    if _marked(state_fd) != _THIS:  # else no memory is needed, of which there may be none when a daemon has died
+        mark(state_fd, VERSION)
+
+
+def mark(state_fd: int, version: int) -> None:
+    """What is in the state is of this version. A reader sees the mark before or this one."""
+    draft = f"{_FILE}.new"
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600, dir_fd=state_fd)
+    with open(fd, "w", encoding="ascii") as file:
+        json.dump({"version": version, "leaves": LEAVES if version == VERSION else [version]}, file)
+    os.rename(draft, _FILE, src_dir_fd=state_fd, dst_dir_fd=state_fd)
+
+
+# -- What keeper, spare and daemon say ---------------------------------------------------------------------------------
+
+
+def warm() -> bytes:
+    """What a spare of this package says when it can fork daemons. Version 1 says it without numbers."""
+    return _WARM + b" " + _words(READS).encode()
+
+
+def read_by(words: str) -> tuple[int, ...]:
+    """What a package reads whose spare said these words after "warm"."""
+    return tuple(int(word) for word in words.split()) or (_FIRST,)
+
+
+def hand_over(kept: Kept, version: int | None) -> bytes:
+    """What a keeper says for a daemon to end and leave the state in `version`, None: as any version reads it.
+
+    A daemon of version 1 knows no number.
+    """
+    if version is None or kept.version == _FIRST:
+        return _HAND_OVER
+    return _HAND_OVER + f" {version}".encode()
+
+
+def is_hand_over(message: bytes) -> bool:
+    return message.startswith(_HAND_OVER)
+
+
+def asked_version(message: bytes) -> int | None:
+    """In which version the state is to be left; None: the successor is not known."""
+    number = message.removeprefix(_HAND_OVER)
+    return int(number) if number else None
+
+
+def _words(versions: Collection[int]) -> str:
+    return " ".join(map(str, versions))

@@ -1,0 +1,127 @@
+"""What must be known of an inode when the daemon comes back: a generation, and two words while the kernel knows it.
+
+The generation makes a file handle of tmpfs out of the number that the kernel (or an NFS client, by the kernel) has. It
+stays until the inode is gone, four bytes; the words (counts of look-ups and opens, see `Node`) are sixteen bytes more
+for as long as one of them is not zero. tmpfs numbers inodes one by one, so both are arrays by inode number in files of
+the state, mapped a window at a time; a page of them in which nothing is left is given back.
+"""
+
+import mmap
+import os
+from contextlib import suppress
+from errno import ESTALE
+from struct import Struct
+from typing import Literal
+
+from sharedfs.common.errors import HostFault
+from sharedfs.linux import syscalls
+from sharedfs.storage.state_files import StateFiles
+
+# struct file_handle of tmpfs: handle_bytes, handle_type; generation, inode number
+_HANDLE = Struct("<IiIQ")
+_HANDLE_BYTES, _HANDLE_TYPE = 12, 1
+_WINDOW_INODES = 1 << 18
+_NOTHING = bytes(mmap.PAGESIZE)
+_UNUSED = 0  # of a generation; one inode in four billion has it and is not found again once the kernel forgot it
+
+
+class _Array:
+    """Fixed-size numbers by inode number, in a sparse file of the state."""
+
+    def __init__(self, state: StateFiles, name: str, item_format: Literal["I", "Q"], items_per_inode: int) -> None:
+        self._fd = state.open(name)
+        self._format: Literal["I", "Q"] = item_format
+        self._inode_bytes = items_per_inode * Struct(item_format).size
+        self._windows: dict[int, tuple[mmap.mmap, memoryview]] = {}
+        self.end = os.fstat(self._fd).st_size // self._inode_bytes
+        """No inode from this number on has items."""
+        self._newest_page = 0  # gets entries all the time: to give it back would be in vain
+
+    def window(self, number: int) -> memoryview:
+        """The items of one window of inodes, mapped where it was not."""
+        found = self._windows.get(number)
+        if found is None:
+            window_bytes = _WINDOW_INODES * self._inode_bytes
+            if number * _WINDOW_INODES >= self.end:
+                os.ftruncate(self._fd, (number + 1) * window_bytes)
+                self.end = (number + 1) * _WINDOW_INODES
+            mapped = mmap.mmap(self._fd, window_bytes, offset=number * window_bytes)
+            found = self._windows[number] = mapped, memoryview(mapped).cast(self._format)
+        return found[1]
+
+    def added(self, inode: int) -> None:
+        number = inode // _WINDOW_INODES
+        if inode % _WINDOW_INODES > _WINDOW_INODES // 2 and number + 1 not in self._windows:
+            # A mapping takes a descriptor. When the next inode needs it, it is too late to say that there is none.
+            with suppress(OSError):
+                self.window(number + 1)
+        self._newest_page = max(self._newest_page, inode * self._inode_bytes // mmap.PAGESIZE)
+
+    def cleared(self, inode: int) -> None:
+        """The inode's items are zero: give their page back if all of it is."""
+        page = inode * self._inode_bytes // mmap.PAGESIZE
+        mapped, _ = self._windows[inode // _WINDOW_INODES]
+        start = inode % _WINDOW_INODES * self._inode_bytes & -mmap.PAGESIZE
+        if page < self._newest_page and mapped[start : start + mmap.PAGESIZE] == _NOTHING:
+            syscalls.punch_hole(self._fd, page * mmap.PAGESIZE, mmap.PAGESIZE)
+
+    def close(self) -> None:
+        for mapped, items in self._windows.values():
+            items.release()
+            mapped.close()
+        os.close(self._fd)
+
+
+class NodeTable:
+    """Generations and words by inode number. Every store is one that a kill leaves done or undone."""
+
+    def __init__(self, state: StateFiles) -> None:
+        self._generations = _Array(state, "generations", "I", 1)
+        self._words = _Array(state, "nodes", "Q", 2)
+
+    def remember(self, handle: bytes) -> int:
+        """Keep the generation in a file handle of tmpfs; the inode's number. HostFault for a handle of another kind."""
+        if len(handle) != _HANDLE.size or _HANDLE.unpack_from(handle)[:2] != (_HANDLE_BYTES, _HANDLE_TYPE):
+            raise HostFault(f"a file handle of tmpfs is not as we know it: {handle.hex()}")
+        _, _, generation, inode = _HANDLE.unpack(handle)
+        window = self._generations.window(inode // _WINDOW_INODES)
+        if window[inode % _WINDOW_INODES] != generation:
+            window[inode % _WINDOW_INODES] = generation
+            self._generations.added(inode)
+        return int(inode)
+
+    def handle(self, inode: int) -> bytes:
+        """The file handle of a remembered inode. ESTALE when it is none."""
+        generation = _UNUSED
+        if (
+            inode < self._generations.end
+        ):  # the number may be anything: it comes from whoever kept a handle of the mount
+            generation = self._generations.window(inode // _WINDOW_INODES)[inode % _WINDOW_INODES]
+        if generation == _UNUSED and not any(self.words(inode)):
+            raise OSError(ESTALE, os.strerror(ESTALE))
+        return _HANDLE.pack(_HANDLE_BYTES, _HANDLE_TYPE, generation, inode)
+
+    def words(self, inode: int) -> tuple[int, int]:
+        if inode >= self._words.end:
+            return 0, 0
+        window, place = self._words.window(inode // _WINDOW_INODES), 2 * (inode % _WINDOW_INODES)
+        return window[place], window[place + 1]
+
+    def save(self, inode: int, first: int, second: int) -> None:
+        window, place = self._words.window(inode // _WINDOW_INODES), 2 * (inode % _WINDOW_INODES)
+        window[place] = first
+        window[place + 1] = second
+        if first or second:
+            self._words.added(inode)
+        else:
+            self._words.cleared(inode)
+
+    def forget(self, inode: int) -> None:
+        """The inode is gone: nothing is left of it."""
+        self._generations.window(inode // _WINDOW_INODES)[inode % _WINDOW_INODES] = _UNUSED
+        self._generations.cleared(inode)
+        self.save(inode, 0, 0)
+
+    def close(self) -> None:
+        self._generations.close()
+        self._words.close()

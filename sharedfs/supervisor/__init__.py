@@ -1,0 +1,1 @@
+"""What outlives a daemon: the keeper, and the process that forks daemons for it."""

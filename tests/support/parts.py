@@ -1,0 +1,67 @@
+"""A pool's real parts without a mount: what they stand on is made here, the rest as the daemon makes it."""
+
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from sharedfs.accounting.books import Books
+from sharedfs.daemon.parts import Given, Parts, build
+from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.pages.process_looks import ProcessLooks
+from sharedfs.pages.spill import Spill
+from sharedfs.pool.options import PoolOptions
+from sharedfs.storage.journal import Journal
+from sharedfs.storage.state_files import StateFiles
+from sharedfs.storage.tmpfs import PrivateTmpfs, make_tmpfs
+from sharedfs.storage.tree import Store
+
+_NO_MOUNT = (255, 255)
+
+
+def make_store(size_bytes: int, state: StateFiles | None = None, journal: Journal | None = None) -> Store:
+    fsmount_fd, root_fd = make_tmpfs(size_bytes)
+    os.close(fsmount_fd)
+    return Store(PrivateTmpfs(root_fd), state, journal)
+
+
+def make_books() -> Books:
+    return Books(find_memory_hierarchy(), os.sysconf("SC_PAGESIZE"), TenantRules("leaf"))
+
+
+def build_parts(
+    resources: ExitStack,
+    store: Store,
+    books: Books,
+    *,
+    ended: list[BaseException | None],
+    device_fd: int | None = None,
+    journal: Journal | None = None,
+    events: TaskEvents | None = None,
+    **options: Any,
+) -> Parts:
+    """Without `device_fd` nobody asks and nobody hears an answer. `ended` gets what the pumps or a part ended with."""
+    if device_fd is None:
+        device_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        resources.callback(os.close, device_fd)
+    pool_options = PoolOptions("/nowhere", "parts", 0, **{"reserve_bytes": 0, "passthrough": False, **options})
+    given = Given(
+        options=lambda: pool_options,
+        store=store,
+        books=books,
+        journal=Journal(StateFiles()) if journal is None else journal,
+        looks=ProcessLooks(books, _NO_MOUNT),
+        spill=Spill(None, store, books),
+        device_fd=device_fd,
+        on_end=ended.append,
+        events=events,
+    )
+    parts = build(given, resources)
+    resources.callback(_close, parts)
+    return parts
+
+
+def _close(parts: Parts) -> None:
+    parts.channel.close()
+    os.close(int(parts.channel.libfuse_mountpoint.rsplit("/", 1)[1]))
