@@ -26,6 +26,7 @@ from sharedfs.ops.recent_uses import RecentUses
 from sharedfs.ops.references import References
 from sharedfs.ops.sizes import Sizes
 from sharedfs.pages.allocation import Allocation
+from sharedfs.pages.full_pool import FullPool
 from sharedfs.pages.growth import Growth
 from sharedfs.pages.page_moves import PageMoves
 from sharedfs.pages.process_looks import ProcessLooks
@@ -114,7 +115,11 @@ def build(given: Given, resources: ExitStack) -> Parts:
     namespace = Namespace(store, listings, callers, names, references, open_files, sizes, attributes)
 
     shortage = Shortage(
-        _room_maker(files, pump_callers, namespace), reaper.free_some, lambda: reaper.pieces, giving_way.for_request
+        _room_maker(files, pump_callers, namespace),
+        reaper.free_some,
+        lambda: reaper.pieces,
+        giving_way.for_request,
+        FullPool(store, books, reaper).tell,
     )
     data_path = DataPath(
         store, files, books, allocation, growth, reaper, pump_callers, events, device, shortage, given.on_end

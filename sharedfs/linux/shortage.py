@@ -29,6 +29,10 @@ def _nothing_freed() -> int:
     return 0
 
 
+def _nobody_hears() -> None:
+    """Nobody is told that a pool is full."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """Of one pool. For the request pump's thread, but for `give_way`.
@@ -36,13 +40,14 @@ class Shortage:
     `make_room` closes descriptors that can be opened anew. `free_some` frees a piece of what waits to be freed; False
     when nothing does. `freed` counts such pieces, whoever frees them: the last one may go between a request that
     finds no space and a look at what waits. `give_way` frees space for a request that found none (ENOSPC); whether it
-    did.
+    did. `found_none` hears of a request that is told and fails for want of space, in the thread that answers it.
     """
 
     make_room: Callable[[], None] = _no_room
     free_some: Callable[[], bool] = _nothing_to_free
     freed: Callable[[], int] = _nothing_freed
     give_way: Callable[[memoryview], bool] = _nothing_gives_way
+    found_none: Callable[[], None] = _nobody_hears
 
     def again(self, act: Callable[[], Outcome], request: memoryview | None = None) -> Outcome:
         """Do `act`, and again when its error can be remedied: it has changed nothing then.
@@ -60,7 +65,11 @@ class Shortage:
                     has_room = True
                 elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self._free_some(before):
                     pieces += 1
-                elif error.errno != ENOSPC or not self._find_space(before, request):
+                elif error.errno != ENOSPC:
+                    raise
+                elif not self._find_space(before, request):
+                    if request is not None:  # else who called is to find some, or to answer
+                        self.found_none()
                     raise
 
     def party(self, party_of: Callable[[int], Outcome], thread_id: int) -> Outcome | None:

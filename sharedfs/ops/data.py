@@ -289,7 +289,10 @@ class DataPath:
                     body = self._reaper.with_space(work)
                     break
                 except OSError as error:
-                    if error.errno != ENOSPC or not self._shortage.give_way(request):
+                    if error.errno != ENOSPC:
+                        raise
+                    if not self._shortage.give_way(request):
+                        self._shortage.found_none()
                         raise
         except OSError as error:
             self._device.reply(unique, error.errno or EIO)

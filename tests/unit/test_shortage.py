@@ -50,11 +50,17 @@ def test_a_piece_that_another_thread_freed_meanwhile_counts(number: int) -> None
         Shortage(free_some=unaware.free_some).again(lambda: unaware.act(1, number, meanwhile=unaware.free_some))
 
 
-def test_nothing_to_free_is_the_end() -> None:
+def test_nothing_to_free_is_the_end_and_told() -> None:
+    told: list[int] = []
     pool = Pool()
+    shortage = Shortage(free_some=pool.free_some, freed=lambda: pool.freed, found_none=lambda: told.append(1))
     with pytest.raises(OSError, match="no"):
-        Shortage(free_some=pool.free_some, freed=lambda: pool.freed).again(lambda: pool.act(1))
+        shortage.again(lambda: pool.act(1))
     assert pool.acts == 1
+    assert told == [], "whoever called may find some"
+    with pytest.raises(OSError, match="no"):
+        shortage.again(lambda: pool.act(1), memoryview(b"request"))
+    assert told == [1]
 
 
 def test_room_for_descriptors_is_made_once() -> None:
