@@ -43,12 +43,12 @@ class FullPool:
         deleted = list(self._store.removed)
         held_bytes = sum(map(self._books.questions.resident_bytes_of, islice(deleted, _FILES_LOOKED_AT)))
         log.warning(
-            "a request found no space: %s of %s are in use, %s%s of it by %d deleted files that are still used, and %s "
-            "will be freed",
+            "a request found no space: %s of %s are in use; deleted files that are still used: %d, with %s%s; "
+            "about to be freed: %s",
             format_size((pool.f_blocks - pool.f_bfree) * pool.f_frsize),
             format_size(pool.f_blocks * pool.f_frsize),
+            len(deleted),
             "" if len(deleted) <= _FILES_LOOKED_AT else "at least ",
             format_size(held_bytes),
-            len(deleted),
             format_size(self._reaper.waiting_bytes),
         )

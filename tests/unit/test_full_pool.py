@@ -22,11 +22,11 @@ def test_a_full_pool_is_told_of_now_and_then(tmp_path: Path, caplog: pytest.LogC
         for _ in range(3):
             pool.tell()
         assert len(caplog.records) == 1
-        assert "15.0M of it by 2 deleted files that are still used, and 1.00M will be freed" in caplog.text
+        assert "deleted files that are still used: 2, with 15.0M; about to be freed: 1.00M" in caplog.text
         store.removed = dict.fromkeys(range(2000), b"many")
         now[0] += PAUSE_SECONDS
         pool.tell()
         assert len(caplog.records) == 2
-        assert "at least" in caplog.text
+        assert "2000, with at least" in caplog.text
     finally:
         os.close(fd)
