@@ -116,8 +116,8 @@ def build(given: Given, resources: ExitStack) -> Parts:
 
     shortage = Shortage(
         _room_maker(files, pump_callers, namespace),
-        reaper.free_some,
         lambda: reaper.pieces,
+        reaper.freed_since,
         giving_way.for_request,
         FullPool(store, books, reaper).tell,
     )

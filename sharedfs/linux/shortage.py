@@ -21,12 +21,12 @@ def _no_room() -> None:
     """Nobody has a descriptor to spare."""
 
 
-def _nothing_to_free() -> bool:
-    return False
-
-
 def _nothing_freed() -> int:
     return 0
+
+
+def _nothing_to_free(_pieces: int) -> bool:
+    return False
 
 
 def _nobody_hears() -> None:
@@ -37,15 +37,15 @@ def _nobody_hears() -> None:
 class Shortage:
     """Of one pool. For the request pump's thread, but for `give_way`.
 
-    `make_room` closes descriptors that can be opened anew. `free_some` frees a piece of what waits to be freed; False
-    when nothing does. `freed` counts such pieces, whoever frees them: the last one may go between a request that
-    finds no space and a look at what waits. `give_way` frees space for a request that found none (ENOSPC); whether it
-    did. `found_none` hears of a request that is told and fails for want of space, in the thread that answers it.
+    `make_room` closes descriptors that can be opened anew. `freed` counts the pieces of what waits to be freed
+    that have gone, and `freed_since` frees one; whether any has gone since there were so many. `give_way` frees space
+    for a request that found none (ENOSPC); whether it did. `found_none` hears of a request that is told and fails for
+    want of space, in the thread that answers it.
     """
 
     make_room: Callable[[], None] = _no_room
-    free_some: Callable[[], bool] = _nothing_to_free
     freed: Callable[[], int] = _nothing_freed
+    freed_since: Callable[[int], bool] = _nothing_to_free
     give_way: Callable[[memoryview], bool] = _nothing_gives_way
     found_none: Callable[[], None] = _nobody_hears
 
@@ -63,7 +63,7 @@ class Shortage:
                 if error.errno in SCARCE and not has_room:
                     self.make_room()
                     has_room = True
-                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self._free_some(before):
+                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self.freed_since(before):
                     pieces += 1
                 elif error.errno != ENOSPC:
                     raise
@@ -79,8 +79,5 @@ class Shortage:
         except OSError:
             return None
 
-    def _free_some(self, before: int) -> bool:
-        return self.free_some() or self.freed() != before
-
     def _find_space(self, before: int, request: memoryview | None) -> bool:
-        return self._free_some(before) or (request is not None and self.give_way(request))
+        return self.freed_since(before) or (request is not None and self.give_way(request))

@@ -68,7 +68,7 @@ class References:
             self.forget(inode, 0) if inode in self._store.removed else self.gone(inode)
 
     def gone(self, inode: int) -> None:
-        """An inode leaves the store: nothing of ours may hold its pages, and the books close its account."""
+        """An inode leaves the store: no descriptor of the daemon holds its pages, and the books close its account."""
         self._let_go(inode)
         self._books.pages.drop(inode)
 

@@ -4,7 +4,6 @@ Files that are deleted count until nobody uses them and the kernel has forgotten
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -39,14 +38,14 @@ class FullPool:
         if now < self._again_at:
             return
         self._again_at = now + PAUSE_SECONDS
-        pool = os.fstatvfs(self._store.mount_fd)
+        tmpfs = self._store.tmpfs
         deleted = list(self._store.removed)
         held_bytes = sum(map(self._books.questions.resident_bytes_of, islice(deleted, _FILES_LOOKED_AT)))
         log.warning(
             "a request found no space: %s of %s are in use; deleted files that are still used: %d, with %s%s; "
             "about to be freed: %s",
-            format_size((pool.f_blocks - pool.f_bfree) * pool.f_frsize),
-            format_size(pool.f_blocks * pool.f_frsize),
+            format_size(tmpfs.used_bytes()),
+            format_size(tmpfs.room.bound.bytes),
             len(deleted),
             "" if len(deleted) <= _FILES_LOOKED_AT else "at least ",
             format_size(held_bytes),

@@ -143,17 +143,21 @@ class Reaper:
             self._free_piece(dying)
         return dying is not None
 
-    def with_space(self, act: Callable[[], Outcome]) -> Outcome:
-        """Do `act`, and again when it finds the pool full while files wait to be freed. Not for the request pump.
+    def freed_since(self, pieces: int) -> bool:
+        """Free one piece; whether any has gone since there were so many `pieces`, whoever freed it.
 
-        What another thread has freed since `act` began counts: it may have been the last piece.
+        The last one may go between a request that finds no space and a look at what waits.
         """
+        return self.free_some() or self.pieces != pieces
+
+    def with_space(self, act: Callable[[], Outcome]) -> Outcome:
+        """Do `act`, and again when it finds the pool full while files wait to be freed. Not for the request pump."""
         while True:
             before = self.pieces
             try:
                 return act()
             except OSError as error:
-                if error.errno not in (ENOSPC, EDQUOT) or not (self.free_some() or self.pieces != before):
+                if error.errno not in (ENOSPC, EDQUOT) or not self.freed_since(before):
                     raise
             while self.free_some():
                 pass

@@ -22,7 +22,7 @@ _LOOKERS = {b"sharedfs.linux.looker", b"sharedfs.looker"}
 
 @dataclass(eq=False)
 class Child:
-    """A process that is a child of ours, or becomes one: its end of the link is closed when it dies."""
+    """A child of the keeper, or a process that becomes one: its end of the link is closed when it dies."""
 
     link: socket.socket
     process_id: int = 0

@@ -23,6 +23,13 @@ class Pool:
         self.freed += 1
         return True
 
+    def freed_since(self, pieces: int) -> bool:
+        return self.free_some() or self.freed != pieces
+
+    def unaware(self, _pieces: int) -> bool:
+        """Looks at what waits, and at nothing else."""
+        return self.free_some()
+
     def act(self, needed: int, number: int = ENOSPC, meanwhile: Callable[[], object] = lambda: None) -> int:
         self.acts += 1
         if self.freed < needed:
@@ -34,7 +41,7 @@ class Pool:
 @pytest.mark.parametrize("number", [ENOSPC, EDQUOT])
 def test_what_waits_is_freed_piece_by_piece(number: int) -> None:
     pool = Pool(waiting=5)
-    assert Shortage(free_some=pool.free_some).again(lambda: pool.act(3, number)) == 4
+    assert Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since).again(lambda: pool.act(3, number)) == 4
     assert pool.waiting == 2
 
 
@@ -42,18 +49,20 @@ def test_what_waits_is_freed_piece_by_piece(number: int) -> None:
 def test_a_piece_that_another_thread_freed_meanwhile_counts(number: int) -> None:
     """The last one goes between the failure and the look at what waits: nothing waits then, and there is space."""
     pool = Pool(waiting=1)
-    shortage = Shortage(free_some=pool.free_some, freed=lambda: pool.freed)
+    shortage = Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since)
     assert shortage.again(lambda: pool.act(1, number, meanwhile=pool.free_some)) == 2
 
     unaware = Pool(waiting=1)  # the control
     with pytest.raises(OSError, match="no"):
-        Shortage(free_some=unaware.free_some).again(lambda: unaware.act(1, number, meanwhile=unaware.free_some))
+        Shortage(lambda: None, lambda: unaware.freed, unaware.unaware).again(
+            lambda: unaware.act(1, number, meanwhile=unaware.free_some)
+        )
 
 
 def test_nothing_to_free_is_the_end_and_told() -> None:
     told: list[int] = []
     pool = Pool()
-    shortage = Shortage(free_some=pool.free_some, freed=lambda: pool.freed, found_none=lambda: told.append(1))
+    shortage = Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since, found_none=lambda: told.append(1))
     with pytest.raises(OSError, match="no"):
         shortage.again(lambda: pool.act(1))
     assert pool.acts == 1
@@ -75,5 +84,5 @@ def test_room_for_descriptors_is_made_once() -> None:
 def test_another_error_is_nothing_to_remedy() -> None:
     pool = Pool(waiting=5)
     with pytest.raises(OSError, match="no"):
-        Shortage(free_some=pool.free_some).again(lambda: pool.act(1, EINVAL))
+        Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since).again(lambda: pool.act(1, EINVAL))
     assert pool.waiting == 5
