@@ -111,6 +111,13 @@ def is_of_this_package(host: Host) -> bool:
     return host.pool.get("/v1/state-version").is_success
 
 
+def killed_goes_on_as(host: Host, package: Package, work: Work) -> None:
+    """The daemon that follows one that was killed is of this package: the keeper starts what took over."""
+    kill_daemon(host.pool)
+    assert is_of_this_package(host) == (package is THIS)
+    work.goes_on()
+
+
 def reload_to(host: Host, package: Package, work: Work) -> None:
     """Nobody notices, and no daemon dies."""
     host.install(package)
@@ -132,13 +139,9 @@ def test_a_pool_of_the_flat_package_is_reloaded_to_this_one_and_back(
     assert not is_of_this_package(host)
     assert host.state_version() is None
     reload_to(host, THIS, work)
-    kill_daemon(host.pool)
-    assert is_of_this_package(host), "the keeper starts what took over"
-    work.goes_on()
+    killed_goes_on_as(host, THIS, work)
     reload_to(host, flat, work)
-    kill_daemon(host.pool)
-    assert not is_of_this_package(host)
-    work.goes_on()
+    killed_goes_on_as(host, flat, work)
     reload_to(host, THIS, work)
     assert host.state_version() == 2
     host.pool.check_conservation()
@@ -151,9 +154,7 @@ def test_a_pool_of_this_package_is_reloaded_to_the_flat_one_and_back(
     work = Work(host.pool, tenants)
     reload_to(host, flat, work)
     assert host.state_version() == 1
-    kill_daemon(host.pool)
-    assert not is_of_this_package(host)
-    work.goes_on()
+    killed_goes_on_as(host, flat, work)
     reload_to(host, THIS, work)
     assert host.state_version() == 2
     host.pool.check_conservation()

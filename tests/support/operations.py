@@ -133,6 +133,11 @@ def get_all(place: Place) -> object:
         os.close(fd)
 
 
+def read_whole(opcode: Opcode) -> Operation:
+    """One of the requests that a reader of a file makes."""
+    return Operation(opcode, get_all, lambda place, read: truth(read == b"f" * 10), content("f"), points=UNINTENDED)
+
+
 OPERATIONS = {
     "create": Operation(Opcode.CREATE, create_exclusively, lambda place, result: truth(result == b"made")),
     "mkdir": Operation(
@@ -275,20 +280,8 @@ OPERATIONS = {
         lambda place: (place.armed.store / "tree" / "d" / "f").touch(),  # behind the kernel's back: it has to ask
         points=UNINTENDED,
     ),
-    "open": Operation(
-        Opcode.OPEN,
-        get_all,
-        lambda place, read: truth(read == b"f" * 10),
-        content("f"),
-        points=UNINTENDED,
-    ),
-    "release": Operation(
-        Opcode.RELEASE,
-        get_all,
-        lambda place, read: truth(read == b"f" * 10),
-        content("f"),
-        points=UNINTENDED,
-    ),
+    "open": read_whole(Opcode.OPEN),
+    "release": read_whole(Opcode.RELEASE),
     "readdirplus": Operation(
         Opcode.READDIRPLUS,
         lambda place: place.names(),
