@@ -202,7 +202,7 @@ class Recharge:
                     huge_pages.collapse(fd, start, end, split=True)
                     self._reconcile.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
-                self._check_not_shrinking(node)
+                self._check_stays(node)
                 there = self._reconcile.book_filled(node, fd, *window)
             charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
             moved_bytes = _pages_in(common(self._books.questions.runs_where(node.inode, _is_stray), there)) * page_bytes
@@ -213,8 +213,13 @@ class Recharge:
             self._books.pages.recharge(node.inode, start, end)
             self.recharged_bytes += moved_bytes
 
-    def _check_not_shrinking(self, node: Node) -> None:
-        """With the store's lock held: a long truncation or punch begins with it, and goes on without."""
+    def _check_stays(self, node: Node) -> None:
+        """ESTALE for a file that has gone, CannotRecharge where pages are being freed. With the store's lock held.
+
+        A file that has gone may have its pages still, for the daemon has it open; the books have closed its account,
+        and what is booked now stays booked. A long truncation or punch begins with the lock, and goes on without.
+        """
+        self._store.find(node.inode)
         if node.inode in self._books.changes.shrinking:
             raise CannotRecharge("pages of the file are being freed")
 
@@ -244,7 +249,7 @@ class Recharge:
     def _rewrite(self, node: Node, deadline: float) -> None:
         """Move pages until `deadline`, and leave the file's times as they were. Nobody else can reach the file."""
         page_bytes = self._books.page_bytes
-        self._check_not_shrinking(node)
+        self._check_stays(node)
         with self._store.opened(node, os.O_RDWR) as fd, self._books.changes.under_way(node.inode):
             found = os.fstat(fd)
             runs = self._books.questions.runs_where(node.inode, _is_stray)
