@@ -10,7 +10,6 @@ file by it. The file carries a mark, so that this open is refused with ESTALE, a
 """
 
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -102,27 +101,23 @@ class GivingWay:
             return False
         with self._lock:
             gave_way = self._reaper.free_some()  # or in part, for a request before this one
-            while not gave_way or self._free_bytes() < needed_bytes:
-                if not self._candidates or self._free_bytes() + self._candidate_bytes < needed_bytes:
+            while not gave_way or self._store.tmpfs.free_bytes() < needed_bytes:
+                if not self._candidates or self._store.tmpfs.free_bytes() + self._candidate_bytes < needed_bytes:
                     self._look()
-                    if not self._candidates or self._free_bytes() + self._candidate_bytes < needed_bytes:
+                    if not self._candidates or self._store.tmpfs.free_bytes() + self._candidate_bytes < needed_bytes:
                         break
                 inode, held_bytes = self._candidates.popleft()
                 self._candidate_bytes -= held_bytes
                 if inode != spared and self._give(inode):
                     gave_way = True
                     self._reaper.free_some()  # a name needs no bytes, and space
-                while self._free_bytes() < needed_bytes and self._reaper.free_some():
+                while self._store.tmpfs.free_bytes() < needed_bytes and self._reaper.free_some():
                     pass  # what is gone already is freed before another file goes
             return gave_way
 
     def available_bytes(self) -> int:
         """The unclaimed bytes, of files that can go or not. From any thread. O(classes)."""
         return self._books.questions.bytes_where(lambda held: not held.payers) if self._is_wanted() else 0
-
-    def _free_bytes(self) -> int:
-        pool = os.fstatvfs(self._store.mount_fd)
-        return pool.f_bavail * pool.f_frsize
 
     def _look(self) -> None:
         """Which files are unclaimed, where the books have changed since the last look. O(files), now and then."""

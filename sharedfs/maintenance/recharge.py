@@ -225,7 +225,7 @@ class Recharge:
 
     def _check_worth(self, node: Node, fd: int, window: PageRange) -> None:
         """Raises CannotRecharge unless the window can be collapsed for no more than as many new pages as are moved."""
-        page_bytes, size, pool = self._books.page_bytes, os.fstat(fd).st_size, os.fstatvfs(fd)
+        page_bytes, size = self._books.page_bytes, os.fstat(fd).st_size
         last = min(window[1], -(-size // page_bytes) - 1)
         strays = _pages_in(common(self._books.questions.runs_where(node.inode, _is_stray), [window]))
         holes = _pages_in(self._books.questions.absent(node.inode, [(window[0], last)])) if window[0] <= last else 0
@@ -233,7 +233,7 @@ class Recharge:
             raise CannotRecharge(
                 f"the file is in use, and pages {window[0]} to {window[1]} are mostly holes, which would become pages"
             )
-        if pool.f_bavail * pool.f_frsize < _SPARE_BYTES + holes * page_bytes:
+        if self._store.tmpfs.free_bytes() < _SPARE_BYTES + holes * page_bytes:
             raise CannotRecharge(f"the pool has less than {format_size(_SPARE_BYTES + holes * page_bytes)} free")
 
     # -- a file that nobody uses -------------------------------------------------------------------------------------
@@ -262,8 +262,7 @@ class Recharge:
             syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 
     def _rewrite_chunk(self, fd: int, found: os.stat_result, start: int, length: int) -> None:
-        pool = os.fstatvfs(fd)
-        if pool.f_bavail * pool.f_frsize < _SPARE_BYTES:
+        if self._store.tmpfs.free_bytes() < _SPARE_BYTES:
             raise CannotRecharge(f"the pool has less than {format_size(_SPARE_BYTES)} free")
         if not self._store.tmpfs.room.has(2 * length):  # one of them a copy, for a while
             raise CannotRecharge("a limit of memory leaves the pool no room for them")

@@ -80,13 +80,13 @@ class Allocation:
 
         They can be made within the file's size only, which is what it will be: with KEEP_SIZE the rest stays small.
         """
-        huge, free = self._huge_bytes, os.fstatvfs(fd)
+        huge = self._huge_bytes
         within = min(end, size) if keep_size else end
         if self._beyond_size:
             first, last = start // huge * huge, -(-within // huge) * huge
         else:
             first, last = -(-start // huge) * huge, within // huge * huge
-        if not first < last <= first + free.f_bavail * free.f_bsize:
+        if not first < last <= first + self._inodes.tmpfs.free_bytes():
             return []
         if end > size and not keep_size:
             os.ftruncate(fd, end)

@@ -9,7 +9,6 @@ holes.
 """
 
 import errno
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,8 +70,7 @@ class Growth:
 
     def bytes_of(self, old_size: int, end: int, new_size: int) -> int:
         """How many bytes a file that grows to `new_size` gets between its old end and `end`."""
-        pool = os.fstatvfs(self._inodes.mount_fd)
-        free_bytes = pool.f_bavail * pool.f_bsize + self._reaper.waiting_bytes
+        free_bytes = self._inodes.tmpfs.free_bytes() + self._reaper.waiting_bytes
         lacking_bytes = new_size - old_size - free_bytes
         if new_size > self._reserve_bytes or (lacking_bytes > 0 and lacking_bytes > self._giving_way.available_bytes()):
             return 0

@@ -118,12 +118,13 @@ def read_by(words: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words.split()) or (_FIRST,)
 
 
-def hand_over(kept: Kept, version: int | None) -> bytes:
-    """What a keeper says for a daemon to end and leave the state in `version`, None: as any version reads it.
+def hand_over(kept: Kept | None = None, version: int = VERSION) -> bytes:
+    """What a keeper says for a daemon to end and leave the state in `version`.
 
-    A daemon of version 1 knows no number.
+    Without `kept` the successor is not known: the daemon leaves what every version reads. One of version 1 knows no
+    number.
     """
-    if version is None or kept.version == _FIRST:
+    if kept is None or kept.version == _FIRST:
         return _HAND_OVER
     return _HAND_OVER + f" {version}".encode()
 

@@ -137,6 +137,10 @@ class PrivateTmpfs:
         pool = os.fstatvfs(self.mount_fd)
         return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
 
+    def free_bytes(self) -> int:
+        pool = os.fstatvfs(self.mount_fd)
+        return pool.f_bavail * pool.f_frsize
+
     def grow(self, more_bytes: int) -> None:
         """Have room for so much more than before."""
         pool = os.fstatvfs(self.mount_fd)

@@ -127,7 +127,7 @@ class Daemons:
                 if self._daemon is None:
                     self._code = 0
                 else:
-                    self._daemon.tell(b"hand over" if self._stays else b"end")
+                    self._daemon.tell(schema.hand_over() if self._stays else b"end")
 
     def _hear(self, child: Child) -> None:
         kind, _, rest = child.hear().partition(" ")
