@@ -50,6 +50,7 @@ def run_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="sf-", dir="/tmp") as directory:
         monkeypatch.setenv("SHAREDFS_RUN_DIR", f"{directory}/run")
         monkeypatch.setenv("SHAREDFS_STATE_DIR", f"{directory}/state")
+        monkeypatch.setenv("SHAREDFS_HOST_LOCK", f"{directory}/host.lock")
         yield Path(directory)
 
 
@@ -75,6 +76,7 @@ def shared_pool() -> Iterator[MountedPool]:
         os.chmod(directory, 0o755)  # other users come through
         patch.setenv("SHAREDFS_RUN_DIR", f"{directory}/run")
         patch.setenv("SHAREDFS_STATE_DIR", f"{directory}/state")
+        patch.setenv("SHAREDFS_HOST_LOCK", f"{directory}/host.lock")
         options = ("--size", "512M", "--cgroup-parent", f"{name}-pools")
         with mounted_pool(Path(directory) / "mnt", name, *options) as mounted:
             yield mounted

@@ -12,7 +12,7 @@ the controller wrote it: another value is the manager's word.
 The rule so holds without the controller. When the controller dies (end of input), or has said nothing for
 `patience` seconds, the guard raises every limit that it watches and ends: a tenant is then as if nobody else had acted.
 
-Run as a script, `guard.py LOCK PATIENCE`: standard library only, so that it is small and locked into memory.
+Run as a script, `guard.py LOCK HOST_LOCK PATIENCE`: standard library only, so that it is small and locked into memory.
 Input, one JSON a line: {"watch": [...], "drop": [...], "look": [...], "quit": bool}. Each line is answered with one.
 """
 
@@ -23,6 +23,7 @@ import json
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from contextlib import suppress
@@ -313,11 +314,24 @@ def _answer(answer: Answer) -> None:
     os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
 
 
+def locked(descriptor: int, byte: int, kind: int) -> bool:
+    """Take or give back the lock on a byte of a file, as an open file description's; False where another has it.
+
+    `kind` is F_WRLCK or F_UNLCK. The bytes are those of struct flock (fcntl(2)).
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi", kind, os.SEEK_SET, byte, 1, 0))
+    except (BlockingIOError, PermissionError):  # EAGAIN or EACCES, as a filesystem likes
+        return False
+    return True
+
+
 def main() -> int:
-    lock, patience = sys.argv[1:]
+    lock, host_lock, patience = sys.argv[1:]
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)  # in one write, over an earlier one
+    locked(os.open(host_lock, os.O_WRONLY | os.O_CLOEXEC), 1, fcntl.F_WRLCK)  # controllers with other directories wait
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

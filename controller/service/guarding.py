@@ -108,7 +108,8 @@ class Guarding:
 
     async def _start(self) -> bool:
         lock = paths.guard_lock()
-        command = [sys.executable, "-I", "-S", guard.__file__, str(lock), str(self._patience_seconds)]
+        host_lock = paths.host_lock(self._limits.hierarchy.mount)
+        command = [sys.executable, "-I", "-S", guard.__file__, str(lock), str(host_lock), str(self._patience_seconds)]
         start = partial(trio.lowlevel.open_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/")
         try:
             self._process = await start(start_new_session=True)

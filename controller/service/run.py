@@ -18,22 +18,23 @@ from controller.policies.registry import policy_to_settle
 from controller.service.config import Config
 from controller.service.controller import Controller
 from controller.service.guarding import end_earlier_guard
+from controller.service.host_lock import host_lock
 from controller.service.http_api import make_api
 from controller.service.restore import restore
 from sharedfs.api.unix_server import serve_at
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
-from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.cgroups import MemoryHierarchy, find_memory_hierarchy
 from sharedfs.linux.service_manager import ServiceManager
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def only_controller() -> Iterator[None]:
-    """Held by the one controller of this run directory and this journal, when no guard of an earlier one is left.
+def only_controller(hierarchy: MemoryHierarchy, *, dry_run: bool = False) -> Iterator[None]:
+    """Held by the one controller of this host, run directory and journal, when no guard of an earlier one is left.
 
-    Raises CallerMistake when another controller holds it.
+    Raises CallerMistake when another controller holds it. One that writes no limits (`dry_run`) may run beside others.
     """
     directory = paths.run_directory()
     with ExitStack() as locks:
@@ -45,12 +46,15 @@ def only_controller() -> Iterator[None]:
             except BlockingIOError:
                 raise CallerMistake(f"a controller already runs for {path.parent}: stop it first") from None
         end_earlier_guard(paths.guard_lock())
+        if not dry_run:
+            locks.enter_context(host_lock(paths.host_lock(hierarchy.mount)))
         yield
 
 
 def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
-    with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
+    hierarchy = find_memory_hierarchy()
+    with only_controller(hierarchy, dry_run=dry_run), kernel_limits(hierarchy) as limits:
         state = State(paths.state_directory(), hierarchy=limits.hierarchy)
         history = History(paths.state_directory())
         try:
@@ -75,7 +79,8 @@ def check(config: Config) -> str:
 
 def restore_limits() -> int:
     """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
-    with only_controller(), kernel_limits(find_memory_hierarchy()) as limits:
+    hierarchy = find_memory_hierarchy()
+    with only_controller(hierarchy), kernel_limits(hierarchy) as limits:
         state = State(paths.state_directory(), hierarchy=limits.hierarchy)
         try:
             entries = state.journal().values()

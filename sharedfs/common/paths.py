@@ -7,7 +7,7 @@
     RUN/pools/NAME/lock          held by who serves it (`pool/lock.py`)
 
 `SHAREDFS_RUN_DIR` moves RUN, `SHAREDFS_STATE_DIR` the directory of what must survive a reboot: two installations
-(or a test and the host's own service) then do not see each other.
+(or a test and the host's own service) then do not see each other's pools. A host has one controller all the same.
 """
 
 import os
@@ -43,6 +43,19 @@ def controller_lock() -> Path:
 def guard_lock() -> Path:
     """Locked by the guard of limits as long as it may write values of the journal; its process id is in it."""
     return state_directory() / "guard.lock"
+
+
+_ONLY_ROOT_OPENS = ("memory.force_empty", "memory.reclaim")  # v1; v2 since Linux 5.19
+
+
+def host_lock(root_cgroup: Path) -> Path:
+    """Locked by the one controller of a host, whatever its directories: a file of the root cgroup, to be written only.
+
+    What others can read they can lock, too. Before Linux 5.19 v2 has no better file than a list that all can read.
+    `SHAREDFS_HOST_LOCK` is another file, for tests: each of their controllers has tenants of its own.
+    """
+    there = (root_cgroup / name for name in _ONLY_ROOT_OPENS if (root_cgroup / name).exists())
+    return Path(os.environ.get("SHAREDFS_HOST_LOCK") or next(there, root_cgroup / "cgroup.procs"))
 
 
 def pools_directory() -> Path:

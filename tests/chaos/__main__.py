@@ -30,6 +30,7 @@ def main() -> int:
     name = f"sharedfs-chaos-{os.getpid()}"
     with tempfile.TemporaryDirectory(prefix="sf-", dir="/tmp") as directory:
         os.environ |= {"SHAREDFS_RUN_DIR": f"{directory}/run", "SHAREDFS_STATE_DIR": f"{directory}/state"}
+        os.environ["SHAREDFS_HOST_LOCK"] = f"{directory}/host.lock"
         options = ("--size", str(pool_bytes(chosen.tenants, chosen.hostile)), "--cgroup-parent", f"{name}-pools")
         with mounted_pool(Path(directory) / "mnt", name, *options) as pool, tenants_below(name) as tenants:
             chaos = Chaos(pool, tenants, seed, chosen.tenants, chosen.hostile)

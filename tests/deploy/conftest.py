@@ -17,7 +17,8 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 def places() -> Iterator[dict[str, str]]:
     """An environment that moves run-time and state directories to where the host's own service is not seen."""
     with tempfile.TemporaryDirectory(prefix="sf-deploy-", dir="/tmp") as directory:
-        yield {**os.environ, "SHAREDFS_RUN_DIR": f"{directory}/run", "SHAREDFS_STATE_DIR": f"{directory}/state"}
+        files = {"SHAREDFS_RUN_DIR": "run", "SHAREDFS_STATE_DIR": "state", "SHAREDFS_HOST_LOCK": "host.lock"}
+        yield os.environ | {variable: f"{directory}/{file}" for variable, file in files.items()}
 
 
 @pytest.fixture

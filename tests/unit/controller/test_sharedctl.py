@@ -57,6 +57,7 @@ class Host:
     @property
     def environment(self) -> dict[str, str]:
         places = {"SHAREDFS_RUN_DIR": str(self.run), "SHAREDFS_STATE_DIR": str(self.state)}
+        places["SHAREDFS_HOST_LOCK"] = str(self.run.parent / "host.lock")
         return {**os.environ, **places, "PYTHONPATH": str(REPOSITORY)}
 
     def tenant(self, name: str, limit: int | None = None) -> CgroupRef:
