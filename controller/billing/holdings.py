@@ -5,7 +5,7 @@ Numbers are a pool's own and mean nothing outside one answer; a tenant is its cg
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sharedfs.api.types import NOBODY, ClassHolding, Holdings, TenantRef
 from sharedfs.common.errors import BrokenInvariant
@@ -32,16 +32,32 @@ Books = Mapping[SharingClass, int]
 
 
 @dataclass(frozen=True, slots=True)
+class Unasked:
+    """What a tenant came to use by no act of its own, counted up: pages that it was made the owner of, and others'."""
+
+    handed_bytes: int = 0
+    added_bytes: int = 0
+
+    def since(self, before: "Unasked") -> "Unasked":
+        """What came since then. Who counts less than before counts from the start of another daemon."""
+        if self.handed_bytes < before.handed_bytes or self.added_bytes < before.added_bytes:
+            return self
+        return Unasked(self.handed_bytes - before.handed_bytes, self.added_bytes - before.added_bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class PoolBooks:
     """One answer of a pool: its books, and the even shares of all its live tenants, those too that use nothing.
 
-    `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known.
+    `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known. `unasked` has the
+    tenants that came to use something by no act of their own.
     """
 
     pool: str
     books: Books
     even_bytes: Mapping[CgroupRef, int]
     cgroup: str
+    unasked: Mapping[CgroupRef, Unasked] = field(default_factory=dict)
 
     @property
     def tenants(self) -> frozenset[CgroupRef]:
@@ -50,6 +66,14 @@ class PoolBooks:
 
 def cgroup_of(tenant: TenantRef) -> CgroupRef:
     return CgroupRef(tenant.path, tenant.inode)
+
+
+def read_unasked(tenants: Iterable[TenantRef]) -> dict[CgroupRef, Unasked]:
+    return {
+        cgroup_of(tenant): Unasked(tenant.handed_bytes, tenant.added_bytes)
+        for tenant in tenants
+        if tenant.handed_bytes or tenant.added_bytes
+    }
 
 
 def read_classes(pool: str, tenants: Iterable[TenantRef], rows: Iterable[ClassHolding]) -> Books:

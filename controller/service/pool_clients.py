@@ -15,7 +15,7 @@ import trio
 
 from controller.api.errors import UnknownName
 from controller.api.types import PoolAnswers
-from controller.billing.holdings import PoolBooks, cgroup_of, read_holdings
+from controller.billing.holdings import PoolBooks, cgroup_of, read_holdings, read_unasked
 from controller.service.feed_client import Feed, PoolGone, PoolSilent
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.linux.cgroups import CgroupRef
@@ -167,7 +167,8 @@ class Pools:
         try:
             holdings = await pool.feed.holdings()
             even_bytes = {cgroup_of(tenant): tenant.even_bytes for tenant in holdings.tenants}
-            books = PoolBooks(pool.feed.name, read_holdings(holdings), even_bytes, pool.feed.cgroup())
+            unasked = read_unasked(holdings.tenants)
+            books = PoolBooks(pool.feed.name, read_holdings(holdings), even_bytes, pool.feed.cgroup(), unasked)
         except PoolGone as gone:
             await self._drop(socket, str(gone))
         except PoolSilent as silent:

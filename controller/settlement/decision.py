@@ -126,6 +126,7 @@ class Decider:
                 pool.tenants - facts.gone,
                 bills[pool.pool],
                 facts.policy,
+                pool.unasked,
             )
             for pool in facts.pools
         }

@@ -64,8 +64,8 @@ class Books:
         self.swapped = SwappedPages(core)
         self.pages = Pages(core, self.changes, self.swapped)
         self.mappings = MappedPages(core, self.changes, self.pages)
-        self.readers = FastReaders(core)
         self.questions = Questions(core)
+        self.readers = FastReaders(core, self.questions)
         self.recording = Recording(core)
         self.tidying = Tidying(core)
 

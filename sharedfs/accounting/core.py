@@ -12,6 +12,7 @@ from threading import Lock
 
 from sharedfs.accounting.quota import Allowances
 from sharedfs.accounting.recorder import Tape
+from sharedfs.accounting.unasked import Unasked
 from sharedfs.api.types import Event
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
@@ -51,6 +52,7 @@ class Core:
         self.allowances = Allowances(self.ledger, time.monotonic)
         self.settled = SettledUses(self.ledger, page_bytes)
         self.makers = Makers(self.tenants)
+        self.unasked = Unasked()
         self.kept: KeptMappings[Process] = KeptMappings()
         self.tape: Tape | None = None
         self._log = log

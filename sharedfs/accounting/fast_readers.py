@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from sharedfs.accounting.core import Core
+from sharedfs.accounting.questions import Holdings, Questions
 from sharedfs.ledger.open_readers import Reader
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, Runs, as_runs
 from sharedfs.ledger.tenant import NOBODY, TenantId
@@ -11,9 +12,11 @@ _ALL_PAGES = as_runs([(0, LAST_PAGE)])
 
 
 class FastReaders:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, questions: Questions) -> None:
         self._core = core
+        self._questions = questions
         self._readers = core.readers
+        self._own_bytes: dict[Reader, int] = {}  # what there was of a file when it was opened
         self._closed: dict[Reader, None] = {}  # large files that were read so until they were closed
 
     def open(self, inode: int, tenant: TenantId, request: int = 0) -> TenantId:
@@ -27,6 +30,7 @@ class FastReaders:
             tenant = core.tenants.if_live(tenant)
             if tenant != NOBODY:
                 self._readers.add((inode, tenant), 1, request)
+                self._own_bytes[inode, tenant] = core.ledger.resident_pages_of(inode) * core.page_bytes
                 core.record_mapped(inode, tenant, _ALL_PAGES)
                 next(core.ledger.mapping(inode, tenant, _ALL_PAGES), None)  # the rest of a large file: the next scan
                 core.tidy_log()
@@ -42,8 +46,11 @@ class FastReaders:
                 if core.ledger.is_large(inode):
                     self._closed[inode, tenant] = None
                 else:
+                    before = _used_bytes(core.ledger.file_holdings(inode), tenant)
                     core.set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
+                    self._note_added((inode, tenant), before, _used_bytes(core.ledger.file_holdings(inode), tenant))
                     core.set_mapped(inode, tenant, NO_RUNS)
+                    self._own_bytes.pop((inode, tenant), None)
             core.tidy_log()
 
     def refresh(self) -> None:
@@ -59,6 +66,16 @@ class FastReaders:
             for pages in (_ALL_PAGES, NO_RUNS):
                 self._read_by(reader, pages, lambda reader: reader in self._closed and reader not in self._readers)
             self._closed.pop(reader, None)
+        with self._core.lock:
+            for reader in [reader for reader in self._own_bytes if reader not in self._readers]:
+                if reader not in self._closed:
+                    del self._own_bytes[reader]
+
+    def _note_added(self, reader: Reader, before_bytes: int, after_bytes: int) -> None:
+        """What it uses more than before, and more than it opened, others have added. With the lock held."""
+        added_bytes = after_bytes - max(before_bytes, self._own_bytes.get(reader, 0))
+        if added_bytes > 0:
+            self._core.unasked.added[reader[1]] += added_bytes
 
     def _read_by(self, reader: Reader, pages: Runs, holds: Callable[[Reader], bool]) -> None:
         """`Core.set_mapped` in pieces, for as long as what is said of a reader holds."""
@@ -69,4 +86,13 @@ class FastReaders:
                 return
             core.record_mapped(inode, tenant, pages)
             pieces = core.ledger.mapping(inode, tenant, pages)
+        before = _used_bytes(self._questions.file_holdings(inode), tenant)
         core.in_turns(pieces, lambda: holds(reader) and tenant in core.tenants)
+        after = _used_bytes(self._questions.file_holdings(inode), tenant)
+        with core.lock:
+            if tenant in core.tenants:
+                self._note_added(reader, before, after)
+
+
+def _used_bytes(holdings: Holdings, tenant: TenantId) -> int:
+    return sum(held_bytes for held, held_bytes in holdings if tenant in held.payers)

@@ -68,6 +68,27 @@ class Pages:
         for first, last in pages:
             self.touch(inode, first * self._page_bytes, (last + 1) * self._page_bytes, tenant)
 
+    def touch_unasked(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
+        """As `touch_pages`, where nobody can tell whether `tenant` has used the pages: it is taken for their user.
+
+        What it uses by its own act meanwhile, of the same pages, may count as unasked too. In pieces.
+        """
+        ranges = list(pages)
+        before = self._used_bytes(inode, ranges, tenant)
+        self.touch_pages(inode, ranges, tenant)
+        after = self._used_bytes(inode, ranges, tenant)
+        with self._lock:
+            if tenant in self._core.tenants:
+                self._core.unasked.added[tenant] += max(0, after - before)
+
+    def _used_bytes(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> int:
+        return sum(
+            held_bytes
+            for part in self._core.in_pieces(pages)
+            for held, held_bytes in self._ledger.holdings_in(inode, part).items()
+            if tenant in held.payers
+        )
+
     def charge_allocated(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
         """`tenant` had page ranges (inclusive) made resident and has used none of them yet.
 
@@ -99,6 +120,9 @@ class Pages:
             handed_bytes = sum(held_bytes for _, held_bytes in before) - foreign_bytes
             if handed_bytes and tenant != NOBODY:
                 self._makers.handed(inode, tenant)
+                self._core.unasked.handed[tenant] += sum(
+                    size for held, size in before if held.owner != tenant and not held.foreign
+                )
                 self._allowances.spend(tenant, sum(size for held, size in before if tenant not in held.payers))
             if self._core.tape is not None:
                 tell_anew(self._core.tape, self._ledger, inode)

@@ -6,6 +6,7 @@ What concerns all classes or many files is copied with the lock held, at the spe
 from dataclasses import dataclass
 
 from sharedfs.accounting.core import Core
+from sharedfs.accounting.unasked import Unasked
 from sharedfs.ledger.class_view import Predicate, Verdicts
 from sharedfs.ledger.ledger_view import LedgerStatistics
 from sharedfs.ledger.page_ranges import PageRange, batched
@@ -25,6 +26,7 @@ class Reading:
     sequence: int
     foreign_bytes: int
     tenants: list[Tenant]
+    unasked: Unasked
     holdings: Holdings
 
 
@@ -72,7 +74,8 @@ class Questions:
         with self._lock:
             classes, tenants = self._ledger.classes(), self._core.tenants.live()
             sequence, foreign_bytes = self._ledger.sequence, self._ledger.foreign_bytes
-        return Reading(sequence, foreign_bytes, tenants, self._ledger.holdings_of(classes))
+            unasked = self._core.unasked.copy()
+        return Reading(sequence, foreign_bytes, tenants, unasked, self._ledger.holdings_of(classes))
 
     def holdings(self) -> Holdings:
         """`Ledger.holdings`."""

@@ -88,6 +88,7 @@ class Tenants:
                 core.readers.forget(tenant)
                 core.ledger.exit(tenant)
                 core.allowances.forget(tenant)
+                core.unasked.forget(tenant)
                 if core.tape is not None:
                     core.tape.exit(tenant)
                 # last: a tenant that is known here is asked after again

@@ -70,12 +70,16 @@ class TenantRef(_Frozen):
     """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory.
 
     `even_bytes` is its even share of the pool: each page divided by its payers. What allowances are measured by.
+    `handed_bytes` and `added_bytes` are counted up since the daemon started, and tell what it came to use by no act of
+    its own: pages that the operator made it the owner of, and others' pages (`accounting/unasked.py`).
     """
 
     id: int
     path: str
     inode: int
     even_bytes: int = 0
+    handed_bytes: int = 0
+    added_bytes: int = 0
 
 
 class ClassHolding(_Frozen):

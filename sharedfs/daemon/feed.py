@@ -15,6 +15,7 @@ from sharedfs import __version__
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.quota import even_shares
 from sharedfs.accounting.recorder import COLUMNS
+from sharedfs.accounting.unasked import Unasked
 from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import (
     FILES_OF_A_PAGE,
@@ -71,7 +72,7 @@ def make_feed(
             resident_bytes=sum(held_bytes for _, held_bytes in reading.holdings),
             foreign_bytes=reading.foreign_bytes,
             swapped_bytes=sum(row.bytes for row in rows if row.swapped),
-            tenants=_tenants(reading.tenants, even_shares(reading.holdings)),
+            tenants=_tenants(reading.tenants, even_shares(reading.holdings), reading.unasked),
             classes=rows,
         )
 
@@ -211,10 +212,20 @@ def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
         books.recording.end()
 
 
-def _tenants(live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None) -> tuple[TenantRef, ...]:
+def _tenants(
+    live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None, unasked: Unasked | None = None
+) -> tuple[TenantRef, ...]:
     shares = {} if even is None else even
+    counted = Unasked() if unasked is None else unasked
     return tuple(
-        TenantRef(id=tenant.id, path=tenant.path, inode=tenant.inode, even_bytes=shares.get(tenant.id, 0))
+        TenantRef(
+            id=tenant.id,
+            path=tenant.path,
+            inode=tenant.inode,
+            even_bytes=shares.get(tenant.id, 0),
+            handed_bytes=counted.handed[tenant.id],
+            added_bytes=counted.added[tenant.id],
+        )
         for tenant in live
     )
 

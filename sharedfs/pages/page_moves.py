@@ -6,9 +6,10 @@ who map them, books what it sees, and keeps it for the scans that follow (`ledge
 
 Between that look and the move, some 0.1 ms, a process can fault further pages in. The kernel counts page faults: where
 the count has not changed, there were none. Where it has, the tenant has touched all pages that were moved and that it
-maps: it may pay for 2 MiB that it has not read, until that touch is old, and none that it has read is lost. The same
-holds for a mapping that is new after a round of moves. A fault that a third process causes in another's memory
-(process_vm_readv(2)) is counted as the third one's, and not seen in that tenth of a millisecond.
+maps: it may pay for what it has not read, until that touch is old, and none that it has read is lost. As nobody knows
+which, it counts as no act of its own (`accounting/unasked.py`). The same holds for a mapping that is new after a round
+of moves. A fault that a third process causes in another's memory (process_vm_readv(2)) is counted as the third one's,
+and not seen in that tenth of a millisecond.
 
 A file that a process mapped when it was last seen, and that cannot be looked at now, is not moved.
 """
@@ -100,7 +101,7 @@ class Round:
             after = self._faults([mapper for mapper, _ in parts])
             for mapper, part in parts:
                 if after.get(mapper.process) != before.get(mapper.process):
-                    self._books.pages.touch_pages(inode, [part], mapper.tenant)
+                    self._books.pages.touch_unasked(inode, [part], mapper.tenant)
 
     def end(self) -> None:
         """Who maps the files and was not known to has touched what was moved meanwhile."""
@@ -111,7 +112,7 @@ class Round:
             moved = merged(self._moved.get(inode, ()))
             for mapper in mappers:
                 if (mapper.process, mapper.mapping) not in known:
-                    self._books.pages.touch_pages(inode, common([mapper.mapping.pages], moved), mapper.tenant)
+                    self._books.pages.touch_unasked(inode, common([mapper.mapping.pages], moved), mapper.tenant)
 
     def _look(self, inode: int, parts: list[tuple[_Mapper, PageRange]]) -> dict[procfs.Process, int]:
         """Keep what processes have of these pages in their page tables; their page faults before that."""

@@ -29,7 +29,8 @@ from sharedfs.linux.cgroups import CgroupRef
 
 @dataclass
 class FakePool:
-    """Files are lists of `(bytes, users)`, or `(bytes, users, owner)` for pages that the kernel charges to `owner`."""
+    """Files are lists of `(bytes, users)`, the first of whom allocated them, or `(bytes, users, owner)` for pages that
+    the kernel charges to `owner`."""
 
     run_directory: Path
     name: str = "demo"
@@ -158,7 +159,7 @@ class FakePool:
     def _file(self, name: str) -> FileHoldings:
         rows = tuple(
             ClassHolding(
-                owner=self._ids(row[2:])[0] if len(row) > 2 else 0,
+                owner=next(iter(self._ids(row[2:] or row[1])), 0),
                 payers=self._ids(row[1]),
                 mapped=(),
                 foreign=len(row) > 2,

@@ -7,8 +7,10 @@ with a controller at work, stopped, or killed. The control stops the guard as we
 
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,11 +18,12 @@ import pytest
 from sharedfs.common import paths
 from sharedfs.linux.cgroups import CgroupVersion
 from tests.support.controller import bill_of, bills, running_controller, sharedctl
-from tests.support.mount import MountedPool
+from tests.support.mount import MountedPool, mounted_pool
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 PAGE = 4096
 MIB = 1 << 20
+HALF_MIB = MIB // 2
 BUDGET = 128 * MIB
 FILE_BYTES = 120 * MIB
 HALF = FILE_BYTES // 2
@@ -78,6 +81,13 @@ def inherits(victim: Tenant) -> bool:
     line = bill_of(victim.path, bills())
     limit = victim.limit()
     return line["inherited_bytes"] == HALF and limit is not None and limit < BUDGET - HALF - 16 * MIB
+
+
+def is_kept(victim: Tenant) -> bool:
+    """Whether a successor of the controller would know that the victim took its half on itself."""
+    with closing(sqlite3.connect(paths.state_directory() / paths.CONTROLLER_DATABASE)) as database:
+        rows = database.execute("SELECT bytes FROM own WHERE path = ?", (victim.path,)).fetchall()
+    return rows == [(HALF,)]
 
 
 def exit_and_settle(stranger: Tenant, *victims: Tenant) -> None:
@@ -151,6 +161,7 @@ def test_control_with_the_guard_stopped_too_the_kernel_kills(victim: Tenant, str
 def test_a_killed_controller_leaves_nobody_with_what_it_inherited(victim: Tenant, stranger: Tenant, burst: str) -> None:
     """The guard puts inherited parts back and ends; the next controller knows whose limits they are."""
     with running_controller() as controller:
+        wait_until(lambda: is_kept(victim), "what it took on itself is on disk", PATIENCE)
         exit_and_settle(stranger, victim)
         pid = guard_pid()
         controller.kill()
@@ -169,7 +180,7 @@ def test_a_killed_controller_leaves_nobody_with_what_it_inherited(victim: Tenant
 def test_an_exit_while_no_controller_runs_is_inherited_too(victim: Tenant, stranger: Tenant) -> None:
     with running_controller() as controller:
         wait_until(lambda: victim.limit() == BUDGET - HALF, "its own half is settled", PATIENCE)
-        time.sleep(6)  # what is known of tenants is written every five seconds
+        wait_until(lambda: is_kept(victim), "what it took on itself is on disk", PATIENCE)
         controller.kill()
         controller.wait()
         stranger.exit()
@@ -177,6 +188,51 @@ def test_an_exit_while_no_controller_runs_is_inherited_too(victim: Tenant, stran
             wait_until(lambda: inherits(victim), "the victim inherits, and is settled", PATIENCE)
             assert victim.do(RAMP) == "alive"
     assert kills(victim) == 0
+
+
+def test_an_exit_before_any_controller_ran_is_inherited_too(victim: Tenant, stranger: Tenant) -> None:
+    """Nobody has told the victim a price by then, and whose act it was nobody knows."""
+    stranger.exit()
+    with running_controller():
+        wait_until(
+            lambda: bill_of(victim.path, bills())["inherited_bytes"] == FILE_BYTES, "all of it is inherited", PATIENCE
+        )
+        assert victim.do(RAMP) == "alive"
+        assert kills(victim) == 0
+    assert victim.limit() == BUDGET
+
+
+def test_what_an_operator_hands_over_yields(pool: MountedPool, tenants: Tenants, stranger: Tenant) -> None:
+    quiet = tenants.make("quiet", BUDGET)
+    with running_controller():
+        stranger.exit()
+        sharedctl("claim", str(pool.path / "bait"), quiet.path)
+        wait_until(
+            lambda: bill_of(quiet.path, bills())["inherited_bytes"] == FILE_BYTES, "the bill has what it got", PATIENCE
+        )
+        assert quiet.do(RAMP) == "alive"
+        assert kills(quiet) == 0
+
+
+def test_what_others_add_to_a_file_that_is_read_unseen_yields(
+    run_dir: Path, unique_name: str, tenants: Tenants
+) -> None:
+    """`tail -f` of a log: with fast reads nobody sees whether its reader has read what was added."""
+    options = ("--size", "256M", "--reads", "fast", "--cgroup-parent", f"{unique_name}-pools")
+    with mounted_pool(run_dir / "mnt", unique_name, *options) as pool, running_controller():
+        log, added = pool.path / "log", 210
+        writer, reader = tenants.make("writer"), tenants.make("reader", BUDGET)
+        writer.do(f"fd = os.open('{log}', os.O_RDWR | os.O_CREAT, 0o644); os.write(fd, b'x' * {MIB})")
+        reader.do(f"fd = os.open('{log}', os.O_RDONLY)")
+        wait_until(lambda: bill_of(reader.path, bills())["share_bytes"] == MIB // 2, "the reader pays half", PATIENCE)
+        writer.do(f"for _ in range({added}): os.write(fd, b'x' * {MIB})")
+        wait_until(
+            lambda: bill_of(reader.path, bills())["inherited_bytes"] == added * HALF_MIB, "it inherits", PATIENCE
+        )
+        assert reader.do(RAMP) == "alive"
+        assert kills(reader) == 0
+        for tenant in (writer, reader):
+            tenant.exit()
 
 
 def test_a_killed_guard_is_replaced(victim: Tenant, stranger: Tenant) -> None:

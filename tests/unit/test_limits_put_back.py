@@ -16,6 +16,7 @@ def left_by_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     """The state of a controller that is dead; and the directory is the current one."""
     monkeypatch.setenv("SHAREDFS_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("SHAREDFS_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("SHAREDFS_HOST_LOCK", str(tmp_path / "host.lock"))
     assert run_sharedctl("restore").returncode == 0
     assert (tmp_path / "state" / paths.CONTROLLER_DATABASE).exists()
     monkeypatch.chdir(tmp_path)

@@ -1,13 +1,13 @@
 """What comes of a tenant's own acts, and what of others': told from nothing but the books of two settlements."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.billing.bill import make_bill
-from controller.billing.holdings import Books, SharingClass, without
+from controller.billing.holdings import Books, SharingClass, Unasked, without
 from controller.billing.inheritance import FRESH_SECONDS, Inheritance
 from controller.policies.proportional import Proportional
 from controller.policies.registry import policy_to_settle
@@ -30,14 +30,18 @@ class Pool:
     now: float = 0.0
 
     def settle(
-        self, books: Books, alive: Iterable[CgroupRef] = (A, B, C, D), policy: str = "proportional"
+        self,
+        books: Books,
+        alive: Iterable[CgroupRef] = (A, B, C, D),
+        policy: str = "proportional",
+        unasked: Mapping[CgroupRef, Unasked] | None = None,
     ) -> dict[CgroupRef, int]:
         self.now += 0.5
         ruled = policy_to_settle(policy, None)
         there = frozenset(alive)
         left = without(books, frozenset((A, B, C, D)) - there)
         bill = make_bill([left], there, ruled)
-        self.yielding = self.known.update(self.now, "p", left, there, bill, ruled)
+        self.yielding = self.known.update(self.now, "p", left, there, bill, ruled, unasked)
         return dict(self.yielding.inherited)
 
 
@@ -98,6 +102,39 @@ def test_after_a_restart_what_grew_meanwhile_is_inherited() -> None:
     again = Pool(Inheritance({("p", B): 50 * MIB}))
     assert again.settle({held(None, B): 100 * MIB, held(C, C): 10 * MIB}) == {B: 50 * MIB}
     assert again.known.own == {("p", B): 50 * MIB, ("p", C): 10 * MIB, ("p", A): 0, ("p", D): 0}
+
+
+def test_the_first_books_do_not_tell_whose_act_a_share_is() -> None:
+    """A controller that starts later than the pool: who uses what a maker left may have inherited all of it."""
+    pool = Pool()
+    assert pool.settle({held(None, B): 300 * MIB, held(C, C, B): 40 * MIB, held(D, D): 5 * MIB}) == {B: 300 * MIB}
+    assert pool.known.own == {("p", A): 0, ("p", B): 20 * MIB, ("p", C): 20 * MIB, ("p", D): 5 * MIB}
+    assert pool.yielding.fresh == {}
+
+
+def test_what_was_touched_is_fresh_once_more_after_a_restart() -> None:
+    again = Pool(Inheritance({("p", B): 60 * MIB}))
+    assert again.settle({held(A, A, B): 100 * MIB, held(B, B): 10 * MIB}) == {}
+    assert again.yielding.fresh == {B: 50 * MIB}
+
+
+def test_what_the_operator_hands_over_is_inherited() -> None:
+    pool = Pool()
+    pool.settle({held(A, A): 400 * MIB, held(B, B): 8 * MIB})
+    handed = {B: Unasked(handed_bytes=400 * MIB)}
+    assert pool.settle({held(B, B): 410 * MIB}, unasked=handed) == {B: 400 * MIB}
+    assert pool.known.own["p", B] == 10 * MIB, "it made 2 MiB meanwhile"
+    assert pool.settle({held(B, B): 411 * MIB}, unasked=handed) == {B: 400 * MIB}, "it is counted once"
+
+
+def test_what_others_add_is_inherited() -> None:
+    pool = Pool()
+    pool.settle({held(A, A, B): 2 * MIB})
+    added = {B: Unasked(added_bytes=400 * MIB)}
+    assert pool.settle({held(A, A, B): 402 * MIB}, unasked=added) == {B: 200 * MIB}
+    assert pool.settle({held(A, A, B): 404 * MIB}, unasked=added) == {B: 200 * MIB}
+    added = {B: Unasked(added_bytes=6 * MIB)}  # by another daemon
+    assert pool.settle({held(A, A, B): 412 * MIB}, unasked=added) == {B: 203 * MIB}
 
 
 acts = st.lists(
