@@ -96,6 +96,7 @@ INIT_SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
 INIT_PASSTHROUGH = 1 << 37
 INIT_HAS_RESEND = 1 << 39
+INIT_ALLOW_IDMAP = 1 << 40
 
 # Notifications: in the place of an error, with unique 0.
 NOTIFY_INVAL_INODE = 2

@@ -122,6 +122,7 @@ class Channel:
         self._closed = False
         self._init_unique = 0  # of the INIT request, whose reply we edit
         self.initialised = threading.Event()
+        self._maps_ids = False
         self.resends = False
         """Whether the kernel can send again what a daemon that died did not answer."""
         self.forwarded = 0
@@ -284,6 +285,7 @@ class Channel:
         body = request[wire.IN_HEADER.size :]
         self._device.passthrough = self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH)
         self.resends = offers(body, wire.INIT_HAS_RESEND)
+        self._maps_ids = offers(body, wire.INIT_ALLOW_IDMAP)
         self._device.in_hand = None if self.resends else self._keeps_in_hand
         self.forwarded += 1
         self._ours.sendall(request)
@@ -323,6 +325,8 @@ class Channel:
         flags |= wire.INIT_POSIX_ACL | wire.INIT_DONT_MASK | wire.INIT_SETXATTR_EXT
         if self.resends:
             flags |= wire.INIT_EXT | wire.INIT_HAS_RESEND
+        if self._maps_ids:  # from then on only requests that make something say whose they are: others have uid -1
+            flags |= wire.INIT_EXT | wire.INIT_ALLOW_IDMAP
         if self._device.passthrough:
             flags |= wire.INIT_EXT | wire.INIT_PASSTHROUGH
             fields[11] = 1  # max_stack_depth: the backing file's filesystem stacks on nothing

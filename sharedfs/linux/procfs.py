@@ -106,6 +106,19 @@ def process_with(process_id: int) -> Process | None:
     return None if found is None else found[0]
 
 
+def effective_user(thread_id: int) -> int | None:
+    """The user id that a thread acts with, as this user namespace numbers it; None when there is no such thread.
+
+    0 is the root of the host, and no root of another user namespace. Never waits.
+    """
+    try:
+        with open(f"/proc/{thread_id}/status", "rb", buffering=0) as status:
+            lines = status.readall().splitlines()
+    except _GONE:
+        return None
+    return next((int(line.split()[2]) for line in lines if line.startswith(b"Uid:")), None)
+
+
 def identity(process_id: int) -> int | None:
     """A number that no other process with this id has or had; None when there is no such process. Never waits.
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
+from sharedfs.linux import procfs
 from sharedfs.linux.shortage import SCARCE
 from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 from sharedfs.ops.namespace import Namespace
@@ -40,7 +41,7 @@ class RareRequests(pyfuse3.Operations):
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         """The namespace's OSError is the caller's errno. Anything else is our own bug and ends the service."""
-        namespace, privileged = self._namespace, ctx.uid == 0
+        namespace, privileged = self._namespace, procfs.effective_user(ctx.pid) == 0
         with namespace.lock:
             try:
                 try:
