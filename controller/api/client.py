@@ -12,7 +12,7 @@ from sharedfs.common.errors import CallerMistake, HostFault
 
 NOT_RUNNING = "the controller is not running: start it with `sharedctl run`"
 ANSWER_SECONDS = 15.0
-"""A settlement that waits for a silent pool takes a second or two."""
+"""Until the next part of an answer. A settlement that waits for a silent pool takes a second or two."""
 CLAIM_SECONDS = 600.0
 """As many files as there are in a directory are handed over at once."""
 
@@ -47,6 +47,8 @@ def ask(
         raise HostFault(f"the controller answers {response.status} {response.reason}: see its log")
     answer: Answer = response.json()
     if response.is_success:
+        if "detail" in answer:  # a fault that came when the answer had begun
+            raise HostFault(answer["detail"])
         return answer
     if response.is_callers_mistake:
         raise CallerMistake(answer["detail"])

@@ -3,10 +3,12 @@
 import posixpath
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 
@@ -35,14 +37,18 @@ from controller.policies.registry import policy_to_settle
 from controller.service import views
 from controller.service.config import Config
 from controller.service.container_names import Names
-from controller.service.feed_client import Feed, Page, PoolGone, PoolSilent
+from controller.service.explaining import PoolFiles, explain
+from controller.service.feed_client import Feed, PoolGone, PoolSilent
 from controller.service.liveness import is_populated
 from controller.service.settling import Settling
 from controller.service.snapshot import Snapshot
 from controller.settlement.what_if import what_if_exit
 from sharedfs import __version__
+from sharedfs.api.types import UnclaimedPage
 from sharedfs.common.errors import CallerMistake, HostFault
 from sharedfs.linux.cgroups import CgroupRef, raw_path, readable
+
+Told = TypeVar("Told")
 
 
 class Controller:
@@ -80,31 +86,34 @@ class Controller:
 
     async def explain(self, name: str, most_files: int) -> Explanation:
         snapshot, tenant = await self._find(name)
-        told = await self._ask_all(lambda feed: feed.files_of(tenant.path))
-        return views.explain(tenant, told, snapshot.gone, self.settling.policy, most_files)
+
+        async def files_of(feed: Feed) -> PoolFiles:
+            files = PoolFiles(feed.name, tenant, snapshot.gone)
+            async for page in feed.files_of(tenant.path):
+                files.add(page)
+            return files
+
+        told = await self._ask_each(files_of)
+        return await trio.to_thread.run_sync(explain, tenant, told, self.settling.policy, most_files)
 
     async def unclaimed(self) -> Unclaimed:
+        async def pages_of(feed: Feed) -> list[tuple[str, UnclaimedPage]]:
+            return [(feed.name, page) async for page in feed.unclaimed()]
+
         await self.settling.fresh()
-        return views.tell_unclaimed(await self._ask_all(lambda feed: feed.unclaimed()))
+        told = await self._ask_each(pages_of)
+        return await trio.to_thread.run_sync(views.tell_unclaimed, list(chain.from_iterable(told)))
 
-    async def _ask_all(self, question: Callable[[Feed], AsyncIterator[Page]]) -> list[tuple[str, Page]]:
-        """All pages of what each pool says, by its name. Raises HostFault when one does not answer."""
-        told: list[tuple[str, Page]] = []
-        faults: list[str] = []
-
-        async def ask(feed: Feed) -> None:
+    async def _ask_each(self, question: Callable[[Feed], Awaitable[Told]]) -> list[Told]:
+        """What each pool says, one asked after the other. Raises HostFault when one does not answer."""
+        told: list[Told] = []
+        for feed in tuple(self._pools.feeds):
             try:
-                told.extend([(feed.name, page) async for page in question(feed)])
+                told.append(await question(feed))
             except PoolGone:
-                return  # it takes its bytes with it
+                continue  # it takes its bytes with it
             except PoolSilent as silent:
-                faults.append(f"pool {feed.name} does not answer: {silent}")
-
-        async with trio.open_nursery() as nursery:
-            for feed in self._pools.feeds:
-                nursery.start_soon(ask, feed, name=f"ask pool {feed.name}")
-        if faults:
-            raise HostFault("; ".join(faults))
+                raise HostFault(f"pool {feed.name} does not answer: {silent}") from silent
         return told
 
     async def users(self, path: Path) -> FileUsers:

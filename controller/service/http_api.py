@@ -1,10 +1,11 @@
 """The controller's HTTP API: translate, call, translate. OpenAPI is at /openapi.json."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -26,6 +27,7 @@ from controller.api.types import (
 )
 from controller.limits.types import Budget
 from controller.service.controller import Controller
+from controller.service.long_answers import LongAnswer
 from sharedfs import __version__
 from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault
 
@@ -68,6 +70,9 @@ def make_api(controller: Controller) -> FastAPI:
 
 
 def _add_questions(api: FastAPI, controller: Controller) -> None:
+    def on_fault(fault: Exception) -> bytes:
+        return bytes(_told(controller, fault).body)
+
     @api.get("/v1/health")
     async def health() -> Health:
         return controller.health()
@@ -77,10 +82,13 @@ def _add_questions(api: FastAPI, controller: Controller) -> None:
         """Every tenant's bill and limit, as they are now."""
         return await controller.bills()
 
-    @api.get("/v1/explain")
-    async def explain(tenant: Tenant, files: Annotated[int, Query(ge=0, le=100_000)] = 1000) -> Explanation:
-        """A tenant's share by file, those with the largest shares, and by sharing class."""
-        return await controller.explain(tenant, files)
+    @api.get("/v1/explain", response_model=Explanation)
+    async def explain(tenant: Tenant, files: Annotated[int, Query(ge=0, le=100_000)] = 1000) -> Response:
+        """A tenant's share by file, those with the largest shares, and by sharing class.
+
+        An answer that takes long begins with blanks. A fault after them is a `detail` in place of the answer.
+        """
+        return LongAnswer(Explanation, partial(controller.explain, tenant, files), on_fault)
 
     @api.get("/v1/users")
     async def users(path: PoolPath) -> FileUsers:
@@ -95,10 +103,10 @@ def _add_questions(api: FastAPI, controller: Controller) -> None:
         """Byte-seconds by tenant and pool, of the last `since_seconds` or of all that is kept."""
         return await controller.history(tenant, since_seconds)
 
-    @api.get("/v1/unclaimed")
-    async def unclaimed() -> Unclaimed:
-        """The files with pages that no live tenant uses."""
-        return await controller.unclaimed()
+    @api.get("/v1/unclaimed", response_model=Unclaimed)
+    async def unclaimed() -> Response:
+        """The files with pages that no live tenant uses; blanks first, as `/v1/explain`."""
+        return LongAnswer(Unclaimed, controller.unclaimed, on_fault)
 
     @api.get("/v1/what-if/exit")
     async def what_if_exit(tenant: Tenant) -> ExitForecast:
@@ -140,20 +148,26 @@ def _add_orders(api: FastAPI, controller: Controller) -> None:
 
 def _add_errors(api: FastAPI, controller: Controller) -> None:
     @api.exception_handler(CallerMistake)
-    async def on_mistake(_: Request, mistake: CallerMistake) -> JSONResponse:
-        status = 404 if isinstance(mistake, UnknownName) else 409 if isinstance(mistake, NotOursToSet) else 422
-        return JSONResponse({"detail": str(mistake)}, status)
+    @api.exception_handler(HostFault)
+    @api.exception_handler(BrokenInvariant)
+    async def on_fault(_: Request, fault: Exception) -> JSONResponse:
+        return _told(controller, fault)
 
     @api.exception_handler(RequestValidationError)
     async def on_bad_input(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}"}, 422)
 
-    @api.exception_handler(HostFault)
-    async def on_host_fault(_: Request, fault: HostFault) -> JSONResponse:
-        return JSONResponse({"detail": str(fault)}, 503)
 
-    @api.exception_handler(BrokenInvariant)
-    async def on_broken_invariant(_: Request, broken: BrokenInvariant) -> JSONResponse:
-        controller.settling.stop_broken(broken)
-        return JSONResponse({"detail": f"the controller stops: {broken}"}, 500)
+def _told(controller: Controller, fault: Exception) -> JSONResponse:
+    """What the API says of a fault. Raises one of another kind."""
+    match fault:
+        case CallerMistake():
+            status = 404 if isinstance(fault, UnknownName) else 409 if isinstance(fault, NotOursToSet) else 422
+            return JSONResponse({"detail": str(fault)}, status)
+        case HostFault():
+            return JSONResponse({"detail": str(fault)}, 503)
+        case BrokenInvariant():
+            controller.settling.stop_broken(fault)
+            return JSONResponse({"detail": f"the controller stops: {fault}"}, 500)
+    raise fault

@@ -1,14 +1,11 @@
 """From a snapshot of bills and limits to what the API says. Pure."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 
 from controller.api.types import (
     Bills,
     ExitForecast,
-    ExplainedClass,
-    ExplainedFile,
-    Explanation,
     FileUser,
     FileUsers,
     GroupBill,
@@ -26,22 +23,18 @@ from controller.api.types import (
 )
 from controller.billing.bill import TenantShare, make_bill
 from controller.billing.hierarchy import chain
-from controller.billing.holdings import SharingClass, cgroup_of, read_classes, without
+from controller.billing.holdings import read_classes, without
 from controller.limits.types import KernelLimits
 from controller.policies.designated import Designated
 from controller.policies.policy import Policy
 from controller.policies.registry import DEFAULT, LIVE, POLICIES, policy_named
-from controller.policies.split import apportion, by_path
+from controller.policies.split import by_path
 from controller.service.snapshot import Snapshot
 from controller.settlement.settle import Position
 from controller.settlement.what_if import Exit
-from sharedfs.api.types import FilesOfTenant, HandedOver, UnclaimedPage, UsersOfFile
+from sharedfs.api.types import HandedOver, UnclaimedPage, UsersOfFile
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.linux.cgroups import CgroupRef
-
-
-def paths(cgroups: Iterable[CgroupRef]) -> tuple[str, ...]:
-    return tuple(cgroup.path for cgroup in sorted(cgroups, key=by_path))
 
 
 def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRef, str]) -> Bills:
@@ -207,78 +200,6 @@ def tell_exit(tenant: CgroupRef, forecast: Exit) -> ExitForecast:
             )
             for survivor in forecast.survivors
         ),
-    )
-
-
-def explain(
-    tenant: CgroupRef,
-    answers: Iterable[tuple[str, FilesOfTenant]],
-    gone: Set[CgroupRef],
-    policy: Policy,
-    most_files: int,
-) -> Explanation:
-    """The share of `tenant` by file and by class, from the pages of each pool's answer.
-
-    A share is rounded once, for the whole class, and laid out over the class's files by largest remainder: so files,
-    classes and bill agree to the byte.
-    """
-    files: dict[tuple[str, str], Counter[SharingClass]] = {}
-    opened: set[tuple[str, str]] = set()
-    classes: defaultdict[SharingClass, dict[tuple[str, str], int]] = defaultdict(dict)
-    for pool, answer in answers:
-        for file in answer.files:
-            books = without(read_classes(pool, answer.tenants, file.classes), gone)
-            if any(cgroup_of(ref) == tenant for ref in answer.tenants if ref.id in file.opened):
-                opened.add((pool, file.path))
-            for held, held_bytes in books.items():
-                if tenant in held.payers and held_bytes:
-                    classes[held][pool, file.path] = held_bytes
-                    files.setdefault((pool, file.path), Counter())[held] = held_bytes
-    shares = {held: policy.charge(held, sum(parts.values())).get(tenant, 0) for held, parts in classes.items()}
-    file_shares: Counter[tuple[str, str]] = Counter()
-    for held, parts in classes.items():
-        file_shares.update(apportion(shares[held], parts))
-    by_share = sorted(files, key=lambda place: (-file_shares[place], place))
-    listed, others = by_share[:most_files], by_share[most_files:]
-    return Explanation(
-        tenant=tenant.path,
-        share_bytes=sum(shares.values()),
-        used_bytes=sum(sum(parts.values()) for parts in classes.values()),
-        files=tuple(
-            _explain_file(tenant, place, files[place], file_shares[place], opened=place in opened) for place in listed
-        ),
-        others=len(others),
-        others_share_bytes=sum(file_shares[place] for place in others),
-        classes=tuple(
-            ExplainedClass(
-                pool=held.pool,
-                payers=paths(held.payers),
-                owner=None if held.owner is None else held.owner.path,
-                mapped=paths(held.mapped),
-                foreign=held.foreign,
-                swapped=held.swapped,
-                bytes=sum(parts.values()),
-                share_bytes=shares[held],
-            )
-            for held, parts in sorted(classes.items(), key=lambda item: -sum(item[1].values()))
-        ),
-    )
-
-
-def _explain_file(
-    tenant: CgroupRef, place: tuple[str, str], used: Counter[SharingClass], share_bytes: int, *, opened: bool
-) -> ExplainedFile:
-    """An open handle for fast reading says that all pages may be used, and hides what page tables say."""
-    pool, path = place
-    mapped_bytes = sum(held_bytes for held, held_bytes in used.items() if tenant in held.mapped)
-    return ExplainedFile(
-        pool=pool,
-        path=path,
-        used_bytes=used.total(),
-        opened_bytes=mapped_bytes if opened else 0,
-        mapped_bytes=0 if opened else mapped_bytes,
-        touched_bytes=used.total() - mapped_bytes,
-        share_bytes=share_bytes,
     )
 
 

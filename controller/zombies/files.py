@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from sharedfs.linux.looker import PASSED_OVER, STUCK, Looker, one_round
+from sharedfs.linux.looker import Looker, is_unseen, one_round
 from sharedfs.linux.mountinfo import Mount, parse_mountinfo
 from sharedfs.linux.page_charges import PageCharges
 from sharedfs.linux.procfs import cgroup_of, identity, living_task
@@ -94,7 +94,7 @@ def find_shared_files(progress: Callable[[str], None] = lambda _: None) -> Share
         processes = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
         for process, found in one_round(looker, processes, known, _MOST_STUCK_SECONDS):
             progress(f"process {process}")
-            if found is STUCK or found is PASSED_OVER:
+            if is_unseen(found):
                 all_files.unseen += identity(process) is not None
             elif found is not None:
                 all_files.cgroups[process] = found.cgroup
@@ -160,7 +160,7 @@ class ChargedFiles:
         looker = Looker(look_inside, longest_seconds=_LONGEST_SECONDS)
         try:
             for number, found in looker.looks(self._paths, self._paths):
-                yield number, None if found is STUCK else found
+                yield number, None if is_unseen(found) else found
         finally:
             looker.close()
 

@@ -26,7 +26,7 @@ class SwappedPages:
     def by_class(self, inode: int | None = None) -> dict[SharingClass, int]:
         """The bytes in swap of each class, of one file or all. In pieces: a page counts as it is when its piece is."""
         with self._core.lock:
-            swapped = [(known, runs) for known, runs in self._swapped.items() if inode in (None, known)]
+            swapped = list(self._swapped.items()) if inode is None else [(inode, self._swapped.get(inode, []))]
         found: dict[SharingClass, int] = {}
         for known, runs in swapped:
             for part in self._core.in_pieces(runs):

@@ -7,10 +7,12 @@ such a wait, and a pool has only so many threads; a child can be killed, for the
     Looker ── ids ──▶ child: look(id, argument) for each ── result ──▶ Looker
        └── no result, and the child sleeps: it is killed, the id is told as STUCK, a new child goes on with the rest
 
-Slow is not stuck: a child that runs, or waits for a CPU, gets more time.
+Slow is not stuck: a child that runs, or waits for a CPU, gets more time. A look that runs for too long all the same is
+SLOW. A round can bound the time that all looks at the processes of one cgroup take (`one_round`).
 """
 
 import importlib
+import math
 import os
 import pickle
 import signal
@@ -18,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +36,7 @@ LONGEST_LOOK_SECONDS = 10.0
 MOST_STUCK_SECONDS = 1.0
 """So long a round waits for processes that are stuck, all together."""
 _MOST_STUCK_OF_A_CGROUP = 2
+_LONG_LOOK_SECONDS = 0.001  # from here on it is asked whose process it is
 _START_SECONDS = 30.0  # of a child, which imports what it needs from a disk that may be busy
 _POLL_SECONDS = 0.05
 _LENGTH_BYTES = 4
@@ -42,9 +45,19 @@ _RECEIVE_BYTES = 1 << 20
 _FIRST_TO_BE_KILLED = "1000"  # oom_score_adj: a child is made anew, what it looks for is not
 
 STUCK: Final = object()
-"""What a look gave that did not end."""
+"""What a look gave that did not end, while it waited for the process."""
+SLOW: Final = object()
+"""What a look gave that ran for longer than any may."""
 PASSED_OVER: Final = object()
 """What there is of a process that a round left out, or of which the kernel does not tell (an OSError)."""
+PUT_OFF: Final = object()
+"""The same, where looks at the processes of its cgroup had taken their time: it is the turn of others."""
+
+
+def is_unseen(found: object) -> bool:
+    """Whether a look gave nothing, for whatever reason."""
+    return any(found is nothing for nothing in (STUCK, SLOW, PASSED_OVER, PUT_OFF))
+
 
 Look = Callable[[int, Any], Any]
 """A function at the top of a module: a process id and the argument, both plain data, to plain data."""
@@ -68,10 +81,10 @@ class Looker:
         self._received = bytearray()
         self._ended = False
         self.waited_seconds = 0.0
-        """How long the last look that was STUCK was waited for; to start a child is not counted."""
+        """How long the last look was waited for; to start a child is not counted."""
 
     def looks(self, process_ids: Iterable[int], argument: object) -> Iterator[tuple[int, Any]]:
-        """Each id with what the look gave, in order; STUCK for one that did not end, PASSED_OVER for an OSError.
+        """Each id with what the look gave, in order: STUCK or SLOW if it did not end, PASSED_OVER after an OSError.
 
         Raises what else a look raised.
         """
@@ -80,9 +93,11 @@ class Looker:
             while left:
                 self._ask(list(left), argument)
                 found: Any = None
-                while left and found is not STUCK:
-                    found = self._answer()
-                    if found is STUCK:
+                while left and found is not STUCK and found is not SLOW:
+                    began = time.monotonic()
+                    found = self._answer(began)
+                    self.waited_seconds = time.monotonic() - began
+                    if found is STUCK or found is SLOW:
                         self.close()
                     yield left.popleft(), found
         except BaseException:
@@ -149,8 +164,7 @@ class Looker:
             raise NoLooks("the process that looks at others does not start")
         return self._link
 
-    def _answer(self) -> Any:
-        began = time.monotonic()
+    def _answer(self, began: float) -> Any:
         slept_since: float | None = None
         while (found := _unframed(self._received)) is None:
             assert self._link is not None
@@ -160,10 +174,10 @@ class Looker:
             except TimeoutError:
                 now = time.monotonic()
                 slept_since = (slept_since or now - _POLL_SECONDS) if self._sleeps() else None
-                is_stuck = slept_since is not None and now - slept_since >= self._patience_seconds
-                if is_stuck or now - began > self._longest_seconds:
-                    self.waited_seconds = now - began
+                if slept_since is not None and now - slept_since >= self._patience_seconds:
                     return STUCK
+                if now - began > self._longest_seconds:
+                    return SLOW
                 continue
             except ConnectionError:
                 part = b""
@@ -189,38 +203,63 @@ _left_alone: list["subprocess.Popen[bytes]"] = []
 
 
 def one_round(
-    looker: Looker, process_ids: Iterable[int], argument: object, most_stuck_seconds: float = MOST_STUCK_SECONDS
+    looker: Looker,
+    process_ids: Iterable[int],
+    argument: object,
+    most_stuck_seconds: float = MOST_STUCK_SECONDS,
+    most_of_a_cgroup_seconds: float = math.inf,
 ) -> Iterator[tuple[int, Any]]:
-    """As `Looker.looks`, but whoever makes hung processes by the hundred keeps it from the others for a moment only.
+    """As `Looker.looks`, but whoever makes hung or slow processes by the hundred keeps it from the others for a moment.
 
-    When a second process of a cgroup is stuck, the rest of that cgroup is PASSED_OVER; when waiting has taken
-    `most_stuck_seconds`, so are all that are left. These come last.
+    When a second process of a cgroup is stuck, the rest of that cgroup is PASSED_OVER; when waiting for those that are
+    stuck has taken `most_stuck_seconds`, so are all that are left. When looks at processes of a cgroup have taken
+    `most_of_a_cgroup_seconds`, or one was SLOW, the rest of the cgroup is PUT_OFF. All these come last.
     """
-    left, passed_over = list(process_ids), list[int]()
-    stuck: Counter[bytes | None] = Counter()
-    lost_seconds = 0.0
+    left, passed_over = list(process_ids), list[tuple[int, Any]]()
+    times = _Times(most_of_a_cgroup_seconds)
     while left:
-        done, found = 0, None
+        done, why = 0, None
         for process_id, found in looker.looks(left, argument):
             done += 1
-            if found is STUCK:
-                lost_seconds += looker.waited_seconds
+            if found is STUCK or found is SLOW or looker.waited_seconds >= _LONG_LOOK_SECONDS:
+                why = times.why_no_more(process_id, found, looker.waited_seconds)
             yield process_id, found
-            if found is STUCK:
+            if why is not None or times.stuck_seconds >= most_stuck_seconds:
                 break
         left = left[done:]
-        if found is not STUCK:
-            break
-        cgroup = procfs.cgroup_of(f"/proc/{process_id}")
-        stuck[cgroup] += 1
-        if lost_seconds >= most_stuck_seconds:
-            passed_over, left = passed_over + left, []
-        elif stuck[cgroup] == _MOST_STUCK_OF_A_CGROUP:
-            its = {other for other in left if procfs.cgroup_of(f"/proc/{other}") == cgroup}
-            passed_over += [other for other in left if other in its]
+        if times.stuck_seconds >= most_stuck_seconds:
+            passed_over += ((other, PASSED_OVER) for other in left)
+            left = []
+        elif why is not None:
+            its = times.of_its_cgroup(left)
+            passed_over += ((other, why) for other in left if other in its)
             left = [other for other in left if other not in its]
-    for process_id in passed_over:
-        yield process_id, PASSED_OVER
+    yield from passed_over
+
+
+class _Times:
+    """What the looks at the processes of each cgroup have taken in a round."""
+
+    def __init__(self, most_of_a_cgroup_seconds: float) -> None:
+        self._most_of_a_cgroup_seconds = most_of_a_cgroup_seconds
+        self._stuck: Counter[bytes | None] = Counter()
+        self._seconds: defaultdict[bytes | None, float] = defaultdict(float)
+        self._cgroup: bytes | None = None
+        self.stuck_seconds = 0.0
+
+    def why_no_more(self, process_id: int, found: object, seconds: float) -> object:
+        """What there is of the other processes of this one's cgroup; None when they are looked at."""
+        self._cgroup = cgroup = procfs.cgroup_of(f"/proc/{process_id}")
+        if found is STUCK:
+            self._stuck[cgroup] += 1
+            self.stuck_seconds += seconds
+            return PASSED_OVER if self._stuck[cgroup] == _MOST_STUCK_OF_A_CGROUP else None
+        self._seconds[cgroup] += seconds
+        return PUT_OFF if found is SLOW or self._seconds[cgroup] >= self._most_of_a_cgroup_seconds else None
+
+    def of_its_cgroup(self, others: list[int]) -> set[int]:
+        """Those in the cgroup that `why_no_more` was asked about last."""
+        return {other for other in others if procfs.cgroup_of(f"/proc/{other}") == self._cgroup}
 
 
 def _framed(value: object) -> bytes:

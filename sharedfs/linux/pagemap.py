@@ -40,9 +40,13 @@ class PagemapReader:
     def __init__(self, *, use_scan: bool = True) -> None:
         self._use_scan = use_scan
         self._regions: NDArray[np.uint64] = np.zeros((_REGIONS_PER_CALL, 3), dtype=np.uint64)
+        self._vector = self._regions.ctypes.data_as(ctypes.c_void_p).value or 0
 
     def present(self, pagemap_fd: int, start: int, end: int, *, shared: bool) -> AddressRanges:
-        """The file-backed present parts of `start`..`end` (addresses, end exclusive) of one mapping, in order."""
+        """The file-backed present parts of `start`..`end` (addresses, end exclusive), in order.
+
+        What is there may be several mappings; with `shared` each one of a file is shared.
+        """
         if self._use_scan:
             try:
                 return self._scan(pagemap_fd, start, end, _PAGE_IS_PRESENT | (0 if shared else _PAGE_IS_FILE))
@@ -53,18 +57,17 @@ class PagemapReader:
         return self._read(pagemap_fd, start, end)
 
     def _scan(self, pagemap_fd: int, start: int, end: int, wanted: int) -> AddressRanges:
-        vector = self._regions.ctypes.data_as(ctypes.c_void_p).value or 0
-        found = [_NONE]
+        found: list[AddressRanges] = []
         while start < end:
             argument = bytearray(
                 _SCAN_ARG.pack(
-                    _SCAN_ARG.size, 0, start, end, 0, vector, _REGIONS_PER_CALL, 0, 0, wanted, 0, _PAGE_IS_PRESENT
+                    _SCAN_ARG.size, 0, start, end, 0, self._vector, _REGIONS_PER_CALL, 0, 0, wanted, 0, _PAGE_IS_PRESENT
                 )
             )
             count = fcntl.ioctl(pagemap_fd, _PAGEMAP_SCAN, argument)
             found.append(self._regions[:count, :2].astype(np.int64))
             start = _SCAN_ARG.unpack(argument)[_WALK_END_FIELD]
-        return np.concatenate(found)
+        return found[0] if len(found) == 1 else np.concatenate((_NONE, *found))
 
     @staticmethod
     def _read(pagemap_fd: int, start: int, end: int) -> AddressRanges:

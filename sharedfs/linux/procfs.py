@@ -10,7 +10,6 @@ no cgroup of it: /proc/PID/task/TID of a thread that lives does. `living_task` f
 """
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import EACCES, EINVAL, ENAMETOOLONG, EPERM, ESRCH
@@ -181,10 +180,10 @@ def process_ids() -> Iterator[int]:
     return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
 
 
-def mappings_of_device(process_id: int, device: tuple[int, int]) -> tuple[str, list[Mapping]]:
-    """The mappings that a process has of files on `device` (major, minor), and the task that shows them.
+def task_maps(process_id: int) -> tuple[str, bytes]:
+    """The task that shows a process's memory, and the text of its maps.
 
-    None of a process that is gone, or of a kernel thread.
+    No text of a process that is gone, or of a kernel thread.
     """
     task = f"/proc/{process_id}"
     text = _maps_text(task)
@@ -192,7 +191,7 @@ def mappings_of_device(process_id: int, device: tuple[int, int]) -> tuple[str, l
         living = living_task(process_id)
         if living is not None and living != task:
             task, text = living, _maps_text(living)
-    return task, parse_mappings(text, device)
+    return task, text
 
 
 def _maps_text(task: str) -> bytes:
@@ -203,15 +202,3 @@ def _maps_text(task: str) -> bytes:
         if isinstance(error, _GONE) or error.errno in (ESRCH, EACCES, EPERM):
             return b""
         raise
-
-
-def parse_mappings(text: bytes, device: tuple[int, int]) -> list[Mapping]:
-    """The lines of a /proc/PID/maps that name `device`. A line is `start-end perms offset major:minor inode path`."""
-    name = b"%02x:%02x" % device
-    if name not in text:
-        return []
-    pattern = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) ...(.) ([0-9a-f]+) " + name + rb" (\d+)", re.MULTILINE)
-    return [
-        Mapping(int(start, 16), int(end, 16), sharing == b"s", int(offset, 16), int(inode))
-        for start, end, sharing, offset, inode in pattern.findall(text)
-    ]

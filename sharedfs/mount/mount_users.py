@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sharedfs.linux import procfs
 from sharedfs.linux.cgroups import MemoryHierarchy
-from sharedfs.linux.looker import PASSED_OVER, STUCK, Looker, one_round
+from sharedfs.linux.looker import Looker, is_unseen, one_round
 from sharedfs.linux.mountinfo import Mount, mounts
 
 _MOST_NAMES = 5
@@ -59,7 +59,7 @@ def users_of(
     try:
         others = (process_id for process_id in procfs.process_ids() if process_id != os.getpid())
         for process_id, seen in one_round(looker, others, question):
-            if seen is STUCK or seen is PASSED_OVER:
+            if is_unseen(seen):
                 if _stuck_elsewhere(process_id, question):
                     found.append(_user(process_id, _ELSEWHERE, procfs.cgroup_of(f"/proc/{process_id}"), hierarchy))
             elif seen is not None:

@@ -43,6 +43,8 @@ PURE_PYTHON_VARIABLE = "SHAREDFS_PURE_PYTHON"
 
 _REPLY_HEADER = wire.OUT_HEADER.size
 _SLOW_THREADS = 4
+# To seek over more than so many bytes is long work: the kernel walks each page, and 64 MiB take it 1 ms.
+_LONG_SEEK_BYTES = 64 << 20
 # A copy is answered in parts of this size; copy_file_range(2) may copy less than asked.
 _COPY_BYTES = 2 << 20
 # So often the page cache of a file in use may stay: 10 seconds.
@@ -278,8 +280,11 @@ class DataPath:
         if new_bytes <= LONG_BYTES:
             self._device.reply(unique, 0, work())
         else:
-            kept = memoryview(bytes(request[: wire.WRITE_DATA_OFFSET]))
-            self._slow_lane.submit(tenant, partial(self._answer, unique, kept, work))
+            self._beside_the_pump(unique, tenant, request, work)
+
+    def _beside_the_pump(self, unique: int, tenant: TenantId, request: memoryview, work: Callable[[], bytes]) -> None:
+        kept = memoryview(bytes(request[: wire.WRITE_DATA_OFFSET]))
+        self._slow_lane.submit(tenant, partial(self._answer, unique, kept, work))
 
     def _answer(self, unique: int, request: memoryview, work: Callable[[], bytes]) -> None:
         """Do `work` in the slow lane, again as long as unclaimed files give way to it, and answer with its outcome."""
@@ -326,11 +331,25 @@ class DataPath:
             self._changes.end_shrinking(node)
         return b""
 
-    def _lseek(self, unique: int, node: int, _thread_id: int, request: memoryview) -> None:
+    def _lseek(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
+        """SEEK_DATA and SEEK_HOLE; the kernel answers the others.
+
+        The tmpfs holds the file's lock over its walk. FUSE has had its own one of that file since before the request,
+        so no other request that needs the tmpfs's lock comes meanwhile.
+        """
         self._answered["lseek"] += 1
         _, offset, whence = wire.LSEEK_IN.unpack_from(request, BODY)
-        found = os.lseek(self._files.get(self._store.node(node)), offset, whence)
-        self._device.reply(unique, 0, wire.LSEEK_OUT.pack(found))
+        known = self._store.node(node)
+        fd = self._files.get(known)
+        if os.fstat(fd).st_size - offset <= _LONG_SEEK_BYTES:
+            self._device.reply(unique, 0, wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence)))
+        else:
+            work = partial(self._seek_slowly, known, offset, whence)
+            self._beside_the_pump(unique, self._callers.tenant_of(thread_id), request, work)
+
+    def _seek_slowly(self, node: Node, offset: int, whence: int) -> bytes:
+        with self._store.opened(node) as fd:
+            return wire.LSEEK_OUT.pack(os.lseek(fd, offset, whence))
 
     def _copy_file_range(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["copy_file_range"] += 1

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from sharedfs.accounting.books import Books
-from sharedfs.ledger.page_ranges import NO_RUNS, Runs, as_runs, merged
+from sharedfs.ledger.page_ranges import NO_RUNS, Runs, as_runs
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.pages.page_tables import Sight
 from sharedfs.pages.process_looks import ProcessLooks, Unseen
@@ -53,7 +53,7 @@ class MappingScan:
         """What a process maps of a file although its page tables do not show it; nothing when nothing is kept."""
         if not self._books.mappings.keeps(inode, sight.process):
             return []
-        mapped = merged(mapping.pages for mapping in sight.mappings if mapping.inode == inode)
+        mapped = [(first, last) for first, last in as_runs(sight.mappings.pages_of(inode)).tolist()]
         shown = [(first, last) for first, last in present.tolist()]
         return [as_runs(self._books.mappings.mapped_still(inode, sight.process, mapped, shown, since))]
 

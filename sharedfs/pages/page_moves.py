@@ -25,7 +25,7 @@ from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.page_ranges import PageRange, common, merged
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import procfs
-from sharedfs.pages.page_tables import Parts
+from sharedfs.pages.page_tables import Parts, Sight
 from sharedfs.pages.process_looks import NotLookedAt, ProcessLooks, Unseen, by_process
 
 
@@ -37,7 +37,24 @@ class _Mapper:
     mapping: procfs.Mapping
 
 
-Mappers = dict[int, list[_Mapper]]
+class _Mappers:
+    """Who maps what of the mount, as it was seen, and the processes of which that is not known."""
+
+    def __init__(self, sights: list[tuple[Sight, TenantId]], unseen: tuple[Unseen, ...]) -> None:
+        self.unseen = unseen
+        self._sights: defaultdict[int, list[tuple[Sight, TenantId]]] = defaultdict(list)
+        for sight, tenant in sights:
+            for inode in sight.mappings.inodes() if tenant != NOBODY else ():
+                self._sights[inode].append((sight, tenant))
+
+    def of(self, inode: int, moved: list[PageRange]) -> list[tuple[_Mapper, PageRange]]:
+        """Those who map any of these pages of a file, with the part of them that is in a mapping."""
+        return [
+            (_Mapper(sight.process, tenant, sight.task, mapping), part)
+            for sight, tenant in self._sights.get(inode, ())
+            for mapping in sight.mappings.within(inode, moved[0][0], moved[-1][1]).mappings()
+            for part in common([mapping.pages], moved)
+        ]
 
 
 class PageMoves:
@@ -56,27 +73,18 @@ class PageMoves:
         finally:
             moves.end()
 
-    def _mappers(self) -> tuple[Mappers, tuple[Unseen, ...]]:
-        """Who maps what of the mount, by inode, and the processes of which that is not known."""
-        found: Mappers = defaultdict(list)
-        sights, unseen = self._looks.all(pages=False)
-        for sight, tenant in sights:
-            for mapping in sight.mappings if tenant != NOBODY else ():
-                found[mapping.inode].append(_Mapper(sight.process, tenant, sight.task, mapping))
-        return found, unseen
+    def _mappers(self) -> _Mappers:
+        return _Mappers(*self._looks.all(pages=False))
 
 
 class Round:
     """Knows who maps the files from the first move on."""
 
-    def __init__(
-        self, books: Books, looks: ProcessLooks, find_mappers: Callable[[], tuple[Mappers, tuple[Unseen, ...]]]
-    ) -> None:
+    def __init__(self, books: Books, looks: ProcessLooks, find_mappers: Callable[[], _Mappers]) -> None:
         self._books = books
         self._looks = looks
         self._find_mappers = find_mappers
-        self._mappers: Mappers | None = None
-        self._unseen: tuple[Unseen, ...] = ()
+        self._mappers: _Mappers | None = None
         self.took_seconds = 0.0
         """To find out who maps what: O(processes), and some 10 ms."""
         self._moved: dict[int, list[PageRange]] = defaultdict(list)
@@ -86,13 +94,11 @@ class Round:
         """While the kernel may move pages of a file, whatever comes of it. Raises NotLookedAt, with nothing moved."""
         if self._mappers is None:
             started = time.monotonic()
-            self._mappers, self._unseen = self._find_mappers()
+            self._mappers = self._find_mappers()
             self.took_seconds = time.monotonic() - started
-        self._looks.check(inode, self._unseen)
+        self._looks.check(inode, self._mappers.unseen)
         moved = [(first_page, last_page)]
-        parts = [
-            (mapper, part) for mapper in self._mappers.get(inode, ()) for part in common([mapper.mapping.pages], moved)
-        ]
+        parts = self._mappers.of(inode, moved)
         before = self._look(inode, parts)
         self._moved[inode] += moved
         try:
@@ -105,14 +111,15 @@ class Round:
 
     def end(self) -> None:
         """Who maps the files and was not known to has touched what was moved meanwhile."""
-        if not self._moved:
+        if not self._moved or self._mappers is None:
             return
-        known = {(mapper.process, mapper.mapping) for found in (self._mappers or {}).values() for mapper in found}
-        for inode, mappers in self._find_mappers()[0].items():
-            moved = merged(self._moved.get(inode, ()))
-            for mapper in mappers:
+        now = self._find_mappers()
+        for inode, ranges in self._moved.items():
+            moved = merged(ranges)
+            known = {(mapper.process, mapper.mapping) for mapper, _ in self._mappers.of(inode, moved)}
+            for mapper, part in now.of(inode, moved):
                 if (mapper.process, mapper.mapping) not in known:
-                    self._books.pages.touch_unasked(inode, common([mapper.mapping.pages], moved), mapper.tenant)
+                    self._books.pages.touch_unasked(inode, [part], mapper.tenant)
 
     def _look(self, inode: int, parts: list[tuple[_Mapper, PageRange]]) -> dict[procfs.Process, int]:
         """Keep what processes have of these pages in their page tables; their page faults before that."""

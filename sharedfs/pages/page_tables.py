@@ -4,18 +4,22 @@
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from sharedfs.common.units import PAGE_BYTES
-from sharedfs.ledger.page_ranges import Runs, as_runs
+from sharedfs.ledger.page_ranges import NO_RUNS, Runs, as_runs
 from sharedfs.linux import procfs
+from sharedfs.linux.mapping_table import MappingTable, Numbers, mappings_of_device
 from sharedfs.linux.pagemap import PagemapReader
 
 _TRIES = 5  # to look at a process whose threads end
+# The kernel is asked once for mappings that are smaller than this and no further apart. What else is mapped in between
+# costs no more than to ask twice: there are 512 entries of a page table.
+_ASKED_TOGETHER_BYTES = 2 << 20
 
 Device = tuple[int, int]
 
@@ -26,6 +30,11 @@ class Mapped:
 
     device: Device
     pages: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTable(Mapped):
+    """The same. A daemon of an earlier version asks `Mapped`, and reads a `Sight` with a tuple of mappings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Sight:
     process: procfs.Process
     cgroup: bytes | None
     task: str
-    mappings: tuple[procfs.Mapping, ...]
+    mappings: MappingTable
     present: Mapping[int, Runs]
 
 
@@ -61,19 +70,24 @@ def look(process_id: int, question: Mapped | Parts) -> Sight | PartsSight | None
     if isinstance(question, Parts):
         return _parts(process_id, *question.by_process[process_id])
     for _ in range(_TRIES):
-        task, mappings = procfs.mappings_of_device(process_id, question.device)
+        task, mappings = mappings_of_device(process_id, question.device)
         process = procfs.process_with(process_id)
-        if not mappings or process is None:
+        if not len(mappings) or process is None:
             return None
         try:
             present = present_pages(_reader, task, mappings) if question.pages else {}
         except (FileNotFoundError, ProcessLookupError):
             continue  # the thread that it is looked through ended meanwhile, so that another one has to be found
-        sight = Sight(process, procfs.cgroup_of(task), task, tuple(mappings), present)
+        sight = Sight(process, procfs.cgroup_of(task), task, mappings, present)
         if procfs.process_with(process_id) == process:
-            return sight
+            return sight if isinstance(question, MappedTable) else _as_before(sight)
         # else the id became another process's: what was read is a mixture of two
     return None
+
+
+def _as_before(sight: Sight) -> Sight:
+    mappings: Any = tuple(sight.mappings.mappings())
+    return replace(sight, mappings=mappings)
 
 
 def _parts(process_id: int, task: str, parts: tuple[procfs.Mapping, ...]) -> PartsSight | None:
@@ -81,22 +95,54 @@ def _parts(process_id: int, task: str, parts: tuple[procfs.Mapping, ...]) -> Par
     if found is None:
         return None
     try:
-        return PartsSight(*found, present_pages(_reader, task, parts) if parts else {})
+        return PartsSight(*found, present_pages(_reader, task, MappingTable.of(parts)) if parts else {})
     except (FileNotFoundError, ProcessLookupError):
         return None
 
 
-def present_pages(reader: PagemapReader, task: str, mappings: Iterable[procfs.Mapping]) -> dict[int, Runs]:
+def present_pages(reader: PagemapReader, task: str, mappings: MappingTable) -> dict[int, Runs]:
     """The pages that page tables show in these mappings of a process, by inode; of a mapping without any, too.
 
     Raises FileNotFoundError, ProcessLookupError when the task is gone.
     """
-    found: defaultdict[int, list[Runs]] = defaultdict(list)
+    found = dict.fromkeys(mappings.inodes(), NO_RUNS)
     fd = os.open(f"{task}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for mapping in mappings:
-            addresses = reader.present(fd, mapping.start, mapping.end, shared=mapping.shared)
-            found[mapping.inode].append((addresses - (mapping.start - mapping.offset)) // PAGE_BYTES - (0, 1))
+        addresses = np.concatenate(
+            [reader.present(fd, start, end, shared=shared) for start, end, shared in spans(mappings)]
+        )
     finally:
         os.close(fd)
-    return {inode: as_runs(np.concatenate(pages)) for inode, pages in found.items()}
+    rows, first, behind = _in_mappings(addresses, mappings)
+    shift = rows["offset"] - rows["start"]
+    pages = np.stack(((first + shift) // PAGE_BYTES, (behind + shift) // PAGE_BYTES - 1), axis=1)
+    order = np.argsort(rows["inode"], kind="stable")
+    inodes, begins = np.unique(rows["inode"][order], return_index=True)
+    for inode, its in zip(inodes.tolist(), np.split(pages[order], begins[1:]), strict=False):
+        found[inode] = its if len(its) == 1 else as_runs(its)
+    return found
+
+
+def spans(mappings: MappingTable) -> Iterator[tuple[int, int, bool]]:
+    """What to ask the kernel for: start, end, and whether all mappings there are shared. Small neighbours are one."""
+    starts, ends, shared = (mappings.rows[name] for name in ("start", "end", "shared"))
+    is_small = ends - starts < _ASKED_TOGETHER_BYTES
+    is_near = starts[1:] - ends[:-1] < _ASKED_TOGETHER_BYTES
+    begins = np.flatnonzero(np.concatenate(([True], ~(is_small[1:] & is_small[:-1] & is_near))))
+    lasts = np.concatenate((begins[1:], [len(starts)])) - 1
+    all_shared = np.logical_and.reduceat(shared, begins)
+    return zip(starts[begins].tolist(), ends[lasts].tolist(), all_shared.tolist(), strict=True)
+
+
+def _in_mappings(addresses: Numbers, mappings: MappingTable) -> tuple[np.ndarray[Any, Any], Numbers, Numbers]:
+    """The parts of `addresses` that are in mappings: the row of each part's mapping, its start and its end."""
+    starts, ends = mappings.rows["start"], mappings.rows["end"]
+    begins = np.searchsorted(addresses[:, 1], starts, side="right")
+    counts = np.maximum(np.searchsorted(addresses[:, 0], ends, side="left") - begins, 0)
+    mapping = np.repeat(np.arange(len(starts)), counts)
+    part = np.arange(len(mapping)) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
+    return (
+        mappings.rows[mapping],
+        np.maximum(addresses[part, 0], starts[mapping]),
+        np.minimum(addresses[part, 1], ends[mapping]),
+    )

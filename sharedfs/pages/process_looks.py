@@ -5,10 +5,14 @@ minute. What others map is seen first: processes that were seen the last time, t
 with a process that is stuck, and last what is looked at again. So a tenant with ever more stuck processes delays what
 is seen of its own.
 
+A process with very many mappings takes long to look at. In one scan the processes of a cgroup have a second; what is
+left of them is put off, and has the first turn of that cgroup in the next scan, after the other cgroups.
+
 A look that does not end changes nothing: `Unseen` says what was known of the process.
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -18,14 +22,16 @@ from dataclasses import dataclass
 from sharedfs.accounting.books import Books
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import procfs
-from sharedfs.linux.looker import PASSED_OVER, STUCK, Looker, one_round
-from sharedfs.pages.page_tables import Device, Mapped, Parts, PartsSight, Sight, look
+from sharedfs.linux.looker import PUT_OFF, SLOW, STUCK, Looker, is_unseen, one_round
+from sharedfs.pages.page_tables import Device, MappedTable, Parts, PartsSight, Sight, look
 
 log = logging.getLogger("sharedfs")
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 _AGAIN_AT_ONCE = 8
 _MOST_SHOWN = 20
+MOST_OF_A_CGROUP_SECONDS = 1.0
+"""So long a scan looks at the processes of one cgroup."""
 
 
 class NotLookedAt(OSError):
@@ -43,12 +49,16 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """A process that could not be looked at, the cgroup that it is in, and what it was; None when it never was seen."""
+    """A process that was not looked at, the cgroup that it is in, and what it was; None when it never was seen.
+
+    `is_late`: it only waits for its turn.
+    """
 
     process_id: int
     identity: int
     cgroup: bytes
     known: Known | None
+    is_late: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,12 @@ class ProcessLooks:
         self._stuck: dict[int, _Stuck] = {}
         self._known: dict[int, Known] = {}
         self._seen: set[int] = set()
+        self._scans = 0
+        self._last_scans: dict[int, int] = {}
+        """Which scan looked at a process last."""
+        self._slow: frozenset[bytes] = frozenset()
+        """Cgroups with processes that the last scan put off."""
+        self._told_slow: set[bytes] = set()
         self._began = procfs.identity(os.getpid()) or 0
         self.unseen: tuple[Unseen, ...] = ()
         """Of the last look at all."""
@@ -92,12 +108,15 @@ class ProcessLooks:
             ids = list(procfs.process_ids())
             order = self._in_turn(ids)
             left_out = set(ids).difference(order)
-            seen: set[int] = set()
+            seen, late = set[int](), set[int]()
             sights: list[tuple[Sight, TenantId]] = []
-            for process_id, found in one_round(self._looker, order, Mapped(self._device, pages)):
-                if found is STUCK:
-                    self._note(process_id)
-                if found is STUCK or found is PASSED_OVER:
+            question, most_seconds = MappedTable(self._device, pages), MOST_OF_A_CGROUP_SECONDS if pages else math.inf
+            for process_id, found in one_round(self._looker, order, question, most_of_a_cgroup_seconds=most_seconds):
+                if found is STUCK or found is SLOW:
+                    self._note(process_id, found)
+                if found is PUT_OFF:
+                    late.add(process_id)
+                if is_unseen(found):
                     left_out.add(process_id)
                     continue
                 seen.add(process_id)
@@ -105,7 +124,9 @@ class ProcessLooks:
                 self._known.pop(process_id, None)
                 if found is not None:
                     sights.append((found, self._learn(found)))
-            unseen = filter(None, map(self._unseen, sorted(left_out)))
+            if pages:
+                self._remember_turns(ids, seen, late)
+            unseen = filter(None, (self._unseen(process_id, process_id in late) for process_id in sorted(left_out)))
             self._seen = seen | (self._seen & left_out - self._stuck.keys())
             self._known = {process_id: self._known[process_id] for process_id in ids if process_id in self._known}
             self.unseen = tuple(unseen)
@@ -119,8 +140,9 @@ class ProcessLooks:
                 if process_id in self._stuck:
                     raise _not_looked_at(process_id)
             for process_id, sight in self._looker.looks(question.by_process, question):
-                if sight is STUCK:
-                    self._note(process_id)
+                if sight is STUCK or sight is SLOW:
+                    self._note(process_id, sight)
+                if is_unseen(sight):
                     raise _not_looked_at(process_id)
                 if sight is not None:
                     found[process_id] = sight
@@ -137,8 +159,8 @@ class ProcessLooks:
         return process.identity <= self._began
 
     def shown(self) -> tuple[int, dict[int, str]]:
-        """How many processes are unseen, and the first of them, by id with their cgroups."""
-        unseen = self.unseen
+        """How many processes cannot be looked at, and the first of them, by id with their cgroups."""
+        unseen = [one for one in self.unseen if not one.is_late]
         path_in = self._books.tenants.hierarchy.path_in
         return len(unseen), {one.process_id: path_in(one.cgroup) or "" for one in unseen[:_MOST_SHOWN]}
 
@@ -153,14 +175,31 @@ class ProcessLooks:
         cgroups = {stuck.cgroup for stuck in self._stuck.values()}
         again = sorted((stuck.until, process_id) for process_id, stuck in self._stuck.items() if stuck.until <= now)
 
-        def rank(process_id: int) -> tuple[bool, bool]:
-            suspect = bool(cgroups) and _cgroup_of(process_id) in cgroups
-            return suspect, process_id not in self._seen
+        def rank(process_id: int) -> tuple[bool, int, bool]:
+            cgroup = _cgroup_of(process_id) if cgroups or self._slow else b""
+            is_slow = cgroup in self._slow
+            turn = self._last_scans.get(process_id, 0) if is_slow else 0
+            return is_slow or cgroup in cgroups, turn, process_id not in self._seen
 
         free = sorted((process_id for process_id in ids if process_id not in self._stuck), key=rank)
         return free + [process_id for _, process_id in again[:_AGAIN_AT_ONCE]]
 
-    def _note(self, process_id: int) -> None:
+    def _remember_turns(self, ids: list[int], seen: set[int], late: set[int]) -> None:
+        self._scans += 1
+        self._slow = frozenset(_cgroup_of(process_id) for process_id in late)
+        for cgroup in self._slow - self._told_slow:
+            if len(self._told_slow) < _MOST_SHOWN:
+                path = self._books.tenants.hierarchy.path_in(cgroup) or "a cgroup that is gone"
+                log.warning("processes of %s take long to look at: what each maps is seen every few scans", path)
+                self._told_slow.add(cgroup)
+        looked_at = dict.fromkeys(seen, self._scans)
+        self._last_scans = {
+            process_id: scan
+            for process_id in ids
+            if (scan := looked_at.get(process_id, self._last_scans.get(process_id)))
+        }
+
+    def _note(self, process_id: int, found: object) -> None:
         identity, before = procfs.identity(process_id), self._stuck.get(process_id)
         if identity is None:
             return
@@ -168,25 +207,25 @@ class ProcessLooks:
         if before is not None and before.identity == identity:
             pause = min(2 * before.pause_seconds, _LONGEST_PAUSE_SECONDS)
         elif len(self._stuck) < _MOST_SHOWN:
-            log.warning("process %d cannot be looked at: what it maps stays as it was", process_id)
+            why = "takes too long to look at" if found is SLOW else "cannot be looked at"
+            log.warning("process %d %s: what it maps stays as it was", process_id, why)
         self._stuck[process_id] = _Stuck(identity, _cgroup_of(process_id), pause, time.monotonic() + pause)
 
     def _learn(self, sight: Sight) -> TenantId:
         tenant = NOBODY if sight.cgroup is None else self._books.tenants.tenant_in(sight.cgroup)
         identity = procfs.identity(sight.process.id)
         if identity is not None:
-            inodes = frozenset(mapping.inode for mapping in sight.mappings)
-            self._known[sight.process.id] = Known(identity, tenant, inodes)
+            self._known[sight.process.id] = Known(identity, tenant, sight.mappings.inodes())
         return tenant
 
-    def _unseen(self, process_id: int) -> Unseen | None:
+    def _unseen(self, process_id: int, is_late: bool) -> Unseen | None:
         """None when it is gone."""
         identity, known = procfs.identity(process_id), self._known.get(process_id)
         if identity is None:
             return None
         if known is not None and known.identity != identity:
             known = None
-        return Unseen(process_id, identity, _cgroup_of(process_id), known)
+        return Unseen(process_id, identity, _cgroup_of(process_id), known, is_late)
 
 
 def _cgroup_of(process_id: int) -> bytes:
