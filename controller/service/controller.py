@@ -30,13 +30,13 @@ from controller.limits.types import Budget, KernelLimits
 from controller.persistence.history import History
 from controller.persistence.state import State
 from controller.policies.designated import Designated
-from controller.policies.policy import Policy
 from controller.policies.registry import policy_to_settle
 from controller.service import views
 from controller.service.config import Config
 from controller.service.container_names import Names
 from controller.service.feed_client import Feed, FilePath, Page, PoolGone, PoolSilent
 from controller.service.liveness import is_populated
+from controller.service.ordered_policy import ordered_policy
 from controller.service.settling import Settling
 from controller.service.snapshot import Snapshot
 from controller.settlement.what_if import what_if_exit
@@ -64,7 +64,7 @@ class Controller:
         self._hierarchy = limits.hierarchy
         self._state = state
         self._history = history
-        policy = self._make_policy(*(state.policy() or (config.policy, None)))
+        policy = ordered_policy(state.policy(), config.policy, limits.hierarchy, state.path)
         self.settling = Settling(
             config, limits, state, history, pools_directory, nursery, policy=policy, dry_run=dry_run
         )
@@ -176,10 +176,6 @@ class Controller:
     @property
     def _payer(self) -> CgroupRef | None:
         return self.settling.policy.payer if isinstance(self.settling.policy, Designated) else None
-
-    def _make_policy(self, name: str, payer: str | None) -> Policy:
-        """A policy that was ordered earlier. The payer may be gone meanwhile; then nobody pays."""
-        return policy_to_settle(name, None if payer is None else self._hierarchy.find(payer))
 
     async def _cgroup(self, name: str) -> CgroupRef:
         path = self._path(name)

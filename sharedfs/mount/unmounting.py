@@ -184,7 +184,7 @@ def _put_limits_back() -> None:
             "Run `sharedctl restore` of the version that lowered them"
         ) from error
     if done.returncode:
-        raise HostFault(f"unmounted, but limits of a dead controller are not back: {done.stderr.strip()}")
+        raise HostFault(f"unmounted, but limits of a dead controller may not be back: {done.stderr.strip()}")
 
 
 def _controller_runs() -> bool:
