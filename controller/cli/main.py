@@ -104,7 +104,7 @@ def budget(tenant: str, budget: str, report_only: bool) -> None:
     try:
         budget_bytes = parse_size(budget)
     except ValueError as error:
-        raise CallerMistake(str(error)) from None
+        raise CallerMistake(f"{error}; `sharedctl budget {tenant} clear` takes a budget back") from None
     order = {"budget_bytes": budget_bytes, "report_only": report_only}
     done = read(BudgetState, ask("PUT", "/v1/budget", {"tenant": tenant}, order))
     when = ", for reports only" if report_only else "" if done.known else ", enforced from when it uses a pool"

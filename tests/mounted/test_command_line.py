@@ -255,6 +255,11 @@ def test_check_says_what_is_wrong_and_mounts_nothing(pool: MountedPool, run_dir:
     place.mkdir()
     assert_mistake(sharedfs("mount", "--check", str(place), "-o", "sise=16M", check=False), "sise")
     assert sharedfs("mount", "--check", str(place), "--size", "16M").stdout.startswith("ok: ")
+    for disk in ("/proc", "/sys"):
+        spill = ("--unclaimed", "spill", "--spill-dir", disk)
+        for check in (("--check",), ()):
+            refused = sharedfs("mount", *check, str(place), "--size", "16M", *spill, check=False)
+            assert_mistake(refused, f"{disk} is on a filesystem that keeps no files")
     assert mount_at(str(place)) is None
     assert list(place.iterdir()) == []
     # A unit's file is checked while its pool is served.

@@ -240,7 +240,7 @@ def test_an_operators_budget_is_kept_over_restarts_and_cleared(host: Host) -> No
     wait_until(lambda: host.limit(later) == 32 * MIB, 2)
     assert "no memory cgroup" in host.ctl("budget", "/sharedfs-ctl-test-nobody", "32M", code=2)
     assert "cannot be limited" in host.ctl("budget", "/", "32M", code=2)
-    assert "not a size" in host.ctl("budget", a.path, "plenty", code=2)
+    assert f"`sharedctl budget {a.path} clear` takes" in host.ctl("budget", a.path, "none", code=2)
     assert "greater than" in host.ctl("budget", a.path, "1", code=2)
     host.stop(controller)
     assert host.limit(later) is None
@@ -339,6 +339,7 @@ def test_a_pool_that_answers_late_stays_on_the_bill_and_its_limits_stay(host: Ho
     assert host.limit(a) == 54 * MIB
     assert host.bills()[a.path]["share_bytes"] == 10 * MIB
     assert "pool demo answers late: its part of the bill is" in host.ctl("bills")
+    assert "pool demo does not answer: no answer within 10 s" in host.ctl("explain", a.path, code=1)
     host.pool.die()
     wait_until(lambda: host.limit(a) == 64 * MIB)
     said = host.stop(controller)
