@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sharedfs.common.errors import CallerMistake, HostFault
 
-_LEAST_FREE_BYTES = 256 << 10  # for a new database and its log
+_LEAST_FREE_BYTES = 64 << 10  # for a new database and its log
 
 
 class DamagedDatabase(CallerMistake):
