@@ -1,5 +1,6 @@
 """The controller's API from the other side of its socket."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from functools import cache
@@ -9,12 +10,16 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from sharedfs.api import unix_client
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
+from sharedfs.common.names import printable
+from sharedfs.linux.cgroups import readable
 
 NOT_RUNNING = "the controller is not running: start it with `sharedctl run`"
 ANSWER_SECONDS = 15.0
 """Until the next part of an answer. A settlement that waits for a silent pool takes a second or two."""
 CLAIM_SECONDS = 600.0
 """As many files as there are in a directory are handed over at once."""
+
+_CGROUPS = ("tenant", "payer")
 
 Answer = dict[str, Any]
 """As JSON has it; `read` makes a type of it."""
@@ -31,9 +36,7 @@ def ask(
     timeout_seconds: float = ANSWER_SECONDS,
 ) -> Answer:
     """The controller's answer. Raises CallerMistake for what the caller can mend, HostFault for what it cannot."""
-    for value in query.values():
-        if not value.isprintable():
-            raise CallerMistake(f"{value!r} is no text: name a cgroup as `sharedctl bills` shows it")
+    query = _as_text(query)
     path = paths.controller_socket()
     try:
         response = unix_client.ask(path, method, url, query=query, body=body, timeout_seconds=timeout_seconds)
@@ -41,6 +44,11 @@ def ask(
         raise CallerMistake(f"{path}: permission denied: run as root") from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise CallerMistake(NOT_RUNNING) from None
+    except TimeoutError:
+        raise HostFault(
+            f"the controller gave no answer within {timeout_seconds:.0f} s: `sharedctl status` tells of pools that are "
+            "late, and its log of itself"
+        ) from None
     except unix_client.NoAnswer as error:
         raise HostFault(f"the controller gave no answer: {type(error).__name__}: {error}") from error
     if response.content_type != "application/json":
@@ -53,6 +61,26 @@ def ask(
     if response.is_callers_mistake:
         raise CallerMistake(answer["detail"])
     raise HostFault(answer["detail"])
+
+
+def _as_text(query: Mapping[str, str]) -> dict[str, str]:
+    """A query that can be sent: a name that is no text goes with escapes, as answers show it."""
+    told = {}
+    for key, value in query.items():
+        if key in _CGROUPS:
+            told[key] = cgroup_text(value)
+        elif value.isprintable():
+            told[key] = value
+        else:
+            told |= {key: printable(os.fsencode(value)), "escaped": "true"}
+    return told
+
+
+def cgroup_text(name: str) -> str:
+    """The name of a cgroup as bills have it; it may also come with the bytes of its directory."""
+    if not name:
+        raise CallerMistake("the tenant is empty: name a cgroup as `sharedctl bills` shows it")
+    return name if name.isprintable() else readable(os.fsencode(name))
 
 
 def read(kind: type[Told], answer: Any) -> Told:

@@ -17,6 +17,7 @@ from sharedfs.common.command_line import CONTEXT, run_cli
 from sharedfs.common.errors import CallerMistake
 from sharedfs.common.units import format_size, parse_duration, parse_size
 
+PATH_HELP = "PATH is a file on a pool, by its name or as `sharedctl explain` shows it, with escapes such as \\n."
 TENANT_HELP = "TENANT is a cgroup's path as `sharedctl bills` shows it, or the directory of the cgroup."
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
@@ -103,7 +104,7 @@ def budget(tenant: str, budget: str, report_only: bool) -> None:
     try:
         budget_bytes = parse_size(budget)
     except ValueError as error:
-        raise CallerMistake(str(error)) from None
+        raise CallerMistake(f"{error}; `sharedctl budget {tenant} clear` takes a budget back") from None
     order = {"budget_bytes": budget_bytes, "report_only": report_only}
     done = read(BudgetState, ask("PUT", "/v1/budget", {"tenant": tenant}, order))
     when = ", for reports only" if report_only else "" if done.known else ", enforced from when it uses a pool"
@@ -154,7 +155,7 @@ def status(as_json: bool) -> None:
     _answer("/v1/health", as_json)
 
 
-@cli.command()
+@cli.command(epilog=PATH_HELP)
 @click.argument("path")
 @as_json
 def users(path: str, as_json: bool) -> None:
@@ -162,11 +163,12 @@ def users(path: str, as_json: bool) -> None:
 
     Example: sharedctl users /mnt/pool/model.bin
     """
-    # By name alone: looking a path up on the mount would be a touch of its own.
-    _answer("/v1/users", as_json, path=os.path.abspath(path))
+    from controller.cli.pool_paths import on_pool  # noqa: PLC0415
+
+    _answer("/v1/users", as_json, path=on_pool(path))
 
 
-@cli.command(epilog=TENANT_HELP)
+@cli.command(epilog=f"{PATH_HELP} {TENANT_HELP}")
 @click.argument("path")
 @click.argument("tenant", metavar="TENANT|nobody")
 @click.option("--recursive", is_flag=True, help="PATH is a directory: hand over all files below it.")
@@ -181,10 +183,9 @@ def claim(path: str, tenant: str, recursive: bool, as_json: bool) -> None:
     """
     from controller.api.client import CLAIM_SECONDS, ask, read  # noqa: PLC0415
     from controller.api.types import Handover  # noqa: PLC0415
+    from controller.cli.pool_paths import on_pool  # noqa: PLC0415
 
-    if not path:
-        raise CallerMistake("the path is empty: name a file on a pool's mount")
-    query = {"path": os.path.abspath(path), "recursive": str(recursive).lower()}
+    query = {"path": on_pool(path), "recursive": str(recursive).lower()}
     if tenant != "nobody":
         query["tenant"] = tenant
     answer = ask("PUT", "/v1/owner", query, timeout_seconds=CLAIM_SECONDS)
@@ -292,10 +293,10 @@ def set_policy(name: str, payer: str | None) -> None:
 
     Example: sharedctl set-policy first_touch
     """
-    from controller.api.client import ask, read  # noqa: PLC0415
+    from controller.api.client import ask, cgroup_text, read  # noqa: PLC0415
     from controller.api.types import PolicyState  # noqa: PLC0415
 
-    order = {"name": None if name == "default" else name, "payer": payer}
+    order = {"name": None if name == "default" else name, "payer": None if payer is None else cgroup_text(payer)}
     done = read(PolicyState, ask("PUT", "/v1/policy", {}, order))
     click.echo(f"policy {done.active}" + (f", paid by {done.payer}" if done.payer else ""))
 

@@ -13,13 +13,14 @@ The journal's lines are also on the cgroups (`limits/marks.py`): one that is los
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from controller.limits.marks import Marks
+from controller.limits.marks import Mark, Marks
 from controller.limits.types import Budget, Limits, Order
-from controller.persistence.database import check_database, damaged
+from controller.persistence.database import check_database, check_place, read_only, unusable
 from sharedfs.common.errors import HostFault
 from sharedfs.common.paths import CONTROLLER_DATABASE
 from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
@@ -54,6 +55,7 @@ CREATE TABLE IF NOT EXISTS need (                -- the most that a cgroup has n
     PRIMARY KEY (path, inode)
 ) STRICT;
 """
+_LATER_COLUMNS = {"found_swap": "INTEGER", "wrote_swap": "INTEGER", "intended_swap": "INTEGER", "raised": "TEXT"}
 # Named, for columns that were added later stand last.
 _ANNOUNCE = """
 INSERT OR REPLACE INTO journal (
@@ -81,20 +83,59 @@ class Entry:
         return self.wrote, self.intended, *self.raised
 
 
+def entries_of(marks: Mapping[CgroupRef, Mark]) -> dict[CgroupRef, Entry]:
+    """The lines of a journal as cgroups tell of them."""
+    return {cgroup: Entry(cgroup, mark.found, mark.found, mark.found, mark.ours) for cgroup, mark in marks.items()}
+
+
+def look_up_policy(path: Path) -> tuple[str, str | None] | None:
+    """As `State.policy`, of a database that is only looked at. Raises as `unusable`."""
+    with read_only(path) as database:
+        if database is None:
+            return None
+        _check_columns(database)
+        return _policy(database) if _columns(database, "policy") else None
+
+
+def _check_columns(database: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError when a table that is there is another program's."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA)
+        for (table,) in fresh.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            present = _columns(database, table)
+            missing = _columns(fresh, table) - present - _LATER_COLUMNS.keys()
+            if present and missing:
+                raise sqlite3.DatabaseError(f"its table {table} has no {', '.join(sorted(missing))}")
+
+
+def _columns(database: sqlite3.Connection, table: str) -> set[str]:
+    """Empty where there is no such table."""
+    return {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+
+
+def _policy(database: sqlite3.Connection) -> tuple[str, str | None] | None:
+    row: tuple[str, str | None] | None = database.execute("SELECT name, payer FROM policy").fetchone()
+    return row
+
+
 class State:
     """Calls block on the disk; one thread at a time. Those that change something raise HostFault when they cannot."""
 
     def __init__(self, directory: Path, boot_id: str | None = None, hierarchy: MemoryHierarchy | None = None) -> None:
-        """Opens or makes the database in `directory`. Raises HostFault when it cannot be used.
+        """Opens or makes the database in `directory`. Raises as `unusable` when it cannot be used.
 
         `hierarchy` is where the cgroups are that the journal's lines are kept on, too; None: on none.
         """
         self._boot_id = _BOOT_ID.read_text().strip() if boot_id is None else boot_id
-        path = self._path = directory / CONTROLLER_DATABASE
+        path = self.path = directory / CONTROLLER_DATABASE
         self._marks = None if hierarchy is None else Marks(hierarchy, path)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_place(path)
         # Autocommit: a transaction is where the code says `with self._database`, after an explicit BEGIN.
-        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise unusable(path, error) from error
         try:
             check_database(self._database)
             self._database.execute("PRAGMA journal_mode=WAL")
@@ -103,16 +144,16 @@ class State:
             for table in ("journal", "debt", "own", "need"):
                 self._database.execute(f"DELETE FROM {table} WHERE boot_id != ?", (self._boot_id,))
             self._add_missing_columns()
+            _check_columns(self._database)
         except sqlite3.Error as error:
             self._database.close()
-            raise damaged(path, error) from error
+            raise unusable(path, error) from error
 
     def _add_missing_columns(self) -> None:
         """A journal of a controller that had no limits of swap, or no guard: it never touched any."""
-        present = {row[1] for row in self._database.execute("PRAGMA table_info(journal)")}
-        columns = {"found_swap": "INTEGER", "wrote_swap": "INTEGER", "intended_swap": "INTEGER", "raised": "TEXT"}
-        for column in [name for name in columns if name not in present]:
-            self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} {columns[column]}")
+        present = _columns(self._database, "journal")
+        for column in [name for name in _LATER_COLUMNS if name not in present]:
+            self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} {_LATER_COLUMNS[column]}")
 
     def close(self) -> None:
         self._database.close()
@@ -131,8 +172,7 @@ class State:
 
     def policy(self) -> tuple[str, str | None] | None:
         """The name of the operator's policy, and the path of its payer if it has one; None: the configuration's."""
-        row: tuple[str, str | None] | None = self._database.execute("SELECT name, payer FROM policy").fetchone()
-        return row
+        return _policy(self._database)
 
     def set_policy(self, name: str | None, payer: str | None) -> None:
         """`name` None: the configuration's again."""
@@ -142,8 +182,7 @@ class State:
     def journal(self) -> dict[CgroupRef, Entry]:
         """All lines, and those that a lost database had, as far as cgroups still tell of them."""
         marks = {} if self._marks is None else self._marks.found()
-        lost = {cgroup: Entry(cgroup, mark.found, mark.found, mark.found, mark.ours) for cgroup, mark in marks.items()}
-        return lost | self._lines()
+        return entries_of(marks) | self._lines()
 
     def _lines(self) -> dict[CgroupRef, Entry]:
         rows = self._database.execute(
@@ -241,4 +280,4 @@ class State:
                 for statement, rows in statements:
                     self._database.executemany(statement, rows)
         except sqlite3.Error as error:
-            raise HostFault(f"{self._path}: {error}") from error
+            raise HostFault(f"{self.path}: {error}") from error

@@ -1,5 +1,7 @@
 """The controller's configuration: a TOML file, every key with a default that is right for most hosts."""
 
+import os
+import stat
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +15,9 @@ from sharedfs.common.errors import CallerMistake
 from sharedfs.common.headroom import DEFAULT_ROOM, Room
 
 DEFAULT_PATH = Path("/etc/sharedfs/controller.toml")
+_MOST_BYTES = 1 << 50
+"""A PiB: no host has more memory, and sums of it fit 64 bits."""
+_LONGEST_FILE_BYTES = 1 << 20
 
 
 class Config(BaseModel):
@@ -26,11 +31,11 @@ class Config(BaseModel):
     settle: bool = True
     admission: bool = True
     interval_seconds: Annotated[float, Field(ge=0.05, le=60)] = 0.5
-    room_bytes: Annotated[int, Field(ge=64 << 10)] = DEFAULT_ROOM.least_bytes
+    room_bytes: Annotated[int, Field(ge=64 << 10, le=_MOST_BYTES)] = DEFAULT_ROOM.least_bytes
     room_percent: Annotated[int, Field(ge=0, le=25)] = DEFAULT_ROOM.percent
-    descent_bytes_per_second: Annotated[int, Field(ge=0)] = DEFAULT_PACE.descent_bytes_per_second
+    descent_bytes_per_second: Annotated[int, Field(ge=0, le=_MOST_BYTES)] = DEFAULT_PACE.descent_bytes_per_second
     writes_per_second: Annotated[float, Field(gt=0, le=1000)] = DEFAULT_PACE.writes_per_second
-    step_bytes: Annotated[int, Field(ge=0)] = DEFAULT_PACE.step_bytes
+    step_bytes: Annotated[int, Field(ge=0, le=_MOST_BYTES)] = DEFAULT_PACE.step_bytes
     hold_seconds: Annotated[float, Field(ge=0, le=3600)] = DEFAULT_PACE.hold_seconds
     debts_borne_by: BearingRule = "pool"
     write_threads: Annotated[int, Field(ge=1, le=1024)] = 32
@@ -60,7 +65,7 @@ def load(path: Path | None) -> Config:
             return Config()
         path = DEFAULT_PATH
     try:
-        return Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return Config.model_validate(tomllib.loads(_text_of(path)))
     except OSError as error:
         raise CallerMistake(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -72,3 +77,14 @@ def load(path: Path | None) -> Config:
             known = ", ".join(Config.model_fields)
             raise CallerMistake(f"{path}: unknown key {key}: the keys are {known}") from None
         raise CallerMistake(f"{path}: {key}: {first['msg']}") from None
+
+
+def _text_of(path: Path) -> str:
+    """A FIFO would be waited for, and a device can be endless. Raises OSError, UnicodeDecodeError, CallerMistake."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CallerMistake(f"{path} is no regular file: name a TOML file")
+        text = file.read(_LONGEST_FILE_BYTES + 1)
+    if len(text) > _LONGEST_FILE_BYTES:
+        raise CallerMistake(f"{path} has more than {_LONGEST_FILE_BYTES} bytes: name a TOML file")
+    return text.decode()

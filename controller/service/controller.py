@@ -32,14 +32,14 @@ from controller.limits.types import Budget, KernelLimits
 from controller.persistence.history import History
 from controller.persistence.state import State
 from controller.policies.designated import Designated
-from controller.policies.policy import Policy
 from controller.policies.registry import policy_to_settle
 from controller.service import views
 from controller.service.config import Config
 from controller.service.container_names import Names
 from controller.service.explaining import PoolFiles, explain
-from controller.service.feed_client import Feed, PoolGone, PoolSilent
+from controller.service.feed_client import Feed, FilePath, PoolGone, PoolSilent
 from controller.service.liveness import is_populated
+from controller.service.ordered_policy import ordered_policy
 from controller.service.settling import Settling
 from controller.service.snapshot import Snapshot
 from controller.settlement.what_if import what_if_exit
@@ -70,7 +70,7 @@ class Controller:
         self._hierarchy = limits.hierarchy
         self._state = state
         self._history = history
-        policy = self._make_policy(*(state.policy() or (config.policy, None)))
+        policy = ordered_policy(state.policy(), config.policy, limits.hierarchy, state.path)
         self.settling = Settling(
             config, limits, state, history, pools_directory, nursery, policy=policy, dry_run=dry_run
         )
@@ -116,29 +116,34 @@ class Controller:
                 raise HostFault(f"pool {feed.name} does not answer: {silent}") from silent
         return told
 
-    async def users(self, path: Path) -> FileUsers:
+    async def users(self, file: FilePath) -> FileUsers:
         snapshot = await self.settling.fresh()
-        feed, relative = self._pools.locate(path)
+        feed, relative = self._pools.locate(file)
         try:
             answer = await feed.users_of(relative)
+        except CallerMistake as mistake:
+            raise CallerMistake(f"{file.text} on pool {feed.name}: {mistake}") from None
         except (PoolGone, PoolSilent) as error:
             raise HostFault(f"pool {feed.name} does not answer: {error}") from error
         if answer is None:
-            raise UnknownName(f"{path}: pool {feed.name} has no such file")
+            raise UnknownName(f"{file.text}: pool {feed.name} has no such file")
         return views.tell_users(feed.name, answer, snapshot.gone, self.settling.policy)
 
-    async def hand_over(self, path: Path, name: str | None, *, recursive: bool) -> Handover:
+    async def hand_over(self, file: FilePath, name: str | None, *, recursive: bool) -> Handover:
         """A file's resident pages are the tenant's, or nobody's. Raises UnknownName, CallerMistake."""
         await self.settling.fresh()
-        feed, relative = self._pools.locate(path)
+        feed, relative = self._pools.locate(file)
         cgroup = None if name is None else await self._cgroup(name)
+        for pool in self._pools.feeds:
+            if cgroup is not None and pool.made_cgroup() == cgroup.path:
+                raise CallerMistake(f"{cgroup.path} is the own cgroup of pool {pool.name}: name a tenant, or nobody")
         try:
             done = await feed.hand_over(relative, None if cgroup is None else cgroup.path, recursive=recursive)
         except CallerMistake as mistake:
-            raise type(mistake)(f"{path} on pool {feed.name}: {mistake}") from None
+            raise type(mistake)(f"{file.text} on pool {feed.name}: {mistake}") from None
         except (PoolGone, PoolSilent) as error:
             raise HostFault(f"pool {feed.name} does not answer: {error}") from error
-        return views.tell_handover(await self.settling.fresh(), feed.name, str(path), done)
+        return views.tell_handover(await self.settling.fresh(), feed.name, file.text, done)
 
     async def what_if_exit(self, name: str) -> ExitForecast:
         snapshot, tenant = await self._find(name)
@@ -180,10 +185,6 @@ class Controller:
     @property
     def _payer(self) -> CgroupRef | None:
         return self.settling.policy.payer if isinstance(self.settling.policy, Designated) else None
-
-    def _make_policy(self, name: str, payer: str | None) -> Policy:
-        """A policy that was ordered earlier. The payer may be gone meanwhile; then nobody pays."""
-        return policy_to_settle(name, None if payer is None else self._hierarchy.find(payer))
 
     async def _cgroup(self, name: str) -> CgroupRef:
         path = self._path(name)

@@ -4,7 +4,9 @@ Only a socket that is not there, or at which nobody listens, says that a pool is
 as long as the pool lives. Every other failure to get an answer is a pool that is late, or this process's own trouble.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from errno import ECONNREFUSED, ENOENT
 from pathlib import Path
 from typing import TypeVar
@@ -26,10 +28,14 @@ from sharedfs.api.types import (
     UsersOfFile,
 )
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.names import printable, raw_name
 from sharedfs.linux.cgroups import CgroupRef
 
 ANSWER_SECONDS = 30.0
 """An answer that takes longer is given up, and asked for again."""
+
+PEOPLE_SECONDS = 10.0
+"""Of a question that a person waits for: less than `sharedctl` waits for the controller."""
 
 HAND_OVER_SECONDS = 300.0
 """A directory has millions of files at most, and some 30 us a file are needed."""
@@ -49,6 +55,27 @@ class PoolGone(Exception):
 
 class PoolSilent(Exception):
     """The pool lives, as far as is known, but gave no answer that can be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A file as a person names it; `escaped`: with escapes as answers show it, else that or its own letters."""
+
+    text: str
+    escaped: bool = False
+
+    @property
+    def path(self) -> Path:
+        return Path(os.fsdecode(raw_name(self.text)) if self.escaped else self.text)
+
+    def below(self, mount: Path) -> "FilePath":
+        """The path relative to a directory that it is below."""
+        relative = str(self.path.relative_to(mount))
+        return FilePath(printable(os.fsencode(relative)) if self.escaped else relative, self.escaped)
+
+    @property
+    def query(self) -> dict[str, str]:
+        return {"path": self.text, "escaped": str(self.escaped).lower()}
 
 
 class Feed:
@@ -72,18 +99,22 @@ class Feed:
         async for page in self._pages(FilesOfTenant, "/v1/tenants/files", {"path": tenant}):
             yield page
 
-    async def users_of(self, path: str) -> UsersOfFile | None:
-        """None when the pool has no file at `path`, relative to its root."""
-        return await self._get(UsersOfFile, "/v1/files/users", {"path": path})
+    async def users_of(self, path: FilePath) -> UsersOfFile | None:
+        """None when the pool has no file at `path`, relative to its root. CallerMistake when that may be two files."""
+        response = await self._send("GET", "/v1/files/users", params=path.query, timeout=PEOPLE_SECONDS)
+        if response.status_code == httpx.codes.CONFLICT:
+            raise CallerMistake(response.json()["detail"])
+        answer = self._checked(response)
+        return None if answer is None else self._read(UsersOfFile, answer)
 
     async def unclaimed(self) -> AsyncIterator[UnclaimedPage]:
         """The files that nobody uses, part by part. No part from a pool that does not know the question."""
         async for page in self._pages(UnclaimedPage, "/v1/unclaimed", {}):
             yield page
 
-    async def hand_over(self, path: str, tenant: str | None, *, recursive: bool) -> HandedOver:
+    async def hand_over(self, path: FilePath, tenant: str | None, *, recursive: bool) -> HandedOver:
         """Raises UnknownName when there is no such file or cgroup, CallerMistake for what cannot be handed over."""
-        query = {"path": path, "recursive": str(recursive).lower()} | ({} if tenant is None else {"tenant": tenant})
+        query = {**path.query, "recursive": str(recursive).lower()} | ({} if tenant is None else {"tenant": tenant})
         response = await self._send("PUT", "/v1/owner", params=query, timeout=HAND_OVER_SECONDS)
         try:
             if response.is_client_error:
@@ -111,6 +142,11 @@ class Feed:
             self._cgroup = record.pool_cgroup
         return self._cgroup or "/"
 
+    def made_cgroup(self) -> str | None:
+        """The pool's own cgroup, None where it serves from one that others have made."""
+        record = self._read_record()
+        return None if record is None or record.pool_cgroup not in record.removable_cgroups else record.pool_cgroup
+
     async def aclose(self) -> None:
         await self._client.aclose()
 
@@ -123,28 +159,34 @@ class Feed:
     async def _pages(self, kind: type[Page], url: str, query: Mapping[str, str]) -> AsyncIterator[Page]:
         after: int | None = 0
         while after is not None:
-            page = await self._get(kind, url, {**query, "after": str(after)})
+            page = await self._get(kind, url, {**query, "after": str(after)}, timeout=PEOPLE_SECONDS)
             if page is None:
                 return
             yield page
             after = page.next_after
 
-    async def _get(self, kind: type[Answer], url: str, query: Mapping[str, str]) -> Answer | None:
-        response = await self._ask("GET", url, params=query)
-        if response is None:
-            return None
+    async def _get(
+        self, kind: type[Answer], url: str, query: Mapping[str, str], *, timeout: float = ANSWER_SECONDS
+    ) -> Answer | None:
+        response = await self._ask("GET", url, params=query, timeout=timeout)
+        return None if response is None else self._read(kind, response)
+
+    def _read(self, kind: type[Answer], response: httpx.Response) -> Answer:
         try:
             return kind.model_validate_json(response.content)
         except ValidationError as error:
-            raise PoolSilent(f"its answer to {url} makes no sense: {error}".splitlines()[0]) from error
+            raise PoolSilent(f"its answer to {response.url.path} makes no sense: {error}".splitlines()[0]) from error
 
     async def _ask(self, method: str, url: str, **what: object) -> httpx.Response | None:
         """The answer, None for 404; every other answer that is not 2xx raises PoolSilent."""
-        response = await self._send(method, url, **what)
+        return self._checked(await self._send(method, url, **what))
+
+    def _checked(self, response: httpx.Response) -> httpx.Response | None:
         if response.status_code == httpx.codes.NOT_FOUND:
             return None
         if not response.is_success:
-            raise PoolSilent(f"it answers {response.status_code} to {method} {url}: {response.text[:200].strip()}")
+            asked = f"{response.request.method} {response.url.path}"
+            raise PoolSilent(f"it answers {response.status_code} to {asked}: {response.text[:200].strip()}")
         return response
 
     async def _send(self, method: str, url: str, **what: object) -> httpx.Response:
@@ -153,7 +195,9 @@ class Feed:
         except (httpx.HTTPError, trio.ClosedResourceError) as error:
             if _errno(error) in _GONE:
                 raise PoolGone(f"{type(error).__name__}: {error}") from error
-            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0]) from error
+            if isinstance(error, httpx.TimeoutException):
+                raise PoolSilent(f"no answer within {what.get('timeout', ANSWER_SECONDS):.0f} s") from error
+            raise PoolSilent(f"{type(error).__name__}: {error}".splitlines()[0].rstrip(": ")) from error
 
 
 def _errno(error: BaseException | None) -> int | None:

@@ -2,7 +2,6 @@
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Query, Request, Response
@@ -27,6 +26,7 @@ from controller.api.types import (
 )
 from controller.limits.types import Budget
 from controller.service.controller import Controller
+from controller.service.feed_client import FilePath
 from controller.service.long_answers import LongAnswer
 from sharedfs import __version__
 from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault
@@ -91,9 +91,9 @@ def _add_questions(api: FastAPI, controller: Controller) -> None:
         return LongAnswer(Explanation, partial(controller.explain, tenant, files), on_fault)
 
     @api.get("/v1/users")
-    async def users(path: PoolPath) -> FileUsers:
-        """Who shares a file."""
-        return await controller.users(Path(path))
+    async def users(path: PoolPath, escaped: bool = False) -> FileUsers:
+        """Who shares a file; `escaped`: its path is as answers show it."""
+        return await controller.users(FilePath(path, escaped))
 
     @api.get("/v1/history")
     async def history(
@@ -126,9 +126,11 @@ def _add_questions(api: FastAPI, controller: Controller) -> None:
 
 def _add_orders(api: FastAPI, controller: Controller) -> None:
     @api.put("/v1/owner")
-    async def hand_over(path: PoolPath, tenant: OptionalTenant = None, recursive: bool = False) -> Handover:
+    async def hand_over(
+        path: PoolPath, tenant: OptionalTenant = None, recursive: bool = False, escaped: bool = False
+    ) -> Handover:
         """Hand a file, or all files in a directory, over to a tenant; without one, to nobody."""
-        return await controller.hand_over(Path(path), tenant, recursive=recursive)
+        return await controller.hand_over(FilePath(path, escaped), tenant, recursive=recursive)
 
     @api.put("/v1/policy")
     async def set_policy(order: PolicyOrder) -> PolicyState:

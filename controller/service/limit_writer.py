@@ -179,7 +179,7 @@ class Settler:
             await self._guarding.stop()
         for written in tuple(self._busy.values()):
             await written.wait()
-        task = partial(restore, self._limits, self._state, tuple(self.entries.values()))
+        task = partial(restore, self._limits, self._state.forget, tuple(self.entries.values()))
         return await trio.to_thread.run_sync(task, limiter=self.disk, abandon_on_cancel=True)
 
     async def _start(self, orders: Iterable[Order]) -> None:

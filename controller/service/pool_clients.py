@@ -16,7 +16,7 @@ import trio
 from controller.api.errors import UnknownName
 from controller.api.types import PoolAnswers
 from controller.billing.holdings import PoolBooks, cgroup_of, read_holdings, read_unasked
-from controller.service.feed_client import Feed, PoolGone, PoolSilent
+from controller.service.feed_client import Feed, FilePath, PoolGone, PoolSilent
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.linux.cgroups import CgroupRef
 
@@ -106,17 +106,17 @@ class Pools:
             for _, pool in sorted(self._pools.items())
         )
 
-    def locate(self, path: Path) -> tuple[Feed, str]:
-        """The pool on whose mount the absolute `path` is, by name alone, and the path below the mount.
+    def locate(self, file: FilePath) -> tuple[Feed, FilePath]:
+        """The pool on whose mount a file with an absolute path is, by name alone, and the path below the mount.
 
         Raises UnknownName when there is none.
         """
         mounts = {mount: feed for feed in self.feeds if (mount := feed.mountpoint()) is not None}
         for mount in sorted(mounts, key=lambda mount: -len(mount.parts)):
-            if path.is_relative_to(mount):
-                return mounts[mount], str(path.relative_to(mount))
+            if file.path.is_relative_to(mount):
+                return mounts[mount], file.below(mount)
         listed = ", ".join(str(mount) for mount in sorted(mounts)) or "none"
-        raise UnknownName(f"{path} is on no pool: the mountpoints are {listed}")
+        raise UnknownName(f"{file.text} is on no pool: the mountpoints are {listed}")
 
     async def allow(self, marks: Mapping[str, Mapping[CgroupRef, int | None]], valid_seconds: float) -> None:
         """Tell each pool how far its tenants may grow, where that has changed or is old."""

@@ -1,14 +1,15 @@
 """Putting limits back as their managers set them (I6): at stop, or after a controller that died for good."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from controller.limits.types import KernelLimits, Order, managers_limits
-from controller.persistence.state import Entry, State
+from controller.persistence.state import Entry
 from sharedfs.common.errors import HostFault
+from sharedfs.linux.cgroups import CgroupRef
 
 
-def restore(limits: KernelLimits, state: State, entries: Iterable[Entry]) -> list[str]:
-    """Put back the limits of all `entries` and strike them from the journal. Blocks.
+def restore(limits: KernelLimits, forget: Callable[[Iterable[CgroupRef]], None], entries: Iterable[Entry]) -> list[str]:
+    """Put back the limits of all `entries` and have the journal `forget` those cgroups. Blocks.
 
     A limit that its manager changed meanwhile is left alone. Returns a line for each that could not be put back; those
     stay in the journal.
@@ -24,7 +25,7 @@ def restore(limits: KernelLimits, state: State, entries: Iterable[Entry]) -> lis
             done.append(entry.cgroup)
         else:
             faults.append(fault)
-    state.forget(done)
+    forget(done)
     return faults
 
 

@@ -10,16 +10,18 @@ from functools import partial
 import trio
 
 from controller.limits.factory import kernel_limits
+from controller.limits.marks import Marks
 from controller.limits.types import KernelLimits
-from controller.persistence.database import check_file
+from controller.persistence.database import DamagedDatabase, check_room
 from controller.persistence.history import History
-from controller.persistence.state import State
+from controller.persistence.state import State, entries_of, look_up_policy
 from controller.policies.registry import policy_to_settle
 from controller.service.config import Config
 from controller.service.controller import Controller
 from controller.service.guarding import end_earlier_guard
 from controller.service.host_lock import host_lock
 from controller.service.http_api import make_api
+from controller.service.ordered_policy import ordered_policy
 from controller.service.restore import restore
 from sharedfs.api.unix_server import serve_at
 from sharedfs.common import paths
@@ -73,18 +75,30 @@ def check(config: Config) -> str:
     """
     hierarchy = find_memory_hierarchy()
     policy_to_settle(config.policy, None)
-    check_file(paths.state_directory() / paths.CONTROLLER_DATABASE)
+    database = paths.state_directory() / paths.CONTROLLER_DATABASE
+    check_room(database.parent)
+    ordered_policy(look_up_policy(database), config.policy, hierarchy, database)
     return f"ok: policy {config.policy}, memory cgroups at {hierarchy.mount}, state in {paths.state_directory()}"
 
 
 def restore_limits() -> int:
-    """Put back what a controller that died for good left lowered; how many cgroups that were. Raises HostFault."""
+    """Put back what a controller that died for good left lowered; how many cgroups that were.
+
+    Of a journal that is damaged what cgroups still tell of is put back. Raises HostFault when some are not back, and
+    then DamagedDatabase.
+    """
     hierarchy = find_memory_hierarchy()
     with only_controller(hierarchy), kernel_limits(hierarchy) as limits:
-        state = State(paths.state_directory(), hierarchy=limits.hierarchy)
+        try:
+            state = State(paths.state_directory(), hierarchy=limits.hierarchy)
+        except DamagedDatabase as damaged:
+            marks = Marks(limits.hierarchy, paths.state_directory() / paths.CONTROLLER_DATABASE)
+            entries = entries_of(marks.found()).values()
+            _raise_faults(restore(limits, marks.remove, entries))
+            raise DamagedDatabase(f"limits put back by the marks on cgroups: {len(entries)}; but {damaged}") from None
         try:
             entries = state.journal().values()
-            _raise_faults(restore(limits, state, entries))
+            _raise_faults(restore(limits, state.forget, entries))
             return len(entries)
         finally:
             state.close()

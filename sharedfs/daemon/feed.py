@@ -34,6 +34,7 @@ from sharedfs.api.types import (
     UsersOfFile,
 )
 from sharedfs.common.errors import CallerMistake
+from sharedfs.daemon.named_files import find_named
 from sharedfs.daemon.ownership import NoSuchName, Ownership
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId
@@ -136,13 +137,15 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
         return FilesOfTenant(tenants=_tenants(named.values()), files=files, next_after=next_after)
 
     @app.get("/v1/files/users")
-    def get_users_of_file(path: str) -> UsersOfFile:
-        """Who uses the file at a path relative to the pool's root."""
+    def get_users_of_file(path: str, escaped: bool = False) -> UsersOfFile:
+        """Who uses the file at a path relative to the pool's root; `escaped`: as answers show it."""
         with store.lock:
             try:
-                node = store.walk(path)
+                node = find_named(store, path, escaped=escaped)
             except OSError as error:
                 raise HTTPException(404, f"no file {path} in pool {name}: {error.strerror}") from error
+            except CallerMistake as mistake:
+                raise HTTPException(409, str(mistake)) from mistake
             is_directory = stat.S_ISDIR(store.stat(node).st_mode)
         if is_directory:
             raise HTTPException(404, f"{path or '/'} in pool {name} is a directory: name a file in it")
@@ -170,10 +173,10 @@ def _add_unclaimed(app: FastAPI, unclaimed: Callable[[int], UnclaimedPage]) -> N
 
 def _add_owner(app: FastAPI, ownership: Ownership) -> None:
     @app.put("/v1/owner")
-    def put_owner(path: str, tenant: str | None = None, recursive: bool = False) -> HandedOver:
+    def put_owner(path: str, tenant: str | None = None, recursive: bool = False, escaped: bool = False) -> HandedOver:
         """Hand a file over to the tenant with this cgroup path, or to nobody; in a thread, for it may take long."""
         try:
-            return ownership.hand_over(path, tenant, recursive=recursive)
+            return ownership.hand_over(path, tenant, recursive=recursive, escaped=escaped)
         except CallerMistake as mistake:
             raise HTTPException(404 if isinstance(mistake, NoSuchName) else 409, str(mistake)) from mistake
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from sharedfs.accounting.books import Books
 from sharedfs.api.types import HandedOver
 from sharedfs.common.errors import CallerMistake
+from sharedfs.daemon.named_files import find_named
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.storage.node import Node
 from sharedfs.storage.tree import Store
@@ -34,15 +35,16 @@ class Ownership:
         self._store = store
         self._books = books
 
-    def hand_over(self, path: str, cgroup: str | None, *, recursive: bool) -> HandedOver:
+    def hand_over(self, path: str, cgroup: str | None, *, recursive: bool, escaped: bool = False) -> HandedOver:
         """Give the file at `path`, relative to the pool's root, to the tenant with this cgroup; None: to nobody.
 
-        `recursive`: of a directory, all files below it. Symlinks are not followed. Raises CallerMistake. O(pages).
+        `path` is as `find_named` takes it. `recursive`: of a directory, all files below it. Symlinks are not followed.
+        Raises CallerMistake. O(pages).
         """
         with self._store.lock:
             try:
-                node = self._store.walk(path)
-            except (OSError, UnicodeError):
+                node = find_named(self._store, path, escaped=escaped)
+            except OSError:
                 raise NoSuchName("there is no such file") from None
             mode = self._store.stat(node).st_mode
         is_directory = stat.S_ISDIR(mode)

@@ -1,6 +1,5 @@
 """`sharedfs`: mount, unmount and look at pools. Thin: checks, calls, prints; imports nothing heavy to start."""
 
-import json
 import sys
 from typing import Any
 
@@ -193,12 +192,12 @@ def status(as_json: bool) -> None:
     """Show the pools of this host: sizes, bytes resident, tenants, requests served, data path."""
     from sharedfs.mount import status as statuses  # noqa: PLC0415
 
-    found, silent = statuses.of_all_pools()
+    found = statuses.of_all_pools()
     if as_json:
-        click.echo(json.dumps({"pools": [status.model_dump() for status in found]}, indent=2))
+        click.echo(found.as_json())
     else:
         statuses.show(found)
-    for record in silent:
+    for record in found.dead:
         click.echo(
             f"sharedfs: the pool at {record.mountpoint} is dead: `sharedfs umount {record.mountpoint}` cleans up",
             err=True,

@@ -229,7 +229,7 @@ def _set_flags(mounted: Mount, flags: int) -> None:
         if error.errno != EBUSY:
             raise
         raise CallerMistake(
-            f"{mounted.mountpoint} has files open for writing{_named_users(mounted.mountpoint)}: close them first"
+            f"{mounted.mountpoint} has files open for writing{_named_users(mounted)}: close them first"
         ) from None
 
 
@@ -304,16 +304,17 @@ def _state_of(record: PoolRecord, status: PoolStatus | None) -> str:
     return f"the installed version has not taken over: daemon {status.daemon_pid} goes on; {log}"
 
 
-def ask_status(name: str) -> PoolStatus | None:
+def ask_status(name: str, seconds: float = _ANSWER_SECONDS) -> PoolStatus | None:
     """What a pool says of itself; None when it does not answer just now."""
     try:
-        answer = ask(paths.feed_socket(name), "GET", "/v1/status", timeout_seconds=_ANSWER_SECONDS)
+        answer = ask(paths.feed_socket(name), "GET", "/v1/status", timeout_seconds=seconds)
     except NoAnswer:
         return None
     return PoolStatus.model_validate_json(answer.content) if answer.is_success else None
 
 
-def _named_users(mountpoint: str) -> str:
+def _named_users(mounted: Mount) -> str:
     """Processes that visibly use the mount, for a message."""
-    users = mount_users.users_of(mountpoint, None, None, None)
+    found = mount_users.users_of(mounted.mountpoint, mounted.device, mounted, None)
+    users = [user for user in found if user.how != mount_users.ELSEWHERE]
     return f" by {mount_users.named(users)}" if users else ""

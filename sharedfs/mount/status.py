@@ -1,31 +1,73 @@
-"""`sharedfs status`: what each pool says of itself on its feed."""
+"""`sharedfs status`: what each pool says of itself on its feed. One that is slow is not taken for one that is gone."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from sharedfs.api.types import PoolRecord, PoolStatus
+from sharedfs.common import paths
 from sharedfs.common.terminal import print_table, say
 from sharedfs.common.units import format_size
 from sharedfs.mount.mounting import ask_status, require_root
 from sharedfs.pool import registry
 from sharedfs.pool.cgroup import NEVER_KILLED
 
+_ANSWER_SECONDS = 2.0
+_ASKED_AT_ONCE = 64
 
-def of_all_pools() -> tuple[list[PoolStatus], list[PoolRecord]]:
-    """The pools that answer, and the records of those whose keeper is dead. One that still starts is neither."""
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """The pools of this host that answer, and the records of those that live but do not, and of those that are dead."""
+
+    answering: list[PoolStatus]
+    late: list[PoolRecord]
+    dead: list[PoolRecord]
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {
+                "pools": [pool.model_dump() for pool in self.answering],
+                "not_answering": [record.model_dump() for record in self.late],
+                "dead": [record.model_dump() for record in self.dead],
+            },
+            indent=2,
+        )
+
+
+def of_all_pools() -> Pools:
+    """Asks all at once: one that is slow holds up no other."""
     require_root()
-    answered, dead = [], []
+    found = Pools([], [], [])
+    served: list[PoolRecord] = []
     for record in registry.records():
-        if not registry.is_served(record):
-            dead.append(record)
-            continue
-        status = ask_status(record.name)
-        if status is not None:
-            answered.append(status)
-    return answered, dead
+        (served if registry.is_served(record) else found.dead).append(record)
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
+        answers = threads.map(lambda record: ask_status(record.name, _ANSWER_SECONDS), served)
+        for record, status in zip(served, answers, strict=True):
+            if status is not None:
+                found.answering.append(status)
+            elif registry.is_served(record):
+                found.late.append(record)
+    return found
 
 
-def show(found: list[PoolStatus]) -> None:
-    if not found:
+def show(found: Pools) -> None:
+    if not found.answering and not found.late:
         say("no pools: mount one with `sharedfs mount MOUNTPOINT`")
         return
+    if found.answering:
+        _show_table(found.answering)
+    for pool in found.answering:
+        _show_remarks(pool)
+    for record in found.late:
+        say(
+            f"{record.name}: the pool at {record.mountpoint} lives but gave no answer within {_ANSWER_SECONDS:.0f} s: "
+            f"keeper pid {record.keeper_pid}, cgroup {record.pool_cgroup}; {paths.daemon_log(record.name)} may say why"
+        )
+
+
+def _show_table(found: list[PoolStatus]) -> None:
     rows = []
     for pool in found:
         others = sum(count for kind, count in pool.requests.items() if kind not in ("read", "write"))
@@ -53,30 +95,32 @@ def show(found: list[PoolStatus]) -> None:
         "DAEMON",
     )
     print_table(heads, rows, texts=4)
-    for pool in found:
-        if not pool.data_path.has_passthrough:
-            say(f"{pool.name}: {pool.mmap}")
-        if pool.bound_bytes < pool.size_bytes:
-            say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
-        if pool.hides_limits:
-            say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
-        if pool.oom_score_adj > NEVER_KILLED:
-            say(f"{pool.name}: the kernel may kill it when memory is short: its processes lack CAP_SYS_RESOURCE")
-        if pool.deleted_files:
-            say(f"{pool.name}: deleted {_files(pool.deleted_files, pool.deleted_bytes)} that nobody used any more")
-        if pool.spilled_files or pool.brought_back_files:
-            on_disk = _files(pool.spilled_files, pool.spilled_bytes)
-            say(f"{pool.name}: spilled to disk {on_disk} that nobody uses; {pool.brought_back_files} came back")
-        if pool.unseen_processes:
-            named = ", ".join(f"{process} in {cgroup}" for process, cgroup in pool.unseen.items())
-            more = ", ..." if pool.unseen_processes > len(pool.unseen) else ""
-            say(
-                f"{pool.name}: {pool.unseen_processes} processes cannot be looked at, what they map stays as it was: "
-                f"{named}{more}"
-            )
-        if pool.recharge_refusal:
-            stranded = format_size(pool.stranded_bytes)
-            say(f"{pool.name}: {stranded} stay charged to removed cgroups for now: {pool.recharge_refusal}")
+
+
+def _show_remarks(pool: PoolStatus) -> None:
+    if not pool.data_path.has_passthrough:
+        say(f"{pool.name}: {pool.mmap}")
+    if pool.bound_bytes < pool.size_bytes:
+        say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
+    if pool.hides_limits:
+        say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
+    if pool.oom_score_adj > NEVER_KILLED:
+        say(f"{pool.name}: the kernel may kill it when memory is short: its processes lack CAP_SYS_RESOURCE")
+    if pool.deleted_files:
+        say(f"{pool.name}: deleted {_files(pool.deleted_files, pool.deleted_bytes)} that nobody used any more")
+    if pool.spilled_files or pool.brought_back_files:
+        on_disk = _files(pool.spilled_files, pool.spilled_bytes)
+        say(f"{pool.name}: spilled to disk {on_disk} that nobody uses; {pool.brought_back_files} came back")
+    if pool.unseen_processes:
+        named = ", ".join(f"{process} in {cgroup}" for process, cgroup in pool.unseen.items())
+        more = ", ..." if pool.unseen_processes > len(pool.unseen) else ""
+        say(
+            f"{pool.name}: {pool.unseen_processes} processes cannot be looked at, what they map stays as it was: "
+            f"{named}{more}"
+        )
+    if pool.recharge_refusal:
+        stranded = format_size(pool.stranded_bytes)
+        say(f"{pool.name}: {stranded} stay charged to removed cgroups for now: {pool.recharge_refusal}")
 
 
 def _files(count: int, size_bytes: int) -> str:

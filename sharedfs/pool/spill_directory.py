@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from contextlib import suppress
-from errno import EEXIST, ENOTEMPTY
+from errno import EEXIST, ENOTEMPTY, EOPNOTSUPP
 from pathlib import Path
 
 from sharedfs.common import paths
@@ -19,6 +19,7 @@ from sharedfs.common.errors import CallerMistake
 from sharedfs.linux import syscalls
 
 _MARK = "trusted.sharedfs.spill"
+_NEEDS_ATTRIBUTES = "give a spill_dir on a disk that keeps trusted extended attributes"
 _READ = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MACHINE_ID = Path("/etc/machine-id")
 
@@ -27,8 +28,9 @@ def check(directory: str, name: str) -> None:
     """Raises CallerMistake unless `open_or_make` would succeed. Changes nothing."""
     parent = _open_parent(directory)
     try:
-        with suppress(FileNotFoundError):
-            os.close(_open_ours(parent, directory, name))
+        os.close(_open_ours(parent, directory, name))
+    except FileNotFoundError:
+        _check_takes_a_new_one(parent, directory)
     finally:
         os.close(parent)
 
@@ -66,6 +68,20 @@ def remove(directory: str, name: str, directory_fd: int) -> bool:
 
 def _open_parent(directory: str) -> int:
     return paths.open_trusted(directory, "give a spill_dir on a disk that only root can change, and all above it")
+
+
+def _check_takes_a_new_one(parent: int, directory: str) -> None:
+    """As far as can be told without making one: that it is no /proc, which keeps no file, and takes the mark."""
+    place = f"/proc/self/fd/{parent}"
+    if os.fstatvfs(parent).f_blocks == 0:
+        raise CallerMistake(f"{directory} is on a filesystem that keeps no files: give a spill_dir on a disk")
+    if not os.access(place, os.W_OK):
+        raise CallerMistake(f"{directory} cannot be written to: give a spill_dir that can")
+    try:
+        os.getxattr(place, _MARK)
+    except OSError as error:
+        if error.errno == EOPNOTSUPP:
+            raise CallerMistake(f"{directory}: {error.strerror}: {_NEEDS_ATTRIBUTES}") from None
 
 
 def _open_ours(parent: int, directory: str, name: str) -> int:
@@ -122,9 +138,7 @@ def _make(parent: int, directory: str, name: str) -> None:
         with suppress(OSError):
             os.rmdir(draft, dir_fd=parent)
         if error.errno not in (EEXIST, ENOTEMPTY):
-            raise CallerMistake(
-                f"{path}: {error.strerror}: give a spill_dir on a disk that keeps trusted extended attributes"
-            ) from None
+            raise CallerMistake(f"{path}: {error.strerror}: {_NEEDS_ATTRIBUTES}") from None
 
 
 def _mark_of(fd: int) -> dict[str, object] | None:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from sharedfs.common.names import printable
 from sharedfs.fuse.protocol import ROOT_NODE
 from sharedfs.linux import syscalls
 from sharedfs.linux.file_paths import long_path, short_path
@@ -160,15 +161,12 @@ class Inodes:
     def display_path(self, node: Node) -> str:
         """Where the inode is in the tree, for people: "" is the root; the name it had, when it was unlinked.
 
-        Names are bytes to the kernel; what is no UTF-8 or cannot be printed is shown with escapes: JSON and terminals
-        must not be at the mercy of who makes names.
+        Names are shown with escapes (`common/names.py`): JSON and terminals must not be at the mercy of who makes them.
         """
         if node.inode in self.removed:
-            return f"{_printable(self.removed[node.inode])} (deleted)"
+            return f"{printable(self.removed[node.inode])} (deleted)"
         path = short_path(self._paths.get(node))
-        return (
-            f"(inode {node.inode}, at a path of more than 4095 bytes)" if path is None else _printable(_in_tree(path))
-        )
+        return f"(inode {node.inode}, at a path of more than 4095 bytes)" if path is None else printable(_in_tree(path))
 
     def path_of(self, node: Node) -> bytes:
         """Where a regular file that has a name is in the tree, relative to its root. Needs no lock.
@@ -224,8 +222,3 @@ def is_the_only_one(fd: int) -> bool:
 
 def _in_tree(path: bytes) -> bytes:
     return path.removeprefix(b"/" + TREE).removeprefix(b"/")
-
-
-def _printable(name: bytes) -> str:
-    text = name.decode(errors="backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -114,6 +114,7 @@ class FakePool:
 
         @api.get("/v1/tenants/files")
         async def files(path: str, after: int = 0) -> Response:
+            await trio.sleep(self.delay_seconds)
             if path not in {tenant.path for tenant in self._tenants()}:
                 return Response(json.dumps({"detail": "no such tenant"}), 404)
             used = [file for file in map(self._file, self.files) if any(self._uses(h, path) for h in file.classes)]

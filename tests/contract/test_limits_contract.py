@@ -196,7 +196,7 @@ def test_the_limit_of_swap_is_settled_and_put_back(world: World, tmp_path: Path)
     state.announce([(order, account.limits)])
     assert world.limits.apply(order).limits == Limits(54 * MIB, order.intended.high_bytes, 20 * MIB)
     assert world.cgroups.limit(group.path, "memory.swap.max") == 20 * MIB
-    assert restore(world.limits, state, state.journal().values()) == []
+    assert restore(world.limits, state.forget, state.journal().values()) == []
     assert world.cgroups.limit(group.path, "memory.swap.max") == 32 * MIB
     assert world.cgroups.limit(group.path) == 64 * MIB
     state.close()
@@ -221,7 +221,7 @@ def test_restoring_puts_back_what_was_found_but_not_over_the_managers_new_word(w
         world.limits.apply(order)
     world.cgroups.manager_sets(changed.path, 48 * MIB)
     world.cgroups.remove(gone.path)
-    assert restore(world.limits, state, state.journal().values()) == []
+    assert restore(world.limits, state.forget, state.journal().values()) == []
     assert world.cgroups.limit(kept.path) == 64 * MIB
     assert world.cgroups.limit(changed.path) == 48 * MIB
     assert state.journal() == {}

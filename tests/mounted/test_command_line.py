@@ -1,5 +1,6 @@
 """The command line: what bad input gets is exit code 2, one line that says what to do, and nothing half done."""
 
+import importlib
 import io
 import json
 import os
@@ -121,7 +122,9 @@ def test_commands_that_are_none(nothing_left: Callable[[], None], arguments: tup
 
 
 def test_who_is_not_root_is_told(run_dir: Path, nothing_left: Callable[[], None]) -> None:
-    """In a fork: another user need not be able to execute this interpreter."""
+    """In a fork: another user need not be able to execute this interpreter, or to read its modules."""
+    for module in ("concurrent.futures.thread", "sharedfs.mount.status", "sharedfs.mount.unmounting"):
+        importlib.import_module(module)
     (run_dir / "mnt").mkdir()
     for arguments in (["mount", "mnt"], ["mount", "mnt", "--foreground"], ["umount", "mnt"], ["status", "--json"]):
 
@@ -183,7 +186,7 @@ def test_umount_of_a_busy_pool_names_its_users(pool: MountedPool) -> None:
         os.write(fd, b"x")
         assert_mistake(sharedfs("umount", str(pool.path), check=False), "in use", f"pid {os.getpid()}")
         assert os.pread(fd, 1, 0) == b"x"
-    wait_until(lambda: sharedfs("umount", str(pool.path), check=False).returncode == 0, "nobody uses it any more")
+    wait_until(lambda: sharedfs("umount", str(pool.path), check=False).returncode == 0, "nobody uses it any more", 30)
     assert_mistake(sharedfs("umount", str(pool.path), check=False), "no pool is mounted")
 
 
@@ -255,6 +258,11 @@ def test_check_says_what_is_wrong_and_mounts_nothing(pool: MountedPool, run_dir:
     place.mkdir()
     assert_mistake(sharedfs("mount", "--check", str(place), "-o", "sise=16M", check=False), "sise")
     assert sharedfs("mount", "--check", str(place), "--size", "16M").stdout.startswith("ok: ")
+    for disk in ("/proc", "/sys"):
+        spill = ("--unclaimed", "spill", "--spill-dir", disk)
+        for check in (("--check",), ()):
+            refused = sharedfs("mount", *check, str(place), "--size", "16M", *spill, check=False)
+            assert_mistake(refused, f"{disk} is on a filesystem that keeps no files")
     assert mount_at(str(place)) is None
     assert list(place.iterdir()) == []
     # A unit's file is checked while its pool is served.

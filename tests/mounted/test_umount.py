@@ -168,8 +168,8 @@ def test_a_mount_of_which_this_one_is_a_copy_stays_and_is_named(shared: Path, ru
             here = mount_at(str(place))
             assert seen is not None
             assert here is not None
-            assert other_mountpoints(here) == []
-            assert other_mountpoints(seen) == [str(place)]
+            assert other_mountpoints(here.device, here) == []
+            assert other_mountpoints(seen.device, seen) == [str(place)]
 
 
 def test_a_mount_that_goes_along_keeps_nobody_waiting(
@@ -194,6 +194,17 @@ def test_a_mount_that_goes_along_keeps_nobody_waiting(
     service.wait(10)
     service.stdout.close()
     nothing_left()
+
+
+def test_another_mount_on_a_shared_mount_stays_and_is_named(shared: Path, unique_name: str) -> None:
+    """systemd makes the root shared: an unmount goes to the same place of the copies, and to no other place."""
+    place, other = shared / "mnt", shared / "other"
+    place.mkdir()
+    options = ("--size", "16M", "--cgroup-parent", f"{unique_name}-pools")
+    with mounted_pool(place, unique_name, *options), bound(place, other):
+        done = sharedfs("umount", str(place), check=False)
+        assert done.returncode == 2
+        assert f"its mount at {other}" in done.stderr
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import controller
 from controller.limits.types import Budget, KernelLimits, Limits, Order, managers_limits
 from controller.limits.v1 import LimitsV1
 from controller.limits.v2 import LimitsV2
+from controller.persistence.database import DamagedDatabase
 from controller.persistence.debt_ages import KeptDebts
 from controller.persistence.state import State
 from controller.service.limit_writer import Settler
@@ -159,7 +160,7 @@ def test_the_journal_and_the_budgets_survive_us_but_the_journal_no_reboot(tmp_pa
     rebooted.close()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "controller.db").write_text("no database, whatever it is, in at least sixteen bytes")
-    with pytest.raises(HostFault, match=r"other/controller\.db"):
+    with pytest.raises(DamagedDatabase, match=r"other/controller\.db"):
         State(tmp_path / "other")
 
 
@@ -217,7 +218,7 @@ def test_whenever_we_die_the_managers_last_word_is_what_stays(
                     limits.apply(order)
             state.close()
         state = State(Path(directory))
-        assert restore(limits, state, state.journal().values()) == []
+        assert restore(limits, state.forget, state.journal().values()) == []
         assert state.journal() == {}
         state.close()
         assert fake.limit("/a") == word
@@ -274,7 +275,7 @@ def test_killed_at_any_line_of_a_settlement_limits_go_back(version: CgroupVersio
             work = partial(settle_once, limits_of(fake), place, tenant, last * MIB)
             assert run_in_child(partial(killed_at_line, work, ours, line)) == -signal.SIGKILL
             state = State(place)
-            assert restore(limits_of(fake), state, state.journal().values()) == []
+            assert restore(limits_of(fake), state.forget, state.journal().values()) == []
             assert state.journal() == {}
             state.close()
             assert fake.limit("/a") == 64 * MIB
@@ -299,7 +300,7 @@ def test_a_hierarchy_that_vanishes_takes_nobody_with_it(
             assert (readings.gone, readings.unreadable) == (frozenset(), {slow, quick})
         with pytest.raises(HostFault, match="no memory cgroups are mounted there any more"):
             limits_of(fake).read(slow)
-        assert restore(limits_of(fake), state, state.journal().values()) == [caplog.records[0].message] * 2
+        assert restore(limits_of(fake), state.forget, state.journal().values()) == [caplog.records[0].message] * 2
         mount.rmdir()
         away.rename(mount)
         assert (await settler.read([slow, quick])).accounts.keys() == {slow, quick}
@@ -448,7 +449,7 @@ def test_what_the_guard_writes_is_never_taken_for_the_managers_word(story: list[
             elif known is not None and Limits(fake.limit("/a")) in known.lowered:
                 fake.manager_sets("/a", known.raised.max_bytes)
         entries = state.journal().values()
-        assert restore(limits, state, entries) == []
+        assert restore(limits, state.forget, entries) == []
         state.close()
         assert fake.limit("/a") == word
         assert fake.kills("/a") == 0

@@ -5,11 +5,13 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -238,7 +240,7 @@ def test_an_operators_budget_is_kept_over_restarts_and_cleared(host: Host) -> No
     wait_until(lambda: host.limit(later) == 32 * MIB, 2)
     assert "no memory cgroup" in host.ctl("budget", "/sharedfs-ctl-test-nobody", "32M", code=2)
     assert "cannot be limited" in host.ctl("budget", "/", "32M", code=2)
-    assert "not a size" in host.ctl("budget", a.path, "plenty", code=2)
+    assert f"`sharedctl budget {a.path} clear` takes" in host.ctl("budget", a.path, "none", code=2)
     assert "greater than" in host.ctl("budget", a.path, "1", code=2)
     host.stop(controller)
     assert host.limit(later) is None
@@ -337,6 +339,7 @@ def test_a_pool_that_answers_late_stays_on_the_bill_and_its_limits_stay(host: Ho
     assert host.limit(a) == 54 * MIB
     assert host.bills()[a.path]["share_bytes"] == 10 * MIB
     assert "pool demo answers late: its part of the bill is" in host.ctl("bills")
+    assert "pool demo does not answer: no answer within 10 s" in host.ctl("explain", a.path, code=1)
     host.pool.die()
     wait_until(lambda: host.limit(a) == 64 * MIB)
     said = host.stop(controller)
@@ -657,9 +660,35 @@ def test_a_damaged_state_is_told_in_a_line_with_what_to_do(host: Host, where: in
         file.seek(where)
         file.write(b"damage" * 512)
     for words in (["run", "--check"], ["run"], ["restore"]):
-        said = host.ctl(*words, code=1)
+        said = host.ctl(*words, code=2)
         assert str(database) in said
         assert "mv " in said
+
+
+def test_limits_come_back_although_the_database_is_damaged(host: Host) -> None:
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.stop(controller, signal.SIGKILL)
+    for file in host.state.glob("controller.db*"):
+        file.write_bytes(b"damage" * 2048)
+    said = host.ctl("restore", code=2)
+    assert "limits put back by the marks on cgroups: 1" in said
+    assert "mv " in said
+    assert host.limit(a) == 64 * MIB
+    assert "on cgroups: 0" in host.ctl("restore", code=2)
+
+
+def test_an_order_that_cannot_be_is_told_with_its_place(host: Host) -> None:
+    host.stop(host.start())
+    database = host.state / "controller.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as opened:
+        opened.execute("INSERT INTO policy VALUES ('fairest', NULL)")
+    for words in (["run", "--check"], ["run"]):
+        said = host.ctl(*words, code=2)
+        assert f"{database} has an order of `sharedctl set-policy`" in said
+        assert "there is no policy fairest" in said
 
 
 @pytest.mark.parametrize("how", ["a restore", "a new controller"])
