@@ -39,6 +39,7 @@ from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pages.swap_scan import SwapScan
+from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
@@ -88,8 +89,17 @@ class Pool:
         self.in_hand = InHand(self.state)
         self.parts = parts = build(self._given(events, faults), resources)
         self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
+        unused_windows = UnusedWindows(self.store, self.books, parts.reconcile, self.state, faults)
         self.recharge = Recharge(
-            self.store, self.books, parts.data_path, parts.reconcile, parts.moves, self.cgroup.inode, self.state, faults
+            self.store,
+            self.books,
+            parts.data_path,
+            parts.reconcile,
+            parts.moves,
+            unused_windows,
+            self.cgroup.inode,
+            self.state,
+            faults,
         )
         self.upkeep = self._make_upkeep(events)
         if start.resumes:
