@@ -33,6 +33,7 @@ from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import NOBODY
 from sharedfs.linux import huge_pages, syscalls
 from sharedfs.linux.page_charges import PageCharges
+from sharedfs.maintenance.pins import QUIET_SECONDS
 from sharedfs.ops.data import DataPath
 from sharedfs.pages.page_moves import PageMoves, Round
 from sharedfs.pages.reconcile import Reconcile
@@ -45,8 +46,6 @@ from sharedfs.storage.tree import Store
 
 log = logging.getLogger("sharedfs")
 
-QUIET_SECONDS = 0.1
-"""Requests wait no longer for a file that nobody uses. 0.1 s is a slow frame; a batch of a few MiB takes a tenth."""
 _ROUND_SECONDS = 0.3  # of collapsing, for which nobody waits
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0

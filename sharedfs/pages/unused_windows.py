@@ -104,7 +104,7 @@ class UnusedWindows:
             finally:
                 self._make_holes(fd, holes, (found.st_atime_ns, found.st_mtime_ns))
                 self._filled.release()
-        return self._reconcile.book_filled(node, fd, *window)
+        return self._reconcile.book_there(node, fd, *window)
 
     def _exchange(self, fd: int, start: int, page: int | None) -> None:
         """Collapse the window, of which `page` is there. A huge page that is there already is split before that."""

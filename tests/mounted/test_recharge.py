@@ -303,6 +303,30 @@ def test_a_tenants_own_huge_page_stays_while_another_maps_it(
     assert charged_to_others(advised_pool, tenants, advised_pool.path / "f") == 0
 
 
+@with_huge_pages
+def test_a_tenants_own_huge_page_stays_while_a_pin_holds_it(
+    advised_pool: MountedPool, tenants: Tenants, stayer: Tenant, tmp_path: Path
+) -> None:
+    """The kernel has nothing to collapse there, and says that it did."""
+    path, leaver = advised_pool.path / "f", tenants.make("leaver")
+    agent = leaver.agent()
+    leaver.do(f"{sparse(path, 8 * MIB)}; m = mmap.mmap(fd, {8 * MIB}); m.madvise(14); m[0] = 1")
+    with suppress(AssertionError):
+        wait_until(lambda: advised_pool.holdings().foreign_bytes == 2 * MIB, "2 MiB came with one page", 10)
+    if advised_pool.holdings().foreign_bytes != 2 * MIB:
+        pytest.skip("the kernel had no huge page to spare")
+    pin = Pin(agent, path, 2 * MIB)
+    move_agent(agent, leaver, stayer)
+    leaver.exit()
+    wait_for_refusal(advised_pool, "a huge page that the kernel or a device holds", 2 * MIB)
+    pin.store(tmp_path / "source")
+    assert stores_in(path, 2 * MIB) == PER_WINDOW
+    stayer.end_processes()
+    wait_until(lambda: is_moved(advised_pool), "the pool has taken over what nobody holds", PATIENCE)
+    assert stores_in(path, 2 * MIB) == PER_WINDOW
+    assert charged_to_others(advised_pool, tenants, path) == 0
+
+
 # -- no touch is lost ------------------------------------------------------------------------------------------------
 
 
