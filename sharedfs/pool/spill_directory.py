@@ -14,8 +14,8 @@ from contextlib import suppress
 from errno import EEXIST, ENOTEMPTY
 from pathlib import Path
 
-from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.trusted_paths import open_trusted
 from sharedfs.linux import syscalls
 
 _MARK = "trusted.sharedfs.spill"
@@ -65,7 +65,7 @@ def remove(directory: str, name: str, directory_fd: int) -> bool:
 
 
 def _open_parent(directory: str) -> int:
-    return paths.open_trusted(directory, "give a spill_dir on a disk that only root can change, and all above it")
+    return open_trusted(directory, "give a spill_dir on a disk that only root can change, and all above it")
 
 
 def _open_ours(parent: int, directory: str, name: str) -> int:
