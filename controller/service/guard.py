@@ -328,7 +328,7 @@ def locked(descriptor: int, byte: int, kind: int) -> bool:
 
 def main() -> int:
     lock, host_lock, patience = sys.argv[1:]
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)  # in one write, over an earlier one
     locked(os.open(host_lock, os.O_WRONLY | os.O_CLOEXEC), 1, fcntl.F_WRLCK)  # controllers with other directories wait

@@ -206,9 +206,10 @@ def _covers(armed: Watch | None, watch: Watch) -> bool:
 def end_earlier_guard(lock: Path) -> None:
     """Wait until the guard of an earlier controller has put inherited parts back and ended; it has seen its end.
 
-    One that does not end (it is stopped) is killed. Raises HostFault when that does not help. Blocks.
+    One that does not end (it is stopped) is killed. Raises HostFault when that does not help, or when what has the
+    lock is no guard. Blocks.
     """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         for patience_seconds in (_END_SECONDS, _END_SECONDS):
             deadline = time.monotonic() + patience_seconds
@@ -217,9 +218,27 @@ def end_earlier_guard(lock: Path) -> None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return
                 time.sleep(0.02)
-            pid = os.pread(descriptor, 20, 0).strip()
-            if pid.isdigit():  # it holds the lock, so it lives
-                os.kill(int(pid), signal.SIGKILL)
+            _kill_guard(lock, os.pread(descriptor, 20, 0).strip())
         raise HostFault(f"{lock}: the guard of an earlier controller does not end: kill it")
     finally:
         os.close(descriptor)
+
+
+def _kill_guard(lock: Path, process_id: bytes) -> None:
+    """Kill the process whose id is in the lock. Raises HostFault unless it is a guard of this user's."""
+    process = None
+    try:
+        if process_id.isdigit():
+            process = os.pidfd_open(int(process_id))  # from here on the id is no other process's
+            found = Path(f"/proc/{int(process_id)}")
+            arguments = (found / "cmdline").read_bytes().split(b"\0")
+            name = os.fsencode(Path(guard.__file__).name)
+            if found.stat().st_uid == os.geteuid() and any(os.path.basename(word) == name for word in arguments[1:5]):
+                signal.pidfd_send_signal(process, signal.SIGKILL)
+                return
+    except (ProcessLookupError, FileNotFoundError, OverflowError):
+        pass  # gone
+    finally:
+        if process is not None:
+            os.close(process)
+    raise HostFault(f"{lock} is locked by a process that is no guard of limits: `fuser -v {lock}` names it, end it")

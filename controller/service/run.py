@@ -2,6 +2,7 @@
 
 import fcntl
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,6 +13,8 @@ import trio
 from controller.limits.factory import kernel_limits
 from controller.limits.marks import Marks
 from controller.limits.types import KernelLimits
+from controller.persistence.database import check_file
+from controller.persistence.history import DATABASE as HISTORY
 from controller.persistence.database import DamagedDatabase, check_room
 from controller.persistence.history import History
 from controller.persistence.state import State, entries_of, look_up_policy
@@ -23,26 +26,35 @@ from controller.service.host_lock import host_lock
 from controller.service.http_api import make_api
 from controller.service.ordered_policy import ordered_policy
 from controller.service.restore import restore
+from sharedfs.api.unix_listener import check_replaceable
 from sharedfs.api.unix_server import serve_at
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
+from sharedfs.common.trusted_paths import check_no_links, check_trusted, open_trusted
 from sharedfs.linux.cgroups import MemoryHierarchy, find_memory_hierarchy
 from sharedfs.linux.service_manager import ServiceManager
 
 log = logging.getLogger(__name__)
+
+_MOVE_AWAY = "the controller follows and replaces nothing there; move it away"
 
 
 @contextmanager
 def only_controller(hierarchy: MemoryHierarchy, *, dry_run: bool = False) -> Iterator[None]:
     """Held by the one controller of this host, run directory and journal, when no guard of an earlier one is left.
 
-    Raises CallerMistake when another controller holds it. One that writes no limits (`dry_run`) may run beside others.
+    Raises CallerMistake when another controller holds it, or when others than root can change these directories. One
+    that writes no limits (`dry_run`) may run beside others.
     """
-    directory = paths.run_directory()
+    run_directory, state_directory = paths.run_directory(), paths.state_directory()
     with ExitStack() as locks:
-        for path in (directory / "controller.lock", paths.controller_lock()):
-            path.parent.mkdir(mode=0o755 if path.parent == directory else 0o700, parents=True, exist_ok=True)
-            lock = locks.enter_context(path.open("a"))
+        for directory, mode in ((run_directory, 0o755), (state_directory, 0o700)):
+            os.close(open_trusted(directory, paths.KEEP_TO_ROOT, make_mode=mode, sticky_is_fine=False))
+        check_trusted(paths.pools_directory(), paths.KEEP_TO_ROOT)
+        _check_files()
+        for path in (run_directory / "controller.lock", paths.controller_lock()):
+            lock = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            locks.callback(os.close, lock)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -53,10 +65,19 @@ def only_controller(hierarchy: MemoryHierarchy, *, dry_run: bool = False) -> Ite
         yield
 
 
+def _check_files() -> None:
+    """Raises CallerMistake when a link, or what is no file, is where the controller has its files."""
+    databases = [name + suffix for name in (paths.CONTROLLER_DATABASE, HISTORY) for suffix in ("", "-wal", "-shm")]
+    names = [paths.controller_lock().name, paths.guard_lock().name, *databases]
+    check_no_links(paths.run_directory(), ["controller.lock"], _MOVE_AWAY)
+    check_no_links(paths.state_directory(), names, _MOVE_AWAY)
+
+
 def run(config: Config, *, dry_run: bool = False) -> None:
     """Serve until SIGTERM or SIGINT, then put all limits back. Raises HostFault when some are not."""
     hierarchy = find_memory_hierarchy()
     with only_controller(hierarchy, dry_run=dry_run), kernel_limits(hierarchy) as limits:
+        check_replaceable(paths.controller_socket())
         state = State(paths.state_directory(), hierarchy=limits.hierarchy)
         history = History(paths.state_directory())
         try:
@@ -75,6 +96,10 @@ def check(config: Config) -> str:
     """
     hierarchy = find_memory_hierarchy()
     policy_to_settle(config.policy, None)
+    for directory in (paths.run_directory(), paths.state_directory()):
+        check_trusted(directory, paths.KEEP_TO_ROOT)
+    _check_files()
+    check_replaceable(paths.controller_socket())
     database = paths.state_directory() / paths.CONTROLLER_DATABASE
     check_room(database.parent)
     ordered_policy(look_up_policy(database), config.policy, hierarchy, database)

@@ -10,7 +10,8 @@ from sharedfs.api.unix_listener import listen_at
 
 async def serve_at(app: Application, path: Path, task_status: trio.TaskStatus[object]) -> None:
     """Serve `app` at `path` until cancelled; started once clients are answered. Leaves no socket behind."""
+    listener = listen_at(path)
     try:
-        await serve_http(app, listen_at(path), task_status=task_status)
+        await serve_http(app, listener, task_status=task_status)
     finally:
         path.unlink(missing_ok=True)

@@ -11,12 +11,7 @@
 """
 
 import os
-import stat
 from pathlib import Path
-
-from sharedfs.common.errors import CallerMistake
-
-_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def run_directory() -> Path:
@@ -25,6 +20,10 @@ def run_directory() -> Path:
 
 def state_directory() -> Path:
     return Path(os.environ.get("SHAREDFS_STATE_DIR", "/var/lib/sharedfs"))
+
+
+KEEP_TO_ROOT = "give a SHAREDFS_RUN_DIR and a SHAREDFS_STATE_DIR that only root can change, and all above them"
+"""What to do where others can."""
 
 
 def controller_socket() -> Path:
@@ -81,34 +80,3 @@ def feed_socket(name: str) -> Path:
 
 def pool_record(name: str) -> Path:
     return pool_directory(name) / "pool.json"
-
-
-def open_trusted(directory: str | Path, advice: str) -> int:
-    """An O_PATH descriptor of an existing directory that only root (or this user) can change, and all above it.
-
-    Links in the path that the operator gave are resolved first; none is followed after that. Raises CallerMistake with
-    a message that ends with `advice`.
-    """
-    at, so_far = os.open("/", _DIRECTORY), Path("/")
-    try:
-        for part in Path(os.path.realpath(directory)).parts[1:]:
-            _check_trusted(at, so_far, advice)
-            below = os.open(part, _DIRECTORY, dir_fd=at)
-            os.close(at)
-            at, so_far = below, so_far / part
-        _check_trusted(at, so_far, advice)
-    except OSError as error:
-        os.close(at)
-        raise CallerMistake(f"{directory}: {so_far}: {error.strerror}: {advice}") from None
-    except CallerMistake:
-        os.close(at)
-        raise
-    return at
-
-
-def _check_trusted(fd: int, path: Path, advice: str) -> None:
-    """In a sticky directory others can make names, and cannot take away or replace those of root."""
-    found = os.fstat(fd)
-    writable = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (0, os.geteuid()) or writable:
-        raise CallerMistake(f"{path} can be changed by others than root: {advice}")

@@ -31,6 +31,7 @@ from sharedfs.ledger.tenant_rules import TenantRules
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.perf_events import TaskEvents
+from sharedfs.maintenance.pins import Pins
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.tasks import Upkeep
 from sharedfs.ops.pyfuse3_ops import RareRequests
@@ -39,6 +40,7 @@ from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pages.swap_scan import SwapScan
+from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
@@ -88,9 +90,19 @@ class Pool:
         self.in_hand = InHand(self.state)
         self.parts = parts = build(self._given(events, faults), resources)
         self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
+        windows = UnusedWindows(self.store, self.books, parts.reconcile, self.state, faults)
         self.recharge = Recharge(
-            self.store, self.books, parts.data_path, parts.reconcile, parts.moves, self.cgroup.inode, self.state, faults
+            self.store,
+            self.books,
+            parts.data_path,
+            parts.reconcile,
+            parts.moves,
+            windows,
+            self.cgroup.inode,
+            self.state,
+            faults,
         )
+        self._pins = Pins(self.store, self.books, parts.data_path, windows)
         self.upkeep = self._make_upkeep(events)
         if start.resumes:
             parts.giving_way.resume()
@@ -128,6 +140,7 @@ class Pool:
             SwapScan(self.store, self.books),
             self.recharge,
             self.parts.unclaimed,
+            self._pins,
             self.limits,
             self.store.tmpfs.room,
         )

@@ -51,6 +51,12 @@ def are_denied(enabled: Path = SHMEM_ENABLED) -> bool:
     return "[deny]" in enabled.read_text()
 
 
+def can_collapse() -> bool:
+    """Whether this kernel makes huge pages of small ones in a tmpfs when it is asked to: `collapse`. Linux >= 6.1."""
+    # An advice of no bytes does nothing, and is EINVAL where the kernel does not know it.
+    return page_bytes() is not None and not are_denied() and _libc.madvise(None, 0, _MADV_COLLAPSE) == 0
+
+
 def populate(fd: int, start: int, end: int, size: int) -> None:
     """Make the huge pages in bytes `start`..`end` of a file of `size` bytes, as far as they begin within it.
 

@@ -107,6 +107,25 @@ class PageCharges:
         return read
 
 
+def frame_of(fd: int, page: int) -> int:
+    """The number of the frame that a page of a file is in: another one when the kernel has moved it.
+
+    0 for a page beyond the end. The file may shrink meanwhile.
+    """
+    try:
+        window = mmap.mmap(fd, PAGE_BYTES, mmap.MAP_SHARED, mmap.PROT_READ, offset=page * PAGE_BYTES)
+    except ValueError:
+        return 0
+    pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with window:
+            _populate(window, 0, PAGE_BYTES)
+            place = np.frombuffer(window, dtype=np.uint8).ctypes.data // PAGE_BYTES * _ENTRY_BYTES
+            return int(np.frombuffer(os.pread(pagemap, _ENTRY_BYTES, place), dtype="<u8")[0] & _FRAME_MASK)
+    finally:
+        os.close(pagemap)
+
+
 def _worth_a_look(fd: int) -> Iterator[tuple[int, int]]:
     """The byte ranges (page-aligned start, end exclusive) in which a file may have pages.
 

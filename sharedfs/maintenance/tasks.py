@@ -20,6 +20,7 @@ from sharedfs.linux.looker import NoLooks
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.linux.shortage import SCARCE
+from sharedfs.maintenance.pins import Pins
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.unclaimed import Rule, UnclaimedFiles
 from sharedfs.ops.data import DataPath
@@ -58,6 +59,7 @@ class Upkeep:
     swap: SwapScan
     recharge: Recharge
     unclaimed: UnclaimedFiles
+    pins: Pins
     limits: MemoryLimits
     room: Room
     _swept_at: float = -math.inf
@@ -131,7 +133,7 @@ class Upkeep:
         pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed is UnclaimedRule.YIELD else options.grace_seconds / 4
         if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, pause):
             rule = Rule(options.unclaimed, options.grace_seconds)
-            await trio.to_thread.run_sync(self.unclaimed.sweep, rule, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(self.unclaimed.sweep, rule, self.pins, abandon_on_cancel=True)
             self._swept_at = trio.current_time()
 
     async def _empty_page_cache(self) -> None:

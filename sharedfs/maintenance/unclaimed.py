@@ -6,7 +6,8 @@
     yield    it stays until a request would fail for want of space (`maintenance/giving_way.py`)
 
 A rule acts on regular files only of which no page has a payer, and which nobody has open or mapped. A file with several
-names is not deleted: removing one of them would free nothing. Directories stay.
+names is not deleted: removing one of them would free nothing. Directories stay. A file is not spilled while a process
+or a device holds pages of it otherwise (`maintenance/pins.py`).
 
 The grace begins when we first find a file unclaimed, and anew with each opening: an opening is a use.
 """
@@ -24,9 +25,11 @@ from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
 from sharedfs.fuse.device import Device
 from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.maintenance.pins import Pins
 from sharedfs.ops.names import Names
 from sharedfs.ops.recent_uses import RecentUses
 from sharedfs.pages.spill import Spill
+from sharedfs.pages.unused_windows import CannotMove
 from sharedfs.pool.options import UnclaimedRule
 from sharedfs.storage.node import Node
 from sharedfs.storage.tree import Store
@@ -116,8 +119,11 @@ class UnclaimedFiles:
 
     # -- what becomes of it ------------------------------------------------------------------------------------------
 
-    def sweep(self, rule: Rule) -> None:
-        """Look which files are unclaimed, and do what `rule` says about those that have been for the grace."""
+    def sweep(self, rule: Rule, pins: Pins) -> None:
+        """Look which files are unclaimed, and do what `rule` says about those that have been for the grace.
+
+        A file that somebody holds pages of is not spilled.
+        """
         now = time.monotonic()
         opened = self._uses.take_opened()
         inodes = self._books.questions.files_where(_has_no_payer)
@@ -130,7 +136,10 @@ class UnclaimedFiles:
         for inode in inodes:
             if now - self._since[inode] >= rule.grace_seconds and inode not in self._put_off:
                 try:
-                    self._delete(inode) if rule.name is UnclaimedRule.DELETE else self._move_to_disk(inode)
+                    self._delete(inode) if rule.name is UnclaimedRule.DELETE else self._move_to_disk(inode, pins)
+                except CannotMove as refusal:
+                    self._put_off[inode] = now + _PAUSE_AFTER_FAILURE_SECONDS
+                    log.warning("pages of inode %d stay, spill is tried again in a minute: %s", inode, refusal)
                 except OSError as error:
                     self._put_off[inode] = now + _PAUSE_AFTER_FAILURE_SECONDS
                     if error.errno != EPERM:  # chattr's +i or +a
@@ -211,13 +220,17 @@ class UnclaimedFiles:
                     found.append((self._since.get(inode, now), written_ns, inode, held_bytes))
         return [(inode, held_bytes) for _, _, inode, held_bytes in sorted(found)]
 
-    def _move_to_disk(self, inode: int) -> None:
+    def _move_to_disk(self, inode: int, pins: Pins) -> None:
         with self._uses.watched(inode) as used:
             with self._store.lock:
                 node = self._find(inode)
                 if node is None or not self._is_unclaimed(node, self._store.stat(node)):
                     return
-            if self._spill.write(node, lambda: not used() and self._is_unclaimed(node, self._store.stat(node))):
+
+            def is_unchanged() -> bool:
+                return not used() and self._is_unclaimed(node, self._store.stat(node))
+
+            if pins.are_none(node, is_unchanged) and self._spill.write(node, is_unchanged):
                 self._device.expire_attributes(inode)
                 log.info("spilled %s: unclaimed", self._store.display_path(node))
 

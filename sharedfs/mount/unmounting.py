@@ -189,10 +189,13 @@ def _put_limits_back() -> None:
 
 def _controller_runs() -> bool:
     try:
-        with paths.controller_lock().open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = os.open(paths.controller_lock(), os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # none is there, or what is none: `sharedctl restore` says so
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except FileNotFoundError:
-        return False
+    finally:
+        os.close(lock)
     return False

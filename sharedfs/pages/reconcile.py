@@ -196,8 +196,12 @@ class Reconcile:
         beyond = max(first, -(-os.fstat(fd).st_size // PAGE_BYTES))
         for start, end in self._books.questions.absent(node.inode, [(beyond, last)]) if beyond <= last else ():
             syscalls.punch_hole(fd, start * PAGE_BYTES, (end - start + 1) * PAGE_BYTES)
+        return self.book_there(node, fd, first, last)
+
+    def book_there(self, node: Node, fd: int, first: int, last: int) -> list[PageRange]:
+        """What is resident of a window that only the daemon changes: pages that the books have not are nobody's."""
         there = self.resident(fd, first, last)
-        if any(end >= beyond for _, end in there):
+        if there and there[-1][1] * PAGE_BYTES >= os.fstat(fd).st_size:
             self.note_tail(node.inode)
         self._books.pages.charge_allocated(node.inode, there, NOBODY)
         return there

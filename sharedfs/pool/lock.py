@@ -11,6 +11,7 @@ from contextlib import suppress
 
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.trusted_paths import open_trusted
 
 _LOCK = "lock"
 _ADVICE = "choose a SHAREDFS_RUN_DIR that only root can change, or another name"
@@ -29,8 +30,7 @@ def claim(name: str) -> int:
     Raises CallerMistake when the pool is served, or when others than root can change its run-time directory.
     """
     directory = paths.pool_directory(name)
-    paths.pools_directory().mkdir(parents=True, exist_ok=True)
-    os.close(paths.open_trusted(paths.pools_directory(), _ADVICE))
+    os.close(open_trusted(paths.pools_directory(), _ADVICE, make_mode=0o755))
     while True:
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -39,7 +39,7 @@ def claim(name: str) -> int:
         try:
             if directory.is_symlink():
                 raise CallerMistake(f"{directory} is a symbolic link: {_ADVICE}")
-            os.close(paths.open_trusted(directory, _ADVICE))
+            os.close(open_trusted(directory, _ADVICE))
             lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # a keeper that ends took its directory away meanwhile

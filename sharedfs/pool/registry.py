@@ -4,13 +4,13 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 from pydantic import ValidationError
 
 from sharedfs.api.types import PoolRecord
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.trusted_paths import check_trusted
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.pool import lock
 from sharedfs.pool.cgroup import POLL_SECONDS, remove_pool_cgroups
@@ -38,8 +38,8 @@ def check_name(name: str) -> None:
 
 
 def records() -> Iterator[PoolRecord]:
-    """The pools that have a record, whether their daemon lives or not."""
-    with suppress(FileNotFoundError):
+    """The pools that have a record, whether their daemon lives or not. Raises CallerMistake as `read_record`."""
+    if check_trusted(paths.pools_directory(), paths.KEEP_TO_ROOT):
         for directory in sorted(paths.pools_directory().iterdir()):
             record = read_record(directory.name)
             if record is not None:
@@ -52,6 +52,12 @@ def record_at(mountpoint: str) -> PoolRecord | None:
 
 
 def read_record(name: str) -> PoolRecord | None:
+    """The record of a pool. It says what is ended and removed: none is taken from where others than root can write.
+
+    Raises CallerMistake there.
+    """
+    if paths.pool_directory(name).is_symlink() or not check_trusted(paths.pool_directory(name), paths.KEEP_TO_ROOT):
+        return None
     try:
         return PoolRecord.model_validate_json(paths.pool_record(name).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError):

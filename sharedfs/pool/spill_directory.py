@@ -14,8 +14,8 @@ from contextlib import suppress
 from errno import EEXIST, ENOTEMPTY, EOPNOTSUPP
 from pathlib import Path
 
-from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.trusted_paths import open_trusted
 from sharedfs.linux import syscalls
 
 _MARK = "trusted.sharedfs.spill"
@@ -67,7 +67,7 @@ def remove(directory: str, name: str, directory_fd: int) -> bool:
 
 
 def _open_parent(directory: str) -> int:
-    return paths.open_trusted(directory, "give a spill_dir on a disk that only root can change, and all above it")
+    return open_trusted(directory, "give a spill_dir on a disk that only root can change, and all above it")
 
 
 def _check_takes_a_new_one(parent: int, directory: str) -> None:

@@ -12,6 +12,8 @@ from sharedfs.storage.state_files import StateFiles
 VARIABLE = "SHAREDFS_FAULTS"
 HIDDEN_FEATURES_VARIABLE = "SHAREDFS_HIDDEN_FEATURES"
 """INIT flags, in hexadecimal, that the kernel is taken not to have: how an older one is tried on a newer."""
+HIDDEN_COLLAPSE_VARIABLE = "SHAREDFS_HIDDEN_COLLAPSE"
+"""Files that nobody uses are moved as on a kernel that collapses no pages."""
 FILE = "faults"
 _BYTES = 4096
 
@@ -24,7 +26,7 @@ class Point(IntEnum):
     DONE = 3  # the store has changed
     COMMITTED = 4  # the answer is in the journal
     ANSWERED = 5  # the kernel has the answer
-    HALFWAY = 6  # the books have let go of a forgotten file, which the store still has; pages are punched out
+    HALFWAY = 6  # the books have let go of a forgotten file, which the store has; pages are punched out, holes filled
 
 
 class Start(IntEnum):
@@ -85,3 +87,7 @@ def faults_of(state: StateFiles) -> Faults | None:
 
 def hidden_features() -> int:
     return int(os.environ.get(HIDDEN_FEATURES_VARIABLE, "0"), 16)
+
+
+def collapse_is_hidden() -> bool:
+    return bool(os.environ.get(HIDDEN_COLLAPSE_VARIABLE))

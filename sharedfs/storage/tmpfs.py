@@ -8,7 +8,8 @@ and last name: what is in removed/ is what the kernel has to forget before it is
 import fcntl
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 from sharedfs.fuse.protocol import ROOT_NODE
 from sharedfs.linux import syscalls
@@ -145,6 +146,20 @@ class PrivateTmpfs:
         """Have room for so much more than before."""
         pool = os.fstatvfs(self.mount_fd)
         syscalls.reconfigure_tmpfs(self.mount_fd, {"size": str(pool.f_blocks * pool.f_frsize + more_bytes)})
+
+    @contextmanager
+    def larger(self, more_bytes: int) -> Iterator[None]:
+        """For the moment of the block it may hold so much more. With the store's lock held."""
+        pool = os.fstatvfs(self.mount_fd)
+        self.grow(more_bytes)
+        try:
+            yield
+        finally:
+            with suppress(
+                OSError
+            ):  # EINVAL: a tenant filled a hole meanwhile. The next look at the limits puts it right
+                syscalls.reconfigure_tmpfs(self.mount_fd, {"size": str(pool.f_blocks * pool.f_frsize)})
+            self.room.look()
 
     def reconfigure(self, size_bytes: int, inodes: int | None, atime_attributes: int) -> None:
         """Change the bounds and who moves access times. EINVAL when more is in use than would be allowed."""

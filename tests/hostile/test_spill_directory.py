@@ -64,6 +64,22 @@ def copied_with_its_mark(disk: Path, name: str) -> None:
     os.setxattr(disk / name, "trusted.sharedfs.spill", os.getxattr(original, "trusted.sharedfs.spill"))
 
 
+def test_only_links_of_root_lead_to_the_directory(disk: Path) -> None:
+    """In a sticky directory, where a stranger can make a link."""
+    sticky = disk / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    (sticky / "link").symlink_to(disk)
+    os.close(spill_directory.open_or_make(str(sticky / "link"), "pool"))
+    assert (disk / "pool").is_dir(), "the control: root's link is followed"
+    os.chown(sticky / "link", STRANGER, STRANGER, follow_symlinks=False)
+    (sticky / "through").symlink_to(sticky / "link")
+    for name in ("link", "through"):
+        with pytest.raises(CallerMistake, match="symbolic link of another user"):
+            spill_directory.open_or_make(str(sticky / name), "another")
+    assert not (disk / "another").exists()
+
+
 def strangers_directory(disk: Path, name: str) -> None:
     os.chown(made(disk, name), STRANGER, STRANGER)
 

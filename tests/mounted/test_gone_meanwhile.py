@@ -9,6 +9,7 @@ from sharedfs.linux import huge_pages
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.procfs import process_cgroup
 from sharedfs.maintenance.recharge import Recharge
+from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.storage.state_files import StateFiles
 from tests.support.parts import build_parts, make_books, make_store
 
@@ -43,7 +44,10 @@ def test_a_file_goes_while_its_pages_become_the_pools(monkeypatch: pytest.Monkey
             moved.append(start)
 
         monkeypatch.setattr(parts.reconcile, "collapse", go_meanwhile)
-        recharge = Recharge(store, books, parts.data_path, parts.reconcile, parts.moves, own.inode, StateFiles())
+        windows = UnusedWindows(store, books, parts.reconcile, StateFiles())
+        recharge = Recharge(
+            store, books, parts.data_path, parts.reconcile, parts.moves, windows, own.inode, StateFiles()
+        )
         recharge.round()
         assert moved == [0], "nothing was moved"
         assert books.questions.resident_bytes() == 0

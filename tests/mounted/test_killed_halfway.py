@@ -3,17 +3,19 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from errno import EIO
 
 import pytest
 
 from sharedfs.fuse.protocol import Opcode
+from sharedfs.linux import huge_pages
 from sharedfs.ops.recovery import MOST_DEATHS
 from sharedfs.pages.reaper import PIECE_PAGES
 from sharedfs.storage import fault_injection
 from sharedfs.storage.fault_injection import Point
-from tests.support.faults import Armed
+from tests.support.faults import Armed, armed_pool
 from tests.support.holes import content_is_there, fault_holes
 from tests.support.operations import LARGE
 from tests.support.posix import fails, opened
@@ -36,27 +38,43 @@ def test_a_daemon_that_breaks_is_followed_by_another(armed: Armed) -> None:
     armed.pool.check_conservation()
 
 
-def test_pages_that_are_in_no_file_when_the_daemon_is_killed_come_back(armed: Armed, tenants: Tenants) -> None:
-    """Punched out to be charged to the pool; somebody opens the file before they are back, and waits."""
+@pytest.fixture
+def copying() -> Iterator[Armed]:
+    """As `armed`, where the kernel collapses no pages."""
+    with armed_pool("copying", **{fault_injection.HIDDEN_COLLAPSE_VARIABLE: "1"}) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("way", ["armed", "copying"])
+def test_a_file_that_is_being_moved_when_the_daemon_is_killed_is_as_before(
+    way: str, request: pytest.FixtureRequest, tenants: Tenants
+) -> None:
+    """Pages of it are punched out, or holes of it filled. A tenant opens it before that is put right, and waits."""
+    armed = request.getfixturevalue(way)
     (armed.pool.path / "d").mkdir()
-    path, pages = armed.pool.path / "d" / "f", range(0, 16)
+    path, pages = armed.pool.path / "d" / "f", range(0, 32, 2)
     leaver = tenants.make("leaver")
     fault_holes(leaver, path, pages)
     wait_until(lambda: armed.pool.holdings().foreign_bytes == len(pages) * PAGE, "the pages are foreign", 20)
-    modified, restarts = path.stat().st_mtime_ns, armed.pool.status().restarts
+    found, restarts = path.stat(), armed.pool.status().restarts
     armed.arm(fault_injection.RECHARGE, Point.HALFWAY)
     with ThreadPoolExecutor(1) as lane:
         with armed.not_restarted() as is_dead:
             leaver.exit()
             wait_until(is_dead, "it kills itself", 20)
+            in_store = next((armed.store / "tree" / "d").iterdir()).stat()
+            # The control: so many pages more there are, if the next daemon does nothing.
+            collapses = way == "armed" and huge_pages.can_collapse()
+            assert (in_store.st_blocks - found.st_blocks) * 512 == (512 - len(pages) if collapses else -1) * PAGE
             early = lane.submit(content_is_there, path, pages)
             wait_until(early.running, "it is opened", 20)
         assert early.result(timeout=60), "an open waits until the pages are back"
     wait_until(lambda: armed.restarted_since(restarts), "another daemon answers", 20)
     assert "were being moved when the daemon was killed" in armed.log.read_text()
-    assert path.stat().st_mtime_ns == modified
+    assert path.stat().st_mtime_ns == found.st_mtime_ns
     assert content_is_there(path, pages)
     wait_until(lambda: armed.pool.holdings().foreign_bytes == 0, "the pool has taken them over", 20)
+    assert path.stat().st_blocks == found.st_blocks
     armed.remove_all()
     armed.pool.check_conservation()
 

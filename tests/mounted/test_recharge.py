@@ -13,8 +13,10 @@ from deploy.demo.host import kernel_release, zombies_stay
 from sharedfs.linux import huge_pages, syscalls
 from sharedfs.linux.cgroups import dying_memcgs
 from sharedfs.linux.page_charges import PageCharges
+from sharedfs.storage import fault_injection
 from tests.support.holes import content_is_there, fault_holes, sparse
 from tests.support.mount import MountedPool, mounted_pool
+from tests.support.pins import Pin, move_agent, stores_in
 from tests.support.stores import Storers
 from tests.support.tenants import Agent, Tenant, Tenants, wait_until
 
@@ -24,10 +26,24 @@ PAGE = 4096
 MIB = 1 << 20
 PER_WINDOW = 512
 PATIENCE = 60.0
+PINNED = 2 * PER_WINDOW
 with_huge_pages = pytest.mark.skipif(
     huge_pages.page_bytes() != PER_WINDOW * PAGE or huge_pages.are_denied(),
     reason="files in use are moved by MADV_COLLAPSE only, which this kernel does not do",
 )
+
+
+@pytest.fixture
+def stayer(tenants: Tenants) -> Tenant:
+    return tenants.make("stayer")
+
+
+@pytest.fixture
+def copying_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MountedPool]:
+    """As on a kernel that collapses no pages."""
+    monkeypatch.setenv(fault_injection.HIDDEN_COLLAPSE_VARIABLE, "1")
+    with mounted_pool(tmp_path / "copying", f"copying-{os.getpid()}", "--size", "256M") as pool:
+        yield pool
 
 
 def charged_below(tenants: Tenants) -> int:
@@ -46,6 +62,11 @@ def charged_to_others(pool: MountedPool, tenants: Tenants, path: Path) -> int:
     assert own is not None
     with PageCharges() as charges, path.open("rb") as file:
         return sum(size for inode, size in charges.of(file.fileno()).items() if inode != own.inode)
+
+
+def is_charged_to_pool(pool: MountedPool, tenants: Tenants, path: Path) -> bool:
+    """Whether the kernel charges no tenant. Pages that were copied are right in memory.stat, too."""
+    return not (charged_to_others(pool, tenants, path) if huge_pages.can_collapse() else charged_below(tenants))
 
 
 def map_file(agent: Agent, path: Path, size: int) -> None:
@@ -70,7 +91,8 @@ def test_what_nobody_uses_any_more_becomes_the_pools(pool: MountedPool, tenants:
     assert content_is_there(path, pages)
     assert path.stat().st_mtime_ns == modified
     # One zombie could not be told from the comings and goings of the host's other cgroups: its charge can.
-    wait_until(lambda: charged_below(tenants) == 0, "nothing keeps the zombie", PATIENCE)
+    wait_until(lambda: is_charged_to_pool(pool, tenants, path), "nothing keeps the zombie", PATIENCE)
+    assert path.stat().st_blocks * 512 == pool.check_conservation().resident_bytes == (len(pages) + 1) * PAGE
 
 
 # -- no store is lost ------------------------------------------------------------------------------------------------
@@ -138,12 +160,46 @@ def test_the_control_copying_what_others_map_loses_stores(tenants: Tenants, tmp_
         subprocess.run(["umount", "-l", str(tmp_path)], check=True)
 
 
+def pin_and_leave(pool: MountedPool, tenants: Tenants, stayer: Tenant) -> Pin:
+    """A process pins 4 MiB, closes the file, and survives the cgroup that is charged for them."""
+    leaver, path = tenants.make("leaver"), pool.path / "f"
+    fault_holes(leaver, path, range(PINNED), 64 * MIB)
+    agent = leaver.agent()
+    pin = Pin(agent, path, PINNED * PAGE)
+    move_agent(agent, leaver, stayer)
+    wait_until(lambda: pool.holdings().foreign_bytes == PINNED * PAGE, "the pages are foreign", PATIENCE)
+    leaver.exit()
+    return pin
+
+
+@with_huge_pages
+def test_no_store_of_a_pin_is_lost(pool: MountedPool, tenants: Tenants, stayer: Tenant, tmp_path: Path) -> None:
+    """Nobody has the file open or maps it, and the kernel stores into its pages all the same."""
+    path = pool.path / "f"
+    pin = pin_and_leave(pool, tenants, stayer)
+    wait_for_refusal(pool, "held by the kernel or a device", PINNED * PAGE)
+    blocks, modified = path.stat().st_blocks, path.stat().st_mtime_ns
+    pin.store(tmp_path / "source")
+    assert stores_in(path, PINNED * PAGE) == PINNED
+    stayer.end_processes()
+    wait_until(lambda: is_moved(pool), "the pool has taken over what nobody holds", PATIENCE)
+    assert stores_in(path, PINNED * PAGE) == PINNED
+    assert (path.stat().st_blocks, path.stat().st_mtime_ns) == (blocks, modified)
+    assert charged_to_others(pool, tenants, path) == 0
+    pool.check_conservation()
+
+
+def test_the_control_copying_loses_the_stores_of_a_pin(
+    copying_pool: MountedPool, tenants: Tenants, stayer: Tenant, tmp_path: Path
+) -> None:
+    """A kernel that collapses no pages has no other way: docs/reliability.md says so."""
+    pin = pin_and_leave(copying_pool, tenants, stayer)
+    wait_until(lambda: is_moved(copying_pool), "the pool has taken them over", PATIENCE)
+    pin.store(tmp_path / "source")
+    assert stores_in(copying_pool.path / "f", PINNED * PAGE) == 0
+
+
 # -- what stays, and why ---------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stayer(tenants: Tenants) -> Tenant:
-    return tenants.make("stayer")
 
 
 def wait_for_refusal(pool: MountedPool, reason: str, stranded_bytes: int) -> None:
@@ -174,7 +230,8 @@ def test_sparse_pages_of_a_file_in_use_stay_until_it_is_not(
     assert charged_below(tenants) == len(pages) * PAGE, "the control: they keep the removed cgroup"
     agent.do("m.close(); os.close(fd)")
     wait_until(lambda: is_moved(pool), "the pool has taken them over", PATIENCE)
-    wait_until(lambda: charged_below(tenants) == 0, "the kernel charges no tenant for them", PATIENCE)
+    wait_until(lambda: is_charged_to_pool(pool, tenants, pool.path / "f"), "no tenant is charged for them", PATIENCE)
+    assert pool.resident_by_statfs() == resident + len(pages) * PAGE, "what collapsing fills goes again"
     assert content_is_there(pool.path / "f", pages)
     pool.check_conservation()
 
@@ -249,6 +306,30 @@ def test_a_tenants_own_huge_page_stays_while_another_maps_it(
         agent.do("m.close(); os.close(fd)")
     wait_until(lambda: is_moved(advised_pool), "the pool has taken them over", PATIENCE)
     assert charged_to_others(advised_pool, tenants, advised_pool.path / "f") == 0
+
+
+@with_huge_pages
+def test_a_tenants_own_huge_page_stays_while_a_pin_holds_it(
+    advised_pool: MountedPool, tenants: Tenants, stayer: Tenant, tmp_path: Path
+) -> None:
+    """The kernel has nothing to collapse there, and says that it did."""
+    path, leaver = advised_pool.path / "f", tenants.make("leaver")
+    agent = leaver.agent()
+    leaver.do(f"{sparse(path, 8 * MIB)}; m = mmap.mmap(fd, {8 * MIB}); m.madvise(14); m[0] = 1")
+    with suppress(AssertionError):
+        wait_until(lambda: advised_pool.holdings().foreign_bytes == 2 * MIB, "2 MiB came with one page", 10)
+    if advised_pool.holdings().foreign_bytes != 2 * MIB:
+        pytest.skip("the kernel had no huge page to spare")
+    pin = Pin(agent, path, 2 * MIB)
+    move_agent(agent, leaver, stayer)
+    leaver.exit()
+    wait_for_refusal(advised_pool, "a huge page that the kernel or a device holds", 2 * MIB)
+    pin.store(tmp_path / "source")
+    assert stores_in(path, 2 * MIB) == PER_WINDOW
+    stayer.end_processes()
+    wait_until(lambda: is_moved(advised_pool), "the pool has taken over what nobody holds", PATIENCE)
+    assert stores_in(path, 2 * MIB) == PER_WINDOW
+    assert charged_to_others(advised_pool, tenants, path) == 0
 
 
 # -- no touch is lost ------------------------------------------------------------------------------------------------

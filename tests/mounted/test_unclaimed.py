@@ -3,14 +3,18 @@
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from sharedfs.api.types import FILES_OF_A_PAGE, UnclaimedPage
+from sharedfs.common import paths
+from sharedfs.linux import huge_pages
+from sharedfs.storage import fault_injection
 from tests.support.controller import bills, run_sharedctl, running_controller, sharedctl
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.pins import Pin, move_agent, stores_in
 from tests.support.tenants import AgentError, Tenants, wait_until
 
 PAGE = 4096
@@ -109,6 +113,62 @@ def test_unclaimed_files_are_deleted_after_the_grace_and_no_others(mount: Mount,
         wait_until(lambda: len(unclaimed(pool).files) == 2, "two are left", PATIENCE)
         left = {file.path for file in unclaimed(pool).files}
         assert left in ({"dir/guarded", "dir/linked"}, {"dir/guarded", "dir/second"}), "a file with two names stays"
+        pool.check_conservation()
+
+
+with_huge_pages = pytest.mark.skipif(
+    not huge_pages.can_collapse(), reason="this kernel does not tell whether pages are held: docs/pages.md"
+)
+
+
+def leave_pinned(pool: MountedPool, tenants: Tenants) -> Pin:
+    """A tenant writes a file and exits; a process that pinned its pages goes on in another cgroup."""
+    leaver, stayer, path = tenants.make("leaver"), tenants.make("stayer"), pool.path / "f"
+    leaver.do(f"with open('{path}', 'wb') as file: file.write(b'x' * {PAGES * PAGE})")
+    agent = leaver.agent()
+    pin = Pin(agent, path, PAGES * PAGE)
+    move_agent(agent, leaver, stayer)
+    leaver.exit()
+    return pin
+
+
+@with_huge_pages
+def test_a_file_is_not_spilled_while_its_pages_are_pinned(
+    mount: Mount, disk: Path, tenants: Tenants, tmp_path: Path
+) -> None:
+    with mount("--unclaimed", "spill", "--spill-dir", str(disk)) as pool:
+        pin, log = leave_pinned(pool, tenants), paths.daemon_log(pool.name)
+        wait_until(lambda: "held by the kernel or a device" in log.read_text(), "it is not spilled", PATIENCE)
+        assert (pool.status().spilled_files, copies(disk)) == (0, [])
+        pin.store(tmp_path / "source")
+        assert stores_in(pool.path / "f", PAGES * PAGE) == PAGES
+        pool.check_conservation()
+
+
+def test_the_control_where_the_kernel_does_not_tell_stores_of_a_pin_are_lost(
+    mount: Mount, disk: Path, tenants: Tenants, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(fault_injection.HIDDEN_COLLAPSE_VARIABLE, "1")
+    with mount("--unclaimed", "spill", "--spill-dir", str(disk)) as pool:
+        pin = leave_pinned(pool, tenants)
+        wait_until(lambda: pool.status().spilled_files, "it is spilled", PATIENCE)
+        pin.store(tmp_path / "source")
+        assert stores_in(pool.path / "f", PAGES * PAGE) == 0
+
+
+def test_small_files_are_spilled_from_a_full_pool(mount: Mount, disk: Path, tenants: Tenants) -> None:
+    """To find out whether their pages are held takes 2 MiB for a moment, which a full pool does not have."""
+    with mount("--unclaimed", "spill", "--spill-dir", str(disk), "--grace", "3600") as pool:
+        leave_files(tenants, [pool.path / f"small-{number}" for number in range(5)])
+        with (pool.path / "large").open("wb") as file, suppress(OSError):
+            while True:
+                file.write(bytes(MIB))
+        size = os.statvfs(pool.path).f_blocks
+        assert os.statvfs(pool.path).f_bavail == 0
+        sharedfs("mount", str(pool.path), "-o", f"remount,grace={GRACE}")
+        wait_until(lambda: pool.status().spilled_files >= 5, "they are on disk", PATIENCE)
+        assert os.statvfs(pool.path).f_blocks == size
+        assert all((pool.path / f"small-{number}").read_bytes() == pattern(8) for number in range(5))
         pool.check_conservation()
 
 

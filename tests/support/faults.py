@@ -80,11 +80,13 @@ class Armed:
 
 
 @contextmanager
-def armed_pool() -> Iterator[Armed]:
-    name = f"sharedfs-test-{os.getpid()}-faults"
+def armed_pool(kind: str = "faults", **environment: str) -> Iterator[Armed]:
+    name = f"sharedfs-test-{os.getpid()}-{kind}"
     with tempfile.TemporaryDirectory(prefix="sf-", dir="/tmp") as directory, pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHAREDFS_RUN_DIR", f"{directory}/run")
         patch.setenv(fault_injection.VARIABLE, "1")
+        for variable, value in environment.items():
+            patch.setenv(variable, value)
         options = ("--size", "64M", "--cgroup-parent", f"{name}-pools")
         with mounted_pool(Path(directory) / "mnt", name, *options) as pool:
             yield Armed(pool)

@@ -412,7 +412,12 @@ def test_what_the_caller_gets_wrong_is_one_line_and_exit_code_2(host: Host, tmp_
         config.write_text(text)
         assert complaint in host.ctl("run", "--config", str(config), code=2)
     assert "No such file" in host.ctl("run", "--config", "/nonexistent", code=2)
-    (host.run / "controller.sock").touch()  # whatever was left there is replaced
+    (host.run / "controller.sock").write_text("mine")
+    assert "is no socket" in host.ctl("run", code=2)
+    assert (host.run / "controller.sock").read_text() == "mine"
+    (host.run / "controller.sock").unlink()
+    with closing(socket.socket(socket.AF_UNIX)) as left:  # a socket that was left there is replaced
+        left.bind(str(host.run / "controller.sock"))
     host.start("--config", str(REPOSITORY / "deploy" / "controller.toml"))
     assert stat.S_IMODE((host.run / "controller.sock").stat().st_mode) == 0o600
     assert "already runs" in host.ctl("run", code=2)
