@@ -13,9 +13,8 @@ import trio
 from controller.limits.factory import kernel_limits
 from controller.limits.marks import Marks
 from controller.limits.types import KernelLimits
-from controller.persistence.database import check_file
-from controller.persistence.history import DATABASE as HISTORY
 from controller.persistence.database import DamagedDatabase, check_room
+from controller.persistence.history import DATABASE as HISTORY
 from controller.persistence.history import History
 from controller.persistence.state import State, entries_of, look_up_policy
 from controller.policies.registry import policy_to_settle

@@ -10,6 +10,7 @@ no cgroup of it: /proc/PID/task/TID of a thread that lives does. `living_task` f
 """
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import EACCES, EINVAL, ENAMETOOLONG, EPERM, ESRCH
@@ -178,6 +179,12 @@ class Mapping:
 
 def process_ids() -> Iterator[int]:
     return (int(entry) for entry in os.listdir("/proc") if entry.isdecimal())
+
+
+def maps_device(process_id: int, device: tuple[int, int]) -> bool:
+    """Whether a process maps any file on `device` (major, minor). As `task_maps`."""
+    _, text = task_maps(process_id)
+    return re.search(rb"^\S+ \S+ \S+ %02x:%02x " % device, text, re.MULTILINE) is not None
 
 
 def task_maps(process_id: int) -> tuple[str, bytes]:

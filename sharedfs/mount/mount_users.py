@@ -171,7 +171,7 @@ def _uses(process_id: int, question: _Question) -> Iterator[str]:
     for link, how in links:
         if _is_on(link, question):
             yield how
-    if question.device is not None and procfs.mappings_of_device(process_id, question.device)[1]:
+    if question.device is not None and procfs.maps_device(process_id, question.device):
         yield "a mapping"
 
 
