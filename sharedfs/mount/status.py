@@ -25,14 +25,11 @@ class Pools:
     dead: list[PoolRecord]
 
     def as_json(self) -> str:
-        return json.dumps(
-            {
-                "pools": [pool.model_dump() for pool in self.answering],
-                "not_answering": [record.model_dump() for record in self.late],
-                "dead": [record.model_dump() for record in self.dead],
-            },
-            indent=2,
-        )
+        """`not_answering` is there when there is such a pool: what scripts read as a rule stays as it was."""
+        told = {"pools": [pool.model_dump() for pool in self.answering]}
+        if self.late:
+            told["not_answering"] = [record.model_dump() for record in self.late]
+        return json.dumps(told, indent=2)
 
 
 def of_all_pools() -> Pools:

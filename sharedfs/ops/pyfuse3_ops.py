@@ -41,16 +41,20 @@ class RareRequests(pyfuse3.Operations):
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         """The namespace's OSError is the caller's errno. Anything else is our own bug and ends the service."""
-        namespace, privileged = self._namespace, procfs.effective_user(ctx.pid) == 0
+        namespace = self._namespace
+
+        def names() -> list[bytes]:
+            return namespace.attributes.xattr_names(inode, privileged=procfs.effective_user(ctx.pid) == 0)
+
         with namespace.lock:
             try:
                 try:
-                    return namespace.attributes.xattr_names(inode, privileged=privileged)
+                    return names()
                 except OSError as error:
                     if error.errno not in SCARCE:
                         raise
                     namespace.make_room()
-                    return namespace.attributes.xattr_names(inode, privileged=privileged)
+                    return names()
             except OSError as error:
                 raise FUSEError(errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO) from error
 
