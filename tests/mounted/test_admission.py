@@ -82,8 +82,9 @@ def test_what_a_new_tenant_fills_before_the_controller_has_seen_it_is_no_debt(
     tenant.do(f"private = bytearray(16 * {MIB}); private[::4096] = bytes(16 * {MIB} // 4096)")
     assert 16 * MIB < fill(tenant, pool) <= BUDGET - 16 * MIB - DEFAULT_ROOM.of(BUDGET)
     wait_until(lambda: bill_of(tenant.path, bills())["share_bytes"] > 16 * MIB, "it is billed")
-    # For two seconds nothing is known of its swing, and an eighth of what it has is left on top.
-    wait_until(lambda: bill_of(tenant.path, bills())["debt_bytes"] == 0, "it bears all of it", 10)
+    # For two seconds nothing is known of its swing, and an eighth of what it has is left on top. What its own memory
+    # has grown by since its first request (the buffer that it writes from) nobody could know.
+    wait_until(lambda: bill_of(tenant.path, bills())["debt_bytes"] <= 2 * MIB, "it bears all of it", 10)
 
 
 def test_what_nobody_asked_for_stays_a_hole_beyond_the_budget(
