@@ -1,15 +1,13 @@
 """An operator can name every file: by its bytes, as tables show it, and by way of another mount or a symlink."""
 
 import os
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support.controller import run_sharedctl, running_controller, sharedctl
-from tests.support.mount import MountedPool
+from tests.support.mount import MountedPool, bound
 from tests.support.tenants import Tenant, Tenants
 
 PAGE = 4096
@@ -77,16 +75,6 @@ def test_a_name_that_looks_like_another_one_is_taken_for_neither(pool: MountedPo
         assert "each backslash doubled" in done.stderr
     assert maker.path in users(pool, "a\x1b")
     assert maker.path in users(pool, "a\\\\x1b")
-
-
-@contextmanager
-def bound(source: Path, target: Path) -> Iterator[None]:
-    target.mkdir()
-    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(target)], check=True)
 
 
 def test_a_file_by_way_of_another_mount_or_a_symlink(pool: MountedPool, maker: Tenant, run_dir: Path) -> None:

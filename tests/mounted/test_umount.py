@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from errno import ECONNABORTED, ENOTCONN
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.mountinfo import mount_at, mounts
 from sharedfs.mount.mount_users import other_mountpoints
 from sharedfs.pool import registry
-from tests.support.mount import MountedPool, mounted_pool, sharedfs, unmount
+from tests.support.mount import MountedPool, bound, mounted_pool, sharedfs, unmount
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
 PATIENCE = 30.0
@@ -205,13 +204,3 @@ def test_another_mount_on_a_shared_mount_stays_and_is_named(shared: Path, unique
         done = sharedfs("umount", str(place), check=False)
         assert done.returncode == 2
         assert f"its mount at {other}" in done.stderr
-
-
-@contextmanager
-def bound(source: Path, target: Path) -> Iterator[None]:
-    target.mkdir()
-    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", str(target)], check=True)

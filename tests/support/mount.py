@@ -153,6 +153,17 @@ def mounted_pool(place: Path, name: str, *options: str) -> Iterator[MountedPool]
         unmount_whatever_happened(place)
 
 
+@contextmanager
+def bound(source: Path, target: Path) -> Iterator[None]:
+    """A directory once more, at a place that is made for it."""
+    target.mkdir()
+    subprocess.run(["mount", "--bind", str(source), str(target)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
 def unmount_whatever_happened(place: Path) -> None:
     """Unmount lazily, so that a failed test's open files do not matter, and wait until keeper and daemon are gone."""
     record = registry.record_at(str(place))
