@@ -314,6 +314,10 @@ def _answer(answer: Answer) -> None:
     os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
 
 
+HOST_LOCK_BYTE = 1
+"""The guard's byte of the host's lock; the controller has another one (`controller/service/host_lock.py`)."""
+
+
 def locked(descriptor: int, byte: int, kind: int) -> bool:
     """Take or give back the lock on a byte of a file, as an open file description's; False where another has it.
 
@@ -331,7 +335,9 @@ def main() -> int:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.pwrite(descriptor, f"{os.getpid():<20}".encode(), 0)  # in one write, over an earlier one
-    locked(os.open(host_lock, os.O_WRONLY | os.O_CLOEXEC), 1, fcntl.F_WRLCK)  # controllers with other directories wait
+    locked(
+        os.open(host_lock, os.O_WRONLY | os.O_CLOEXEC), HOST_LOCK_BYTE, fcntl.F_WRLCK
+    )  # controllers with other directories wait
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

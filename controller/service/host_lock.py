@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from controller.service.guard import locked
+from controller.service.guard import HOST_LOCK_BYTE, locked
 from sharedfs.common.errors import CallerMistake, HostFault
 
 log = logging.getLogger(__name__)
 
-_CONTROLLER, _GUARD = 0, 1
+_CONTROLLER = 0
 _GUARD_SECONDS = 5.0
 
 
@@ -44,11 +44,11 @@ def host_lock(path: Path) -> Iterator[None]:
                 "`pgrep -af 'sharedctl run'` finds it"
             )
         deadline = time.monotonic() + _GUARD_SECONDS
-        while not locked(descriptor, _GUARD, fcntl.F_WRLCK):
+        while not locked(descriptor, HOST_LOCK_BYTE, fcntl.F_WRLCK):
             if time.monotonic() > deadline:
                 raise HostFault("the guard of another controller does not end: kill it, `pgrep -af guard.py` finds it")
             time.sleep(0.02)
-        locked(descriptor, _GUARD, fcntl.F_UNLCK)
+        locked(descriptor, HOST_LOCK_BYTE, fcntl.F_UNLCK)
         yield
     finally:
         os.close(descriptor)
