@@ -50,7 +50,6 @@ class FastReaders:
                     core.set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
                     self._note_added((inode, tenant), before, _used_bytes(core.ledger.file_holdings(inode), tenant))
                     core.set_mapped(inode, tenant, NO_RUNS)
-                    self._own_bytes.pop((inode, tenant), None)
             core.tidy_log()
 
     def refresh(self) -> None:
@@ -67,9 +66,8 @@ class FastReaders:
                 self._read_by(reader, pages, lambda reader: reader in self._closed and reader not in self._readers)
             self._closed.pop(reader, None)
         with self._core.lock:
-            for reader in [reader for reader in self._own_bytes if reader not in self._readers]:
-                if reader not in self._closed:
-                    del self._own_bytes[reader]
+            for reader in self._own_bytes.keys() - set(self._readers) - self._closed.keys():
+                del self._own_bytes[reader]
 
     def _note_added(self, reader: Reader, before_bytes: int, after_bytes: int) -> None:
         """What it uses more than before, and more than it opened, others have added. With the lock held."""
