@@ -38,7 +38,7 @@ class _Mapper:
 
 
 class _Mappers:
-    """Who maps what of the mount, as it was seen, and the processes of which that is not known."""
+    """Who maps which files of the mount, and the processes whose mappings are not known."""
 
     def __init__(self, sights: list[tuple[Sight, TenantId]], unseen: tuple[Unseen, ...]) -> None:
         self.unseen = unseen
