@@ -65,7 +65,7 @@ class Books:
         self.pages = Pages(core, self.changes, self.swapped)
         self.mappings = MappedPages(core, self.changes, self.pages)
         self.questions = Questions(core)
-        self.readers = FastReaders(core, self.questions)
+        self.readers = FastReaders(core)
         self.recording = Recording(core)
         self.tidying = Tidying(core)
 

@@ -89,7 +89,7 @@ class Core:
             with self.lock:
                 yield piece
 
-    def in_turns(self, pieces: Iterator[None], holds: Callable[[], bool]) -> None:
+    def in_turns(self, pieces: Iterator[object], holds: Callable[[], bool]) -> None:
         """Have all `pieces` done, each with the lock held, for as long as `holds` says before each."""
         while True:
             with self.lock:

@@ -1,9 +1,9 @@
 """Handles through which a tenant may read all of a file without a request: while it has one it uses all its pages."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from sharedfs.accounting.core import Core
-from sharedfs.accounting.questions import Holdings, Questions
+from sharedfs.accounting.questions import Holdings
 from sharedfs.ledger.open_readers import Reader
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, Runs, as_runs
 from sharedfs.ledger.tenant import NOBODY, TenantId
@@ -12,9 +12,8 @@ _ALL_PAGES = as_runs([(0, LAST_PAGE)])
 
 
 class FastReaders:
-    def __init__(self, core: Core, questions: Questions) -> None:
+    def __init__(self, core: Core) -> None:
         self._core = core
-        self._questions = questions
         self._readers = core.readers
         self._own_bytes: dict[Reader, int] = {}  # what there was of a file when it was opened
         self._closed: dict[Reader, None] = {}  # large files that were read so until they were closed
@@ -83,13 +82,17 @@ class FastReaders:
             if not holds(reader) or core.ledger.is_mapped(inode, tenant, pages):
                 return
             core.record_mapped(inode, tenant, pages)
-            pieces = core.ledger.mapping(inode, tenant, pages)
-        before = _used_bytes(self._questions.file_holdings(inode), tenant)
+            used_bytes = _used_bytes(core.ledger.file_holdings(inode), tenant)
+            pieces = self._counted(reader, used_bytes, core.ledger.mapping(inode, tenant, pages))
         core.in_turns(pieces, lambda: holds(reader) and tenant in core.tenants)
-        after = _used_bytes(self._questions.file_holdings(inode), tenant)
-        with core.lock:
-            if tenant in core.tenants:
-                self._note_added(reader, before, after)
+
+    def _counted(self, reader: Reader, used_bytes: int, pieces: Iterator[int]) -> Iterator[None]:
+        """`pieces`, each of which is counted with the lock that it is booked with: no reading has the one alone."""
+        for gained_pages in pieces:
+            gained_bytes = gained_pages * self._core.page_bytes
+            self._note_added(reader, used_bytes, used_bytes + gained_bytes)
+            used_bytes += gained_bytes
+            yield
 
 
 def _used_bytes(holdings: Holdings, tenant: TenantId) -> int:

@@ -75,6 +75,7 @@ class MappedPages:
             (doubtful.add if inode in self._changes.shrunk else doubtful.discard)(inode)
             if (inode, tenant) in core.readers:
                 return
+            pieces: Iterator[object]
             if adds:
                 pieces = self._adding(inode, tenant, pages)
             else:

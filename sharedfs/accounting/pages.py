@@ -47,13 +47,15 @@ class Pages:
     def touch(self, inode: int, start: int, end: int, tenant: TenantId) -> None:
         """`tenant` used bytes `start`..`end` (exclusive, not empty) as far as they are resident."""
         with self._lock:
-            before = self._ledger.sequence
-            first, last, tenant = start // self._page_bytes, (end - 1) // self._page_bytes, self._if_live(tenant)
-            self._ledger.touch(inode, first, last, tenant)
-            tape = self._core.tape
-            if tape is not None and tenant != NOBODY:
-                tape.use(Event.TOUCH, tenant, inode, first, last)
-            self._used(inode, tenant, before)
+            self._touch(inode, start // self._page_bytes, (end - 1) // self._page_bytes, self._if_live(tenant))
+
+    def _touch(self, inode: int, first: int, last: int, tenant: TenantId) -> None:
+        before = self._ledger.sequence
+        self._ledger.touch(inode, first, last, tenant)
+        tape = self._core.tape
+        if tape is not None and tenant != NOBODY:
+            tape.use(Event.TOUCH, tenant, inode, first, last)
+        self._used(inode, tenant, before)
 
     def _used(self, inode: int, tenant: TenantId, before: int) -> None:
         """After a use of a file. A tape wants to hear of all of them."""
@@ -71,23 +73,19 @@ class Pages:
     def touch_unasked(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
         """As `touch_pages`, where nobody can tell whether `tenant` has used the pages: it is taken for their user.
 
-        What it uses by its own act meanwhile, of the same pages, may count as unasked too. In pieces.
+        In pieces; each is counted with the lock that it is booked with, so that no reading has the one alone.
         """
-        ranges = list(pages)
-        before = self._used_bytes(inode, ranges, tenant)
-        self.touch_pages(inode, ranges, tenant)
-        after = self._used_bytes(inode, ranges, tenant)
-        with self._lock:
-            if tenant in self._core.tenants:
-                self._core.unasked.added[tenant] += max(0, after - before)
+        for part in self._core.in_pieces(pages):
+            if tenant not in self._core.tenants:
+                return
+            before = self._used_bytes(inode, part, tenant)
+            for first, last in part:
+                self._touch(inode, first, last, tenant)
+            self._core.unasked.added[tenant] += self._used_bytes(inode, part, tenant) - before
 
     def _used_bytes(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> int:
-        return sum(
-            held_bytes
-            for part in self._core.in_pieces(pages)
-            for held, held_bytes in self._ledger.holdings_in(inode, part).items()
-            if tenant in held.payers
-        )
+        held_in = self._ledger.holdings_in(inode, pages)
+        return sum(held_bytes for held, held_bytes in held_in.items() if tenant in held.payers)
 
     def charge_allocated(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
         """`tenant` had page ranges (inclusive) made resident and has used none of them yet.

@@ -210,10 +210,11 @@ class Ledger(LedgerView):
         for _ in self.mapping(file, tenant, as_runs(ranges)):
             pass
 
-    def mapping(self, file: int, tenant: TenantId, runs: Runs) -> Iterator[None]:
+    def mapping(self, file: int, tenant: TenantId, runs: Runs) -> Iterator[int]:
         """As `set_mapped`, in pieces of `PIECE_CHUNKS` chunks: between two of them other operations may be called.
 
-        Each page then is as the piece that came to it found it. To be dropped when `tenant` exits.
+        Each page then is as the piece that came to it found it. To be dropped when `tenant` exits. Gives the pages of
+        each piece that `tenant` did not use before.
         """
         pages = self._files.get(file)
         if pages is None or tenant == NOBODY or self.is_mapped(file, tenant, runs):
@@ -223,17 +224,16 @@ class Ledger(LedgerView):
         everything = len(runs) == 1 and runs[0, 0] == 0 and runs[0, 1] == LAST_PAGE
         if not pages.fixed_by(steps.map if everything else steps.unmap) or (len(runs) and not everything):
             for part, offsets in pieces_of(pages):
-                self._map_chunks(file, tenant, runs, part, offsets)
-                yield
+                yield self._map_chunks(file, tenant, runs, part, offsets)
         if not len(runs):
             self._told.forget(file, tenant)
         elif self._files.get(file) is not None:
             self._told.tell(file, tenant, told)
 
-    def _map_chunks(self, file: int, tenant: TenantId, runs: Runs, indices: Iterable[int], offsets: range) -> None:
+    def _map_chunks(self, file: int, tenant: TenantId, runs: Runs, indices: Iterable[int], offsets: range) -> int:
         pages, steps = self._files.get(file), self._steps.of(tenant)
         if pages is None:
-            return
+            return 0
         moves: list[Move] = []
         for index in indices:
             first_page = index * PAGES_PER_CHUNK
@@ -245,7 +245,9 @@ class Ledger(LedgerView):
                 if pages.unit_pages > 1:
                     chosen = chosen.reshape(-1, pages.unit_pages).any(axis=1).repeat(pages.unit_pages)
                 moves += pages.apply_where(index, chosen, steps.map, steps.unmap, offsets)
+        gained = self._gained(tenant, moves)
         self._post(moves)
+        return gained
 
     def is_mapped(self, file: int, tenant: TenantId, runs: Runs) -> bool:
         """Whether `set_mapped` was told the same before, and `file` has the same pages since. O(ranges + classes)."""
@@ -326,6 +328,13 @@ class Ledger(LedgerView):
             return
         self._book(moves)
         self._tidy_if_due()
+
+    def _gained(self, tenant: TenantId, moves: Sequence[Move]) -> int:
+        """The pages that `moves`, which are not booked yet, make `tenant` a user of."""
+        return sum(pages for raw, target, pages in moves if self._uses(tenant, target) and not self._uses(tenant, raw))
+
+    def _uses(self, tenant: TenantId, raw: int) -> bool:
+        return raw != ABSENT and tenant in self._table.held(raw).payers
 
     def _settle_if_due(self) -> None:
         if self._tidies_itself:

@@ -82,6 +82,37 @@ def test_a_large_file_is_taken_in_parts(books: Books, users: tuple[TenantId, Ten
     assert counted(books, reader) == (0, 5)
 
 
+@pytest.mark.parametrize("act", ["refresh", "touch_unasked"])
+def test_no_reading_has_a_use_without_what_is_counted_of_it(
+    books: Books, users: tuple[TenantId, TenantId], act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a settlement between two pieces takes the use for the reader's own act, for ever."""
+    maker, reader = users
+    pages = 100_000
+    books.pages.charge(INODE, 0, PAGE, maker)
+    if act == "refresh":
+        books.readers.open(INODE, reader)
+    for first in range(1, pages, 1000):
+        books.pages.charge(INODE, first * PAGE, (first + 1000) * PAGE, maker)
+    readings: list[tuple[int, int]] = []
+
+    def read() -> None:
+        reading = books.questions.reading()
+        used = sum(size for held, size in reading.holdings if reader in held.payers) // PAGE
+        readings.append((used, counted(books, reader)[1]))
+
+    monkeypatch.setattr("sharedfs.accounting.core.pause", read)
+    if act == "refresh":
+        books.readers.refresh()
+        own = 1
+    else:
+        books.pages.touch_unasked(INODE, [(0, pages)], reader)
+        own = 0
+    read()
+    assert len({used for used, _ in readings}) > 2, "readings between the pieces"
+    assert all(used - added == own for used, added in readings), readings
+
+
 def test_who_exits_is_forgotten(books: Books, users: tuple[TenantId, TenantId]) -> None:
     maker, reader = users
     books.pages.charge(INODE, 0, 10 * PAGE, maker)
