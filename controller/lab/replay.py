@@ -20,6 +20,7 @@ from controller.lab.engine import Machine, rows_of
 from controller.lab.events import OWN_EVENTS, PAGE_EVENTS, Event, Events, Trace
 from controller.lab.trace_index import Progress, Survey
 from controller.lab.true_use import Yardstick, Yardsticks
+from controller.policies.page_state import group_at
 from controller.policies.policy import Demand, Policy
 from sharedfs.api.types import NOBODY_PATH
 from sharedfs.common.errors import CallerMistake
@@ -231,7 +232,7 @@ class Replay:
         costs = {machine: machine.exit(tenant) for machine in self._meters_of}
         for machine in self._meters_of:
             # What drifted to it from below, when it was a parent.
-            machine.exit(CgroupRef(tenant.path, 0))
+            machine.exit(group_at(tenant.path))
         self._bill(None)
         for meter, before in zip(self._policies, over, strict=True):
             meter.note_exit(costs[meter.machine], before)

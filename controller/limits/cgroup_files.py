@@ -147,19 +147,31 @@ def confirm(
 
 @contextmanager
 def open_cgroup(hierarchy: MemoryHierarchy, cgroup: CgroupRef, write: WriteFile) -> Iterator[CgroupDirectory | None]:
-    """`cgroup` held open, None when it is gone or its path belongs to another. HostFault when all seem to be gone."""
+    """`cgroup` held open, also when it was renamed; None when it is gone. HostFault when all seem to be gone."""
+    opened = _open(hierarchy, cgroup)
+    if opened is None and (renamed := hierarchy.now(cgroup)) is not None:
+        opened = _open(hierarchy, renamed)
+    if opened is None:
+        if not hierarchy.stands():
+            raise HostFault(not_standing(hierarchy))
+        yield None
+        return
+    try:
+        yield CgroupDirectory(*opened, write)
+    finally:
+        os.close(opened[0])
+
+
+def _open(hierarchy: MemoryHierarchy, cgroup: CgroupRef) -> tuple[int, str] | None:
+    """A descriptor of the directory at the path of `cgroup`, and that directory; None when it is not there."""
     path = str(hierarchy.directory(cgroup.path))
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         if error.errno not in GONE:
             raise HostFault(f"{path}: {error.strerror}") from error
-        if not hierarchy.stands():
-            raise HostFault(not_standing(hierarchy)) from error
-        yield None
-        return
-    try:
-        same = os.fstat(descriptor).st_ino == cgroup.inode
-        yield CgroupDirectory(descriptor, path, write) if same else None
-    finally:
-        os.close(descriptor)
+        return None
+    if os.fstat(descriptor).st_ino == cgroup.inode:
+        return descriptor, path
+    os.close(descriptor)
+    return None

@@ -5,7 +5,8 @@ value that may be ours, also those that the guard may write by itself. A line is
 (synchronous=FULL), so whatever instant we die at, the limit then found is either one of ours, and goes back to what was
 found, or the manager's new word.
 
-An inode number means the same cgroup only within one boot, so lines of an earlier boot are forgotten.
+An inode number means the same cgroup only within one boot, so lines of an earlier boot are forgotten. Within it the
+number is the cgroup, whatever it is called by now: `path` is its last known name.
 
 The journal's lines are also on the cgroups (`limits/marks.py`): one that is lost with the database is found there.
 """
@@ -58,7 +59,7 @@ CREATE TABLE IF NOT EXISTS need (                -- the most that a cgroup has n
 _LATER_COLUMNS = {"found_swap": "INTEGER", "wrote_swap": "INTEGER", "intended_swap": "INTEGER", "raised": "TEXT"}
 # Named, for columns that were added later stand last.
 _ANNOUNCE = """
-INSERT OR REPLACE INTO journal (
+INSERT INTO journal (
     boot_id, path, inode, found_max, found_high, wrote_max, wrote_high, intended_max, intended_high,
     found_swap, wrote_swap, intended_swap, raised
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -207,9 +208,9 @@ class State:
     def keep_debts(self, new: Mapping[CgroupRef, float], paid: Iterable[CgroupRef]) -> None:
         """Debts that began, and cgroups that have none any more."""
         self._change(
-            ("DELETE FROM debt WHERE path = ? AND inode = ?", [(cgroup.path, cgroup.inode) for cgroup in paid]),
+            ("DELETE FROM debt WHERE inode = ?", [(cgroup.inode,) for cgroup in (*paid, *new)]),
             (
-                "INSERT OR REPLACE INTO debt VALUES (?, ?, ?, ?)",
+                "INSERT INTO debt VALUES (?, ?, ?, ?)",
                 [(self._boot_id, cgroup.path, cgroup.inode, since) for cgroup, since in new.items()],
             ),
         )
@@ -238,7 +239,8 @@ class State:
             )
             for order, found in orders
         ]
-        self._change((_ANNOUNCE, rows))
+        inodes = [(order.cgroup.inode,) for order, _ in orders]
+        self._change(("DELETE FROM journal WHERE inode = ?", inodes), (_ANNOUNCE, rows))
         if self._marks is not None:
             for order, found in orders:
                 ours = (order.now, order.intended, *(raised or {}).get(order.cgroup, ()))
@@ -269,8 +271,7 @@ class State:
         cgroups = list(cgroups)
         if self._marks is not None:
             self._marks.remove(cgroups)
-        rows = [(cgroup.path, cgroup.inode) for cgroup in cgroups]
-        self._change(("DELETE FROM journal WHERE path = ? AND inode = ?", rows))
+        self._change(("DELETE FROM journal WHERE inode = ?", [(cgroup.inode,) for cgroup in cgroups]))
 
     def _change(self, *statements: tuple[str, Sequence[tuple[Any, ...]]]) -> None:
         """All of them with all their rows, or none."""

@@ -11,13 +11,26 @@ stand for, and a sharing class is not: `tests/property/test_page_rules.py` prove
 """
 
 from enum import IntEnum
+from functools import cache
+from hashlib import blake2b
 from typing import NamedTuple
 
 from sharedfs.linux.cgroups import CgroupRef
 
 Tenants = frozenset[CgroupRef]
 NO_TENANTS: Tenants = frozenset()
-ROOT = CgroupRef("/", 0)
+
+
+@cache
+def group_at(path: str) -> CgroupRef:
+    """The account of a group above tenants: below zero, for a trace has numbers for tenants and not for their parents.
+
+    A digest of the path, so that the same groups get the odd bytes in each run.
+    """
+    return CgroupRef(path, -1 - int.from_bytes(blake2b(path.encode(), digest_size=7).digest()))
+
+
+ROOT = group_at("/")
 
 
 class Kind(IntEnum):
@@ -114,6 +127,5 @@ class Page(NamedTuple):
 
 
 def parent_of(cgroup: CgroupRef) -> CgroupRef:
-    """The group above, as an account: inode 0, for a trace tells tenants apart and not their parents."""
-    above = cgroup.path.rstrip("/").rpartition("/")[0]
-    return CgroupRef(above or "/", 0)
+    """The group above, as an account."""
+    return group_at(cgroup.path.rstrip("/").rpartition("/")[0] or "/")

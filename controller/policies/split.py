@@ -9,15 +9,15 @@ Key = TypeVar("Key", bound=tuple[object, ...] | str)
 
 
 def by_path(cgroup: CgroupRef) -> tuple[str, int]:
-    """The order in which tenants are listed, and in which they carry odd bytes."""
+    """The order in which tenants are listed."""
     return cgroup.path, cgroup.inode
 
 
 def split(resident_bytes: int, users: Collection[CgroupRef]) -> dict[CgroupRef, int]:
     """Equal shares of one class, in whole bytes, summing to `resident_bytes` (I1). O(users log users).
 
-    Shares differ by one byte at most; those first by path carry the odd bytes, so that the same books give the same
-    bill in whatever order they are read. Nobody is billed when there are no users.
+    Shares differ by one byte at most; the oldest users carry the odd bytes, so that the same books give the same bill
+    in whatever order they are read. Nobody is billed when there are no users.
 
     Raises ValueError for negative bytes or a user named twice.
     """
@@ -28,7 +28,7 @@ def split(resident_bytes: int, users: Collection[CgroupRef]) -> dict[CgroupRef, 
     share, rest = divmod(resident_bytes, len(users))
     shares = dict.fromkeys(users, share)
     if rest:
-        for user in sorted(users)[:rest]:  # a cgroup's order is that of `by_path`
+        for user in sorted(users)[:rest]:  # by inode number
             shares[user] += 1
     return shares
 

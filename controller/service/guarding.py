@@ -179,10 +179,11 @@ class Guarding:
         limit_bytes = watch.lowered[0].enforced_bytes
         if limit_bytes is None:
             raise BrokenInvariant(f"nothing yields where there is no limit: {watch}")
+        cgroup = self._limits.hierarchy.now(watch.cgroup) or watch.cgroup
         return {
-            "key": _key(watch.cgroup),
-            "directory": str(self._limits.hierarchy.directory(watch.cgroup.path)),
-            "inode": watch.cgroup.inode,
+            "key": _key(cgroup),
+            "directory": str(self._limits.hierarchy.directory(cgroup.path)),
+            "inode": cgroup.inode,
             "v1": v1,
             "threshold": watch.threshold_bytes,
             "limit": limit_bytes,
@@ -191,7 +192,7 @@ class Guarding:
 
 
 def _key(cgroup: CgroupRef) -> str:
-    return f"{cgroup.inode} {cgroup.path}"
+    return str(cgroup.inode)
 
 
 def _covers(armed: Watch | None, watch: Watch) -> bool:

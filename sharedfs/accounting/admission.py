@@ -59,7 +59,7 @@ class Admission:
             of_tenants = {
                 tenant: until_bytes
                 for cgroup, until_bytes in marks.items()
-                if (tenant := self._tenants.find(cgroup.path, cgroup.inode)) is not None
+                if (tenant := self._tenants.find(cgroup.inode)) is not None
             }
             state = self._allowances.state()
         shares = state.shares()

@@ -69,9 +69,14 @@ class Tenants:
         return len(self._core.tenants)
 
     def dead(self) -> list[TenantId]:
-        """The tenants whose cgroup is gone, or whose path is another cgroup's now. Nobody without a hierarchy."""
-        known = self.live()
-        dead = [tenant.id for tenant in known if not self.hierarchy.lives(CgroupRef(tenant.path, tenant.inode))]
+        """The tenants whose cgroup is gone; nobody without a hierarchy. Those that were renamed get their new names."""
+        dead = []
+        for tenant in self.live():
+            cgroup = self.hierarchy.now(CgroupRef(tenant.path, tenant.inode))
+            if cgroup is None:
+                dead.append(tenant.id)
+            elif cgroup.path != tenant.path:
+                self.intern(cgroup.path, cgroup.inode)
         if dead and not self.hierarchy.stands():
             if not self._blind:
                 log.warning("%s: no cgroup hierarchy there any more: nobody exits until it is", self.hierarchy.mount)

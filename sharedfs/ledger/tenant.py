@@ -1,7 +1,7 @@
 """Who uses the pool: a tenant is one cgroup for as long as it lives, under a small number.
 
-A path can come back as another cgroup, and so can, later, an inode number: only the pair tells cgroups apart, and only
-while they live. The books need a name that outlives both, so each identity is interned to a `TenantId` that is
+The inode number of its directory tells a cgroup from others, while it lives; its path is its name, which can change and
+come back as another's. The books need a number that outlives it, so each cgroup is interned to a `TenantId` that is
 never used again. The table is kept in a log, so that this holds for whoever continues the books, too.
 """
 
@@ -19,7 +19,7 @@ NOBODY = TenantId(0)
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One cgroup: its path below the hierarchy's root, and the inode number of its directory."""
+    """One cgroup: its path below the hierarchy's root as it is known, and the inode number of its directory."""
 
     id: TenantId
     path: str
@@ -35,25 +35,25 @@ class TenantTable:
     def __init__(self, log: Log | None = None) -> None:
         self._log = MemoryLog() if log is None else log
         self._by_id: dict[TenantId, Tenant] = {}
-        self._by_identity: dict[tuple[str, int], Tenant] = {}
+        self._by_inode: dict[int, Tenant] = {}
         self._last_id = NOBODY
 
     def intern(self, path: str, inode: int) -> TenantId:
-        """The id of this cgroup, a new one when it was not known (ids count from 1)."""
-        tenant = self._by_identity.get((path, inode))
-        if tenant is None:
-            tenant = Tenant(TenantId(self._last_id + 1), path, inode)
+        """The id of this cgroup, a new one when it was not known (ids count from 1). Its path is this one now."""
+        tenant = self._by_inode.get(inode)
+        if tenant is None or tenant.path != path:
+            tenant = Tenant(TenantId(self._last_id + 1) if tenant is None else tenant.id, path, inode)
             self._log.append((_TENANT, tenant.id, path, inode))
             self._add(tenant)
         return tenant.id
 
     def _add(self, tenant: Tenant) -> None:
         self._last_id = TenantId(max(self._last_id, tenant.id))
-        self._by_id[tenant.id] = self._by_identity[tenant.path, tenant.inode] = tenant
+        self._by_id[tenant.id] = self._by_inode[tenant.inode] = tenant
 
-    def find(self, path: str, inode: int) -> TenantId | None:
+    def find(self, inode: int) -> TenantId | None:
         """The id of this cgroup, None when it is not a live tenant."""
-        tenant = self._by_identity.get((path, inode))
+        tenant = self._by_inode.get(inode)
         return None if tenant is None else tenant.id
 
     def get(self, tenant_id: TenantId) -> Tenant | None:
@@ -82,7 +82,7 @@ class TenantTable:
 
     def _remove(self, tenant: Tenant) -> Tenant:
         del self._by_id[tenant.id]
-        del self._by_identity[tenant.path, tenant.inode]
+        del self._by_inode[tenant.inode]
         return tenant
 
     def dump(self) -> Record:
@@ -109,8 +109,8 @@ class TenantTable:
 
     def check(self) -> None:
         """Raise BrokenInvariant unless ids and identities name the same tenants. O(tenants)."""
-        by_identity = {(tenant.path, tenant.inode): tenant for tenant in self._by_id.values()}
-        if by_identity != self._by_identity:
-            raise BrokenInvariant(f"I9: tenants by id {self._by_id} are not those by identity {self._by_identity}")
+        by_inode = {tenant.inode: tenant for tenant in self._by_id.values()}
+        if by_inode != self._by_inode:
+            raise BrokenInvariant(f"I9: tenants by id {self._by_id} are not those by inode {self._by_inode}")
         if any(not NOBODY < tenant_id <= self._last_id for tenant_id in self._by_id):
             raise BrokenInvariant(f"I9: a tenant id outside 1..{self._last_id} in {self._by_id}")

@@ -1,8 +1,8 @@
 """The memory cgroup hierarchy of this host: v1, v2 or hybrid, found by looking (see cgroups(7)).
 
-A cgroup is identified by its path below the root of the hierarchy that has the memory controller AND by the inode
-number of its directory: a path can come back as another cgroup, an inode number of cgroupfs does not while the
-old group is known to anybody.
+A cgroup is identified by the inode number of its directory, which never comes back (`kernfs_ino`, fs/kernfs: 64 bits
+that count up). Its path below the root of the hierarchy that has the memory controller is its name: that can come back
+as another cgroup, and on v1 rename(2) changes it while the cgroup lives, and with it those of all below.
 
 A path is text that can be printed, sent as JSON and kept in a database, whatever bytes its names have (`readable`).
 
@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 from errno import ENODEV, ENOENT
 from pathlib import Path
-from typing import NamedTuple
+from struct import Struct
 
 from sharedfs.common.errors import HostFault
 from sharedfs.linux.mountinfo import Mount, mounts
+from sharedfs.linux.syscalls import open_by_handle
 
+_HANDLE, _FILEID_KERNFS = Struct("=IiQ"), 0xFE
+"""struct file_handle of a directory of cgroupfs: bytes, kind (linux/exportfs.h), and the inode number."""
 _ESCAPED = re.compile(rb"%([0-9A-F]{2})")
 
 
@@ -55,14 +58,32 @@ class CgroupVersion(IntEnum):
     V2 = 2
 
 
-class CgroupRef(NamedTuple):
-    """One cgroup, for as long as it lives. `path` starts with "/", as /proc/PID/cgroup has it, made `readable`.
+class CgroupRef(int):
+    """One cgroup, for as long as it lives, under the name that it had when it was looked at.
 
-    A tuple, because bills are sets and sums over millions of these: what it is hashed by is C.
+    `path` starts with "/", as /proc/PID/cgroup has it, made `readable`. Two are equal that have one inode number,
+    whatever their paths, and are sorted by it: so what is kept of a cgroup is still its own after a rename. A number,
+    because bills are sets and sums over millions of these: what it is hashed and compared by is C.
     """
 
     path: str
-    inode: int
+
+    def __new__(cls, path: str, inode: int) -> "CgroupRef":
+        cgroup = super().__new__(cls, inode)
+        cgroup.path = path
+        return cgroup
+
+    def __getnewargs__(self) -> tuple[str, int]:  # type: ignore[override]  # for copies
+        return (self.path, self.inode)
+
+    @property
+    def inode(self) -> int:
+        return int(self)
+
+    def __repr__(self) -> str:
+        return f"CgroupRef({self.path!r}, {self.inode})"
+
+    __str__ = __repr__
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +111,34 @@ class MemoryHierarchy:
         """Whether the hierarchy is still mounted where it was: if not, no cgroup is found and none is gone by that."""
         return (self.mount / "cgroup.procs").exists()
 
+    def now(self, cgroup: CgroupRef) -> CgroupRef | None:
+        """`cgroup` under its name of now, None when it is gone: its path may belong to a later one of the same name."""
+        return cgroup if self.find(cgroup.path) == cgroup else self._renamed(cgroup)
+
     def lives(self, cgroup: CgroupRef) -> bool:
-        """Whether `cgroup` still exists: its path may be gone, or belong to a later group of the same name."""
-        return self.find(cgroup.path) == cgroup
+        """Whether `cgroup` still exists."""
+        return self.now(cgroup) is not None
+
+    def _renamed(self, cgroup: CgroupRef) -> CgroupRef | None:
+        """Where the kernel has it, whatever it was called. v2 renames nothing."""
+        if self.version is CgroupVersion.V2:
+            return None
+        try:
+            root = os.open(self.mount, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                found = open_by_handle(root, _HANDLE.pack(8, _FILEID_KERNFS, cgroup.inode), os.O_PATH)
+            finally:
+                os.close(root)
+        except OSError:  # ESTALE: it is gone
+            return None
+        try:
+            place = os.readlink(f"/proc/self/fd/{found}")
+        finally:
+            os.close(found)
+        if not place.startswith(f"{self.mount}/"):
+            return None
+        moved = self.find(readable(os.fsencode(place.removeprefix(str(self.mount)))))
+        return moved if moved == cgroup else None
 
     def processes(self, path: str) -> list[int]:
         """Process ids in the cgroup at `path`, none when the cgroup is gone."""

@@ -11,7 +11,7 @@ from controller.lab.events import PAGE_BYTES, Event
 from controller.lab.replay import Clocks
 from controller.policies.fairride import FairRide
 from controller.policies.families import ByAccess
-from controller.policies.page_state import Kind, Page, Place
+from controller.policies.page_state import Kind, Page, Place, group_at
 from controller.policies.policy import Demand, Policy
 from sharedfs.linux.cgroups import CgroupRef
 
@@ -243,7 +243,7 @@ class SlowReplay:
         self.alive.discard(tenant)
         self.true.exit(tenant)
         self.visited.append(self.books.exit(tenant))
-        self.books.exit(CgroupRef(tenant.path, 0))
+        self.books.exit(group_at(tenant.path))
         self._bill(now_us, None)
         self.victims |= self._over() - over
         for counts in (self.weights, self.lately):

@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Callable
 
-from controller.policies.page_state import Kind, Page, Place
+from controller.policies.page_state import Kind, Page, Place, group_at
 from controller.policies.policy import Policy
 from sharedfs.linux.cgroups import CgroupRef
 
 A, B, C = (CgroupRef(f"/tenants/{name}", inode) for inode, name in enumerate("abc", 1))
-PARENT, ROOT = CgroupRef("/tenants", 0), CgroupRef("/", 0)
+PARENT, ROOT = group_at("/tenants"), group_at("/")
 PAGE = 4096
 
 

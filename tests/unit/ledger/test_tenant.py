@@ -3,6 +3,7 @@
 import pytest
 
 from sharedfs.common.errors import BrokenInvariant
+from sharedfs.ledger.storage import MemoryLog, Record
 from sharedfs.ledger.tenant import NOBODY, Tenant, TenantId, TenantTable
 
 
@@ -11,7 +12,7 @@ def test_an_identity_has_one_id() -> None:
     first = table.intern("/pods/a", 17)
     assert first == 1
     assert table.intern("/pods/a", 17) == first
-    assert table.find("/pods/a", 17) == first
+    assert table.find(17) == first
     assert table.get(first) == Tenant(first, "/pods/a", 17)
     assert len(table) == 1
 
@@ -21,6 +22,22 @@ def test_a_path_that_comes_back_is_another_tenant() -> None:
     before, after = table.intern("/pods/a", 17), table.intern("/pods/a", 23)
     assert before != after
     assert [tenant.inode for tenant in table.live()] == [17, 23]
+
+
+def test_a_renamed_cgroup_is_the_same_tenant() -> None:
+    records: list[Record] = []
+    log = MemoryLog()
+    log.append = records.append  # type: ignore[method-assign]
+    table = TenantTable(log)
+    tenant = table.intern("/pods/a", 17)
+    assert table.intern("/pods/b", 17) == tenant
+    assert table.live() == [Tenant(tenant, "/pods/b", 17)]
+    table.check()
+    again = TenantTable()
+    assert all(again.replay(record) for record in records)
+    assert len(records) == 2
+    assert again.live() == table.live()
+    again.check()
 
 
 def test_a_tenant_that_has_exited_is_nobody() -> None:
@@ -38,7 +55,7 @@ def test_ids_are_not_reused() -> None:
     gone = table.intern("/pods/a", 17)
     assert table.remove(gone).path == "/pods/a"
     assert table.get(gone) is None
-    assert table.find("/pods/a", 17) is None
+    assert table.find(17) is None
     assert table.intern("/pods/a", 17) == gone + 1
     table.check()
 
@@ -57,6 +74,6 @@ def test_removing_who_does_not_live_changes_nothing(unknown: TenantId) -> None:
 def test_check_finds_a_tenant_lost_from_one_index() -> None:
     table = TenantTable()
     table.intern("/pods/a", 17)
-    table._by_identity.clear()
+    table._by_inode.clear()
     with pytest.raises(BrokenInvariant, match=r"^I9"):
         table.check()
