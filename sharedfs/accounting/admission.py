@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from sharedfs.accounting.caps import Caps
 from sharedfs.accounting.core import Core
 from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux.cgroups import CgroupRef
@@ -66,7 +67,9 @@ class Admission:
         with self._lock:
             return self._allowances.put(sequence, of_tenants, valid_seconds, state, shares)
 
-    def expire(self) -> None:
-        """`Allowances.expire`."""
+    def keep_up(self, caps: Caps) -> None:
+        """Now and then: the pool's caps are these, and allowances end. `Allowances.bind` and `keep_up`."""
         with self._lock:
-            self._allowances.expire()
+            if caps != self._allowances.caps:
+                self._allowances.bind(caps, [tenant.id for tenant in self._tenants.live()])
+            self._allowances.keep_up()

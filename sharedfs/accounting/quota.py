@@ -9,16 +9,19 @@ them yet. A mark that is late, or told twice, does no harm: growth since the boo
 Between two marks only growth is counted, which is cheap; when that has used the allowance up, the books are looked at,
 for the tenant may have freed something. Who touches what others made is not refused: that is debt, and shown.
 
-Allowances end when they are not renewed: without a controller nobody moves limits either, and a pool's size is what
-bounds its tenants. Call everything with the books' lock held.
+Allowances end when they are not renewed: without a controller nobody moves limits either, and a pool's size and caps
+(`caps.py`) are what bounds its tenants. Caps are marks that never end; the remainder is one, for all, while the pool is
+so full that only it is left. The lowest mark counts. Call everything with the books' lock held.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EDQUOT
 from os import strerror
 
+from sharedfs.accounting.caps import Caps
 from sharedfs.common.headroom import DEFAULT_ROOM
+from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.ledger.class_view import ClassView
 from sharedfs.ledger.ledger import Ledger
 from sharedfs.ledger.sharing_class import SharingClass
@@ -60,6 +63,9 @@ class Allowances:
         """How often a tenant was refused, since the start."""
         self._ledger = ledger
         self._monotonic = monotonic
+        self.caps = Caps()
+        self._only_remainder = False  # is left of the pool
+        self._yielding_bytes = 0  # that nobody pays for, and that give way, when it was last looked
         self._marks: dict[TenantId, int] = {}
         self._at_will: set[TenantId] = set()  # whom the controller has seen, and gave no mark
         self._taken: dict[TenantId, int] = {}  # for pages that are being made
@@ -84,7 +90,7 @@ class Allowances:
         state: "AllowanceState | None" = None,
         shares: Mapping[TenantId, int] | None = None,
     ) -> bool:
-        """New marks, None for a tenant that may grow at will. Who is not named keeps what it has.
+        """New marks, None for a tenant that may grow at will, as far as its cap goes. Who is not named keeps its own.
 
         False, with nothing changed, when later ones are here already. `shares` are those of `state`, an earlier one,
         and have been worked out without the lock: what was made since is counted on. O(tenants); O(classes x payers)
@@ -98,40 +104,113 @@ class Allowances:
         shares = state.shares() if shares is None else shares
         for tenant, mark in marks.items():
             if mark is None:
-                self.forget(tenant)
+                self._marks.pop(tenant, None)
                 self._at_will.add(tenant)
             else:
                 self._at_will.discard(tenant)
+                self._marks[tenant] = mark
+            ceiling = self._ceiling(tenant)
+            if ceiling is None:
+                self._unbind(tenant)
+            else:
                 taken = self._taken.get(tenant, 0)
                 unspent = self.left.get(tenant, 0) + taken
                 made = max(0, state.unspent.get(tenant, unspent) - unspent)
-                self._marks[tenant] = mark
-                self.left[tenant] = mark - shares.get(tenant, 0) - made - taken
+                self.left[tenant] = ceiling - shares.get(tenant, 0) - made - taken
                 self._looked_at[tenant] = state.sequence
         return True
 
     def lack(self, tenant: TenantId) -> bool:
-        """Whether the controller has not seen this tenant yet, so that it should `begin` with an allowance."""
+        """Whether this tenant is to `begin` with an allowance: the controller has not seen it, or nobody its cap."""
+        return self._is_unseen(tenant) or (self.caps.bounds_tenants and tenant not in self.left)
+
+    def _is_unseen(self, tenant: TenantId) -> bool:
         return self.in_force and tenant not in self._marks and tenant not in self._at_will
 
     def begin(self, tenant: TenantId, room_bytes: int | None) -> None:
-        """What a tenant may make until the controller has seen it; None: what it likes."""
-        if room_bytes is not None and self.lack(tenant):
-            self._marks[tenant] = self.left[tenant] = room_bytes
+        """What a tenant may make until the controller has seen it; None: what it likes, and its cap lets it."""
+        first = room_bytes is not None and self._is_unseen(tenant)
+        if self.caps.bounds_tenants and tenant not in self.left:
+            self._renew([tenant], even_shares(self._ledger.holdings_of_tenant(tenant)))
+        if first and room_bytes is not None:
+            self._marks[tenant] = room_bytes
+            self.left[tenant] = min(room_bytes, self.left.get(tenant, room_bytes))
+
+    # -- caps --------------------------------------------------------------------------------------------------------
+
+    def bind(self, caps: Caps, tenants: Iterable[TenantId]) -> None:
+        """The pool's caps are these from now on; `tenants` are those that live. O(classes x payers) if they are new."""
+        same = replace(caps, pool_bytes=self.caps.pool_bytes) == self.caps
+        self.caps = caps
+        if same:
+            return
+        for tenant in tenants:
+            self.left.setdefault(tenant, 0)
+        self._only_remainder = False
+        self._renew(list(self.left), even_shares(self._ledger.holdings()))
+
+    def _ceiling(self, tenant: TenantId) -> int | None:
+        """The lowest of the marks that are in force for a tenant; None where there is none."""
+        marks = (
+            self._marks.get(tenant),
+            self.caps.cap_bytes,
+            self.caps.remainder_bytes if self._only_remainder else None,
+        )
+        return min((mark for mark in marks if mark is not None), default=None)
+
+    def _renew(self, tenants: Iterable[TenantId], shares: Mapping[TenantId, int]) -> None:
+        """What is left of the marks that are in force, by these shares of now."""
+        for tenant in tenants:
+            ceiling = self._ceiling(tenant)
+            if ceiling is None:
+                self._unbind(tenant)
+            else:
+                self.left[tenant] = ceiling - shares.get(tenant, 0) - self._taken.get(tenant, 0)
+                self._looked_at[tenant] = self._ledger.sequence
+
+    def _unbind(self, tenant: TenantId) -> None:
+        """No mark is in force. Where there are caps all tenants are counted, for the remainder may come to be all."""
+        if self.caps.bounds_tenants:
+            self.left[tenant] = UNLIMITED_BYTES
+        else:
+            self.left.pop(tenant, None)
+        self._looked_at.pop(tenant, None)
+
+    def _leaves_remainder(self, coming_bytes: int = 0) -> bool:
+        """Whether the remainder is free when so much more is made."""
+        return self._ledger.resident_bytes - self._yielding_bytes + coming_bytes <= self.caps.free_for_all_bytes
+
+    def _set_only_remainder(self, only_remainder: bool) -> None:
+        if only_remainder != self._only_remainder:
+            self._only_remainder = only_remainder
+            self._renew(list(self.left), even_shares(self._ledger.holdings()))
+
+    def _may_take_remainder(self, tenant: TenantId, needed_bytes: int) -> bool:
+        """Whether a tenant may have so much more, which only matters where it would touch the remainder."""
+        if self._only_remainder or not self.caps.remainder_bytes:
+            return True  # where only it is left, what is left of each allowance says so
+        if self._leaves_remainder(sum(self._taken.values()) + needed_bytes):
+            return True
+        share = even_shares(self._ledger.holdings_of_tenant(tenant)).get(tenant, 0)
+        return share + self._taken.get(tenant, 0) + needed_bytes <= self.caps.remainder_bytes
+
+    # -- growth ------------------------------------------------------------------------------------------------------
 
     def take(self, tenant: TenantId, needed_bytes: int) -> None:
         """Take bytes out of the allowance, for pages about to be made. Raises OSError (EDQUOT), and takes nothing."""
         left = self.left.get(tenant)
         if left is None or not needed_bytes:
             return
-        if left < needed_bytes:
-            if not self.in_force:
-                self.expire()
+        if left < needed_bytes and not self.in_force:
+            self.expire()
+            left = self.left.get(tenant)
+            if left is None:
                 return
+        if left < needed_bytes:
             left = self.left[tenant] = self._look_again(tenant, left)
-            if left < needed_bytes:
-                self.refused += 1
-                raise OSError(EDQUOT, strerror(EDQUOT))
+        if left < needed_bytes or not self._may_take_remainder(tenant, needed_bytes):
+            self.refused += 1
+            raise OSError(EDQUOT, strerror(EDQUOT))
         self.left[tenant] = left - needed_bytes
         self._taken[tenant] = self._taken.get(tenant, 0) + needed_bytes
 
@@ -149,6 +228,8 @@ class Allowances:
         left = self.left.get(tenant)
         if left is not None:
             self.left[tenant] = left - made_bytes
+            if made_bytes > 0 and self.caps.remainder_bytes and not self._leaves_remainder():
+                self._set_only_remainder(True)
 
     def forget(self, tenant: TenantId) -> None:
         self._at_will.discard(tenant)
@@ -157,9 +238,26 @@ class Allowances:
 
     def expire(self) -> None:
         """End allowances that were not renewed in time. In place: the shortcut holds on to `left`."""
-        if (self.left or self._at_will) and not self.in_force:
-            for kept in (self.left, self._marks, self._looked_at, self._at_will):
-                kept.clear()
+        if (self._marks or self._at_will) and not self.in_force:
+            self._marks.clear()
+            self._at_will.clear()
+            if self.caps.bounds_tenants:
+                self._renew(list(self.left), even_shares(self._ledger.holdings()))
+            else:
+                self.left.clear()
+                self._looked_at.clear()
+
+    def keep_up(self) -> None:
+        """Now and then: allowances end, and the pool has emptied or filled. O(classes x payers) with a remainder."""
+        self.expire()
+        caps = self.caps
+        if caps.remainder_bytes:
+            if caps.unclaimed_yields:
+                claimed_bytes = sum(even_shares(self._ledger.holdings()).values())
+                self._yielding_bytes = self._ledger.resident_bytes - claimed_bytes
+            # A little more than that ends it, or it would begin and end all the time.
+            spare_bytes = caps.remainder_bytes // 8 if self._only_remainder else 0
+            self._set_only_remainder(not self._leaves_remainder(spare_bytes))
 
     def _look_again(self, tenant: TenantId, left: int) -> int:
         """What is left by the books as they are: more than was counted when the tenant freed something."""
@@ -168,8 +266,11 @@ class Allowances:
         if self._ledger.classes_of(tenant) > LOOKED_AT_CLASSES:
             return left  # the next mark tells, in a second: this look would hold up everybody else
         self._looked_at[tenant] = self._ledger.sequence
+        ceiling = self._ceiling(tenant)
+        if ceiling is None:
+            return left
         share = even_shares(self._ledger.holdings_of_tenant(tenant)).get(tenant, 0)
-        return max(left, self._marks[tenant] - share - self._taken.get(tenant, 0))
+        return max(left, ceiling - share - self._taken.get(tenant, 0))
 
 
 @dataclass(frozen=True, slots=True)

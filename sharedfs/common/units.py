@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 UNLIMITED_BYTES = 1 << 62
@@ -44,6 +45,35 @@ def parse_duration(text: str) -> int:
         raise ValueError(f"{text!r} is not a duration: write seconds, or a number with s, m, h or d, such as 1h")
     number, suffix = match.groups()
     return int(number) * _SECONDS[(suffix or "s").lower()]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """So many bytes, or so many percent of a whole that is known later."""
+
+    number: int
+    is_percent: bool = False
+
+    def of(self, whole_bytes: int) -> int:
+        return whole_bytes * self.number // 100 if self.is_percent else self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}%" if self.is_percent else str(self.number)
+
+
+def parse_part(text: str) -> Part:
+    """A size, or percents from 0% to 100%.
+
+    >>> parse_part("512M").of(1 << 30) == parse_part("50%").of(1 << 30)
+    True
+
+    Raises ValueError when `text` is neither.
+    """
+    if not text.endswith("%"):
+        return Part(parse_size(text))
+    if not re.fullmatch(r"\d{1,3}%", text) or int(text[:-1]) > 100:
+        raise ValueError(f"{text!r} is no part: write 0% to 100%, or a size such as 512M")
+    return Part(int(text[:-1]), is_percent=True)
 
 
 def format_size(size_bytes: int) -> str:

@@ -15,6 +15,7 @@ import trio
 
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers
+from sharedfs.accounting.caps import Caps
 from sharedfs.common.errors import first_error
 from sharedfs.linux.looker import NoLooks
 from sharedfs.linux.memory_limits import MemoryLimits
@@ -94,12 +95,22 @@ class Upkeep:
     async def _look_after_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other payers' from then on (I4)."""
         self.books.tenants.exit(self.books.tenants.dead())
-        self.books.admission.expire()
+        self.books.admission.keep_up(self._caps())
         if self.events is not None and not self.events.covers_all_cpus():
             log.warning("a CPU came or went: callers are looked up at each request from now on: slower")
             self.data_path.distrust_events()
             self.callers.distrust_events()
             self.events = None
+
+    def _caps(self) -> Caps:
+        options = self.options()
+        cap, remainder = options.tenant_cap, options.remainder
+        return Caps(
+            pool_bytes=self.room.bound.bytes,
+            cap_bytes=None if cap is None else cap.of(options.size_bytes),
+            remainder_bytes=0 if remainder is None else remainder.of(options.size_bytes),
+            unclaimed_yields=options.unclaimed is UnclaimedRule.YIELD,
+        )
 
     async def _tidy_books(self) -> None:
         """Class keys, dead ids and the log of the books: nobody who makes such work waits for it."""

@@ -50,8 +50,8 @@ def cli() -> None:
     multiple=True,
     metavar="OPTION,...",
     help="Mount options as mount(8) takes them: size=, reserve=, idle=, unclaimed=, grace=, spill_dir=, "
-    "cgroup_parent=, tenant=, reads=, huge=, no_passthrough, mode=, uid=, gid=, nr_inodes=, and flags such as ro, "
-    "noexec, noatime, suid, dev; `remount` changes a mounted pool.",
+    "tenant_cap=, remainder=, cgroup_parent=, tenant=, reads=, huge=, no_passthrough, mode=, uid=, gid=, nr_inodes=, "
+    "and flags such as ro, noexec, noatime, suid, dev; `remount` changes a mounted pool.",
 )
 @click.option("--foreground", is_flag=True, help="Stay in the foreground until unmounted.")
 @click.option("--check", is_flag=True, help="Check the options and the host, mount nothing, and say what is wrong.")
@@ -85,6 +85,18 @@ def cli() -> None:
     help="Who is one tenant: container, job (Slurm's), pod (Kubernetes' or podman's), unit (systemd's), or what a "
     "pattern such as /batch/* matches of a cgroup's path. The first rule that knows a path decides; else, or with "
     "leaf, the tenant is the process's own cgroup.  [default: container:job]",
+)
+@click.option(
+    "--tenant-cap",
+    "tenant_cap",
+    type=SettingType("tenant_cap", "size|percent"),
+    help="How far the share of one tenant may grow, such as 2G or 50%: beyond that it gets EDQUOT.  [default: no cap]",
+)
+@click.option(
+    "--remainder",
+    type=SettingType("remainder", "size|percent"),
+    help="So much of the pool stays for tenants whose share is less than that, however much the others take, such as "
+    "10%.  [default: 0]",
 )
 @click.option(
     "--unclaimed",

@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Any
 
 from sharedfs.common.errors import CallerMistake
-from sharedfs.common.units import parse_size
+from sharedfs.common.units import Part, parse_part, parse_size
 from sharedfs.ledger.tenant_rules import DEFAULT_TENANT_RULES, TenantRules
 from sharedfs.linux.huge_pages import HUGE, NEVER
 from sharedfs.linux.mount_flags import (
@@ -109,7 +109,8 @@ class PoolOptions:
 
     `tenant_rules` say which cgroup is a tenant (see `TenantRules`). `huge` is tmpfs's word for where huge
     pages are made. `root_mode`, `root_uid` and `root_gid` are those of the root directory at first, as with tmpfs.
-    `inodes` is how many files there may be: 0 is no bound, None what tmpfs thinks right.
+    `inodes` is how many files there may be: 0 is no bound, None what tmpfs thinks right. `tenant_cap` and `remainder`
+    are parts of the size: how far a tenant's share may grow, and what stays for those whose share is less than that.
     """
 
     mountpoint: str
@@ -131,6 +132,8 @@ class PoolOptions:
     root_gid: int = 0
     inodes: int | None = None
     flags: int = DEFAULT_FLAGS
+    tenant_cap: Part | None = None
+    remainder: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,8 @@ SETTINGS: Mapping[str, Setting] = {
     "mode": Setting("root_mode", _mode, lambda mode: f"{mode:o}"),
     "uid": Setting("root_uid", _id, str),
     "gid": Setting("root_gid", _id, str),
+    "tenant_cap": Setting("tenant_cap", parse_part, str, changes=True),
+    "remainder": Setting("remainder", parse_part, str, changes=True),
     "nr_inodes": Setting("inodes", parse_size, str, changes=True),
 }
 _SWITCHES = {"passthrough": True, "no_passthrough": False}

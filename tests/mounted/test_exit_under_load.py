@@ -105,8 +105,7 @@ def owner(pool: MountedPool, tenants: Tenants) -> Tenant:
 def workers(pool: MountedPool, tenants: Tenants, owner: Tenant) -> list[Tenant]:
     made = [tenants.make(f"worker{number}", BUDGET) for number in range(3)]
     for tenant in made:
-        if (bound := tenant.directory / "memory.swap.max").exists():
-            bound.write_text("0")  # or the host's swap would take what does not fit, and nobody would be killed
+        tenant.forbid_swap()
         tenant.do(
             f"fd = os.open('{pool.path}/f', os.O_RDONLY)\n"
             f"shared = mmap.mmap(fd, {FILE_BYTES}, prot=mmap.PROT_READ)\n"

@@ -59,8 +59,7 @@ def stranger(pool: MountedPool, tenants: Tenants) -> Tenant:
 
 def make_victim(pool: MountedPool, tenants: Tenants, name: str = "victim") -> Tenant:
     victim = tenants.make(name, BUDGET)
-    if (bound := victim.directory / "memory.swap.max").exists():
-        bound.write_text("0")  # or the host's swap would take what does not fit, and nobody would be killed
+    victim.forbid_swap()
     victim.do(f"fd = os.open('{pool.path}/bait', os.O_RDONLY)\nwhile os.read(fd, {MIB}): pass")
     return victim
 
@@ -289,8 +288,7 @@ def test_a_limit_above_the_tenant_yields_too(pool: MountedPool, tenants: Tenants
     """The pod has the limit, its container none: what the container inherits is the pod's to give back."""
     pod = tenants.make("pod", BUDGET)
     tenants.hierarchy.enable_memory(f"{pod.path}/any")
-    if (bound := pod.directory / "memory.swap.max").exists():
-        bound.write_text("0")
+    pod.forbid_swap()
     inside = tenants.make("pod/container")
     inside.do(f"fd = os.open('{pool.path}/bait', os.O_RDONLY)\nwhile os.read(fd, {MIB}): pass")
     with running_controller():
@@ -307,6 +305,7 @@ def test_a_limit_above_the_tenant_yields_too(pool: MountedPool, tenants: Tenants
 @pytest.fixture
 def writer(pool: MountedPool, tenants: Tenants) -> Iterator[Tenant]:
     writer = tenants.make("writer", BUDGET)
+    writer.forbid_swap()
     with running_controller():
         writer.do(
             f"fd = os.open('{pool.path}/own', os.O_RDWR | os.O_CREAT, 0o666)\n"

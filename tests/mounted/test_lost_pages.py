@@ -3,6 +3,7 @@
 With the fewest words a tenant can do that: it maps a file and punches holes with madvise(2).
 """
 
+import gc
 import mmap
 import os
 import signal
@@ -115,6 +116,7 @@ def test_a_writer_keeps_what_it_writes_meanwhile(pool: MountedPool, tenants: Ten
 
 @pytest.fixture
 def books() -> Iterator[Books]:
+    gc.collect()  # the memory of earlier ones: User-Mode Linux has addresses for a few
     made = Books(find_memory_hierarchy(), PAGE, TenantRules("leaf"))
     yield made
     made.close()

@@ -135,6 +135,11 @@ class Tenant:
         text = self.limit_file.read_text().strip()
         return None if text == "max" or int(text) >= 1 << 62 else int(text)
 
+    def forbid_swap(self) -> None:
+        """Or the host's swap, where it has some, takes what a limit of memory has no room for, and nobody is killed."""
+        if (bound := self.directory / "memory.swap.max").exists():
+            bound.write_text("0")
+
     def statistic(self, name: str) -> int:
         """A line of memory.stat, in bytes."""
         lines = dict(line.split() for line in (self.directory / "memory.stat").read_text().splitlines())
