@@ -11,6 +11,7 @@ from tests.support.posix import in_child, own_mount_namespace
 
 _CLONE_NEWPID = 0x20000000
 _libc = ctypes.CDLL(None, use_errno=True)
+LAST_PROCESS_ID = Path("/proc/sys/kernel/ns_last_pid")
 
 
 def in_pid_namespace(action: Callable[[], Any]) -> Any:
@@ -30,4 +31,5 @@ def in_pid_namespace(action: Callable[[], Any]) -> Any:
 
 
 def next_process_id(process_id: int) -> None:
-    Path("/proc/sys/kernel/ns_last_pid").write_text(str(process_id - 1))
+    """Where the kernel lets one say that (CONFIG_CHECKPOINT_RESTORE): `LAST_PROCESS_ID` is there."""
+    LAST_PROCESS_ID.write_text(str(process_id - 1))
