@@ -201,6 +201,20 @@ class BudgetState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CapState:
+    """`cap` is bytes, or percents of the pool's size with "%"; `pool` None: every pool that has none of its own."""
+
+    tenant: str
+    pool: str | None
+    cap: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapStates:
+    caps: tuple[CapState, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedWrite:
     """`file` is absolute. `would`: in a dry run; `ordered`: done, or under way; `waits`: put off for now."""
 

@@ -50,7 +50,7 @@ class PoolBooks:
     """One answer of a pool: its books, and the even shares of all its live tenants, those too that use nothing.
 
     `cgroup` is the pool's own, which the kernel charges for its pages; "/" when that is not known. `unasked` has the
-    tenants that came to use something by no act of their own.
+    tenants that came to use something by no act of their own. `size_bytes` is the pool's, None of an older daemon.
     """
 
     pool: str
@@ -58,6 +58,7 @@ class PoolBooks:
     even_bytes: Mapping[CgroupRef, int]
     cgroup: str
     unasked: Mapping[CgroupRef, Unasked] = field(default_factory=dict)
+    size_bytes: int | None = None
 
     @property
     def tenants(self) -> frozenset[CgroupRef]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -109,6 +110,30 @@ def budget(tenant: str, budget: str, report_only: bool) -> None:
     done = read(BudgetState, ask("PUT", "/v1/budget", {"tenant": tenant}, order))
     when = ", for reports only" if report_only else "" if done.known else ", enforced from when it uses a pool"
     click.echo(f"{done.tenant}: budget {format_size(budget_bytes)}{when}")
+
+
+@cli.command(epilog=TENANT_HELP)
+@click.argument("tenant", required=False)
+@click.argument("part", metavar="[BYTES|PERCENT|clear]", required=False)
+@click.option("--pool", help="In this pool only; else in every pool that has no cap of its own for TENANT.")
+@as_json
+def cap(tenant: str | None, part: str | None, pool: str | None, as_json: bool) -> None:
+    """Bound how far the share of TENANT, with all cgroups below it, may grow in a pool; without arguments, list caps.
+
+    Beyond its cap it gets EDQUOT. Percents are of the pool's size. What it has already stays.
+
+    Example: sharedctl cap /tenants/a 50% --pool scratch
+    """
+    from controller.api.client import ask  # noqa: PLC0415
+
+    if tenant is None:
+        _answer("/v1/caps", as_json)
+        return
+    if part is None:
+        raise CallerMistake("say how much, such as 2G or 50%, or clear to take a cap back")
+    where = {"tenant": tenant} | ({} if pool is None else {"pool": pool})
+    done = ask("DELETE", "/v1/cap", where) if part == "clear" else ask("PUT", "/v1/cap", where, {"cap": part})
+    _show("/v1/caps", done, as_json)
 
 
 @cli.command()
@@ -347,7 +372,11 @@ def zombies(as_json: bool) -> None:
 def _answer(url: str, as_json: bool, **query: str) -> None:
     from controller.api.client import ask  # noqa: PLC0415
 
-    answer = ask("GET", url, query)
+    _show(url, ask("GET", url, query), as_json)
+
+
+def _show(url: str, answer: Any, as_json: bool) -> None:
+    """An answer, as `url` gives it."""
     if as_json:
         click.echo(json.dumps(answer, indent=2))
         return

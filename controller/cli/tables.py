@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 from controller.api.client import Answer, read
 from controller.api.types import (
     Bills,
+    CapStates,
     ExitForecast,
     Explanation,
     FileUsers,
@@ -73,6 +74,14 @@ def bills(answer: Bills) -> None:
             say(f"pool {pool.pool} has not answered yet, so no bill has it: {pool.last_error or 'wait for it'}")
         elif pool.age_seconds > _FRESH_SECONDS:
             say(f"pool {pool.pool} answers late: its part of the bill is {format_age(pool.age_seconds)} old")
+
+
+def caps(answer: CapStates) -> None:
+    rows = [
+        (line.tenant, line.pool or "(each)", line.cap if line.cap.endswith("%") else _size(int(line.cap)))
+        for line in answer.caps
+    ]
+    print_table(("TENANT", "POOL", "CAP"), rows, texts=2)
 
 
 def _swap(answer: Bills) -> None:
@@ -297,6 +306,7 @@ class View(Generic[Told]):
 
 VIEWS: dict[str, View[Any]] = {
     "/v1/bills": View(Bills, bills),
+    "/v1/caps": View(CapStates, caps),
     "/v1/explain": View(Explanation, explain),
     "/v1/health": View(Health, status),
     "/v1/history": View(UsageHistory, history),

@@ -24,6 +24,7 @@ from controller.limits.types import Budget, Limits, Order
 from controller.persistence.database import check_database, check_place, read_only, unusable
 from sharedfs.common.errors import HostFault
 from sharedfs.common.paths import CONTROLLER_DATABASE
+from sharedfs.common.units import Part
 from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -31,6 +32,10 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS budget (
     tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL,
     report_only INTEGER NOT NULL DEFAULT 0       -- 1: no limit is written
+) STRICT;
+CREATE TABLE IF NOT EXISTS cap (                  -- pool '': every one that has no cap of its own for the tenant
+    tenant TEXT NOT NULL, pool TEXT NOT NULL, number INTEGER NOT NULL, is_percent INTEGER NOT NULL,
+    PRIMARY KEY (tenant, pool)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS policy (name TEXT NOT NULL, payer TEXT) STRICT; -- the operator's: one row, or none
 CREATE TABLE IF NOT EXISTS journal (
@@ -170,6 +175,19 @@ class State:
 
     def clear_budget(self, tenant: str) -> None:
         self._change(("DELETE FROM budget WHERE tenant = ?", [(tenant,)]))
+
+    def caps(self) -> dict[tuple[str, str | None], Part]:
+        """The operator's caps by tenant path and pool; None: for every pool that has no cap of its own for it."""
+        rows = self._database.execute("SELECT tenant, pool, number, is_percent FROM cap")
+        return {(tenant, pool or None): Part(number, bool(percent)) for tenant, pool, number, percent in rows}
+
+    def set_cap(self, tenant: str, pool: str | None, part: Part | None) -> None:
+        """None takes the cap back."""
+        key = (tenant, pool or "")
+        self._change(
+            ("DELETE FROM cap WHERE tenant = ? AND pool = ?", [key]),
+            ("INSERT INTO cap VALUES (?, ?, ?, ?)", [] if part is None else [(*key, part.number, part.is_percent)]),
+        )
 
     def policy(self) -> tuple[str, str | None] | None:
         """The name of the operator's policy, and the path of its payer if it has one; None: the configuration's."""

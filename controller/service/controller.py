@@ -16,6 +16,8 @@ from controller.api.errors import NotOursToSet, UnknownName
 from controller.api.types import (
     Bills,
     BudgetState,
+    CapState,
+    CapStates,
     ExitForecast,
     Explanation,
     FileUsers,
@@ -46,6 +48,7 @@ from controller.settlement.what_if import what_if_exit
 from sharedfs import __version__
 from sharedfs.api.types import UnclaimedPage
 from sharedfs.common.errors import CallerMistake, HostFault
+from sharedfs.common.units import parse_part
 from sharedfs.linux.cgroups import CgroupRef, raw_path, readable
 
 Told = TypeVar("Told")
@@ -226,6 +229,33 @@ class Controller:
         await trio.to_thread.run_sync(self._state.clear_budget, path, limiter=self._settler.disk)
         self.settling.budgets.pop(path, None)
         return await self._told_budget(path)
+
+    async def set_cap(self, name: str, pool: str | None, text: str | None) -> CapStates:
+        """`text` is a size or percents of the pool's; None takes the cap back. Returns those that are left.
+
+        Raises UnknownName where there is no such cgroup or pool, CallerMistake where `text` is neither.
+        """
+        path = self._path(name)
+        try:
+            part = None if text is None else parse_part(text)
+        except ValueError as error:
+            raise CallerMistake(str(error)) from None
+        if part is not None and self._hierarchy.find(path) is None:
+            raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        pools = [answer.pool for answer in self.settling.pools.states()]
+        if part is not None and pool is not None and pool not in pools:
+            raise UnknownName(f"there is no pool {pool}: `sharedctl status` lists {', '.join(pools) or 'none now'}")
+        await trio.to_thread.run_sync(self._state.set_cap, path, pool, part, limiter=self._settler.disk)
+        if part is None:
+            self.settling.caps.pop((path, pool), None)
+        else:
+            self.settling.caps[path, pool] = part
+        await self.settling.fresh()
+        return self.caps()
+
+    def caps(self) -> CapStates:
+        ordered = sorted(self.settling.caps.items(), key=lambda item: (item[0][0], item[0][1] or ""))
+        return CapStates(caps=tuple(CapState(tenant=path, pool=pool, cap=str(part)) for (path, pool), part in ordered))
 
     async def history(self, name: str | None, since_seconds: int | None) -> UsageHistory:
         """Up to this moment."""

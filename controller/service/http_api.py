@@ -13,6 +13,7 @@ from controller.api.errors import NotOursToSet, UnknownName
 from controller.api.types import (
     Bills,
     BudgetState,
+    CapStates,
     ExitForecast,
     Explanation,
     FileUsers,
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 Tenant = Annotated[str, Query(min_length=1, description="the cgroup's path, or its directory")]
 
 
+OptionalPool = Annotated[str | None, Query(min_length=1, description="the pool's name; else every pool")]
 OptionalTenant = Annotated[str | None, Query(min_length=1)]
 PoolPath = Annotated[str, Query(pattern="^/", description="absolute, on a pool's mount")]
 
@@ -51,6 +53,12 @@ class BudgetOrder(_Body):
 
     budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
     report_only: bool = False
+
+
+class CapOrder(_Body):
+    """`cap` is a size such as 512M, or percents of the pool's size such as 50%."""
+
+    cap: Annotated[str, Field(min_length=1, max_length=32)]
 
 
 class PolicyOrder(_Body):
@@ -146,6 +154,21 @@ def _add_orders(api: FastAPI, controller: Controller) -> None:
     async def clear_budget(tenant: Tenant) -> BudgetState:
         """Take the operator's budget back."""
         return await controller.clear_budget(tenant)
+
+    @api.get("/v1/caps")
+    async def caps() -> CapStates:
+        """The operator's caps."""
+        return controller.caps()
+
+    @api.put("/v1/cap")
+    async def set_cap(tenant: Tenant, order: CapOrder, pool: OptionalPool = None) -> CapStates:
+        """Bound how far the share of a tenant, with all below it, may grow in a pool, or in each."""
+        return await controller.set_cap(tenant, pool, order.cap)
+
+    @api.delete("/v1/cap")
+    async def clear_cap(tenant: Tenant, pool: OptionalPool = None) -> CapStates:
+        """Take a cap back."""
+        return await controller.set_cap(tenant, pool, None)
 
 
 def _add_errors(api: FastAPI, controller: Controller) -> None:

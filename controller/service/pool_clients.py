@@ -168,7 +168,14 @@ class Pools:
             holdings = await pool.feed.holdings()
             even_bytes = {cgroup_of(tenant): tenant.even_bytes for tenant in holdings.tenants}
             unasked = read_unasked(holdings.tenants)
-            books = PoolBooks(pool.feed.name, read_holdings(holdings), even_bytes, pool.feed.cgroup(), unasked)
+            books = PoolBooks(
+                pool.feed.name,
+                read_holdings(holdings),
+                even_bytes,
+                pool.feed.cgroup(),
+                unasked,
+                holdings.size_bytes,
+            )
         except PoolGone as gone:
             await self._drop(socket, str(gone))
         except PoolSilent as silent:

@@ -28,6 +28,7 @@ from controller.settlement.decision import Decider, Decision, Facts
 from controller.settlement.planner import Planner
 from controller.settlement.settle import Position
 from sharedfs.common.errors import BrokenInvariant
+from sharedfs.common.units import Part
 from sharedfs.linux.cgroups import CgroupRef
 
 ALLOWED_SECONDS, ALLOWED_INTERVALS = 5.0, 10
@@ -40,7 +41,7 @@ HISTORY_SECONDS = 5.0
 
 
 class Settling:
-    """`policy` and `budgets` are the operator's orders; a change of them counts from the next settlement on."""
+    """`policy`, `budgets` and `caps` are the operator's orders; a change of them counts from the next settlement on."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Settling:
     ) -> None:
         self.policy = policy
         self.budgets: dict[str, Budget] = state.budgets()
+        self.caps: dict[tuple[str, str | None], Part] = state.caps()
         self.snapshot: Snapshot | None = None
         self.pools = Pools(pools_directory, config.pool_patience_seconds, nursery)
         self.guarding = Guarding(limits, config.interval_seconds, self._settle_now)
@@ -165,6 +167,7 @@ class Settling:
             journaled=frozenset(self.settler.entries),
             watched=frozenset(self.guarding.watches),
             guarded=self.guarding.works,
+            caps=dict(self.caps),
         )
 
     async def _remember(self, now_seconds: float, decision: Decision) -> None:

@@ -6,7 +6,7 @@ The service gathers `Facts`, asks `Decider.decide`, and carries out the `Decisio
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from controller.billing.bill import Bill, add_up, due_by_pool, due_bytes, make_bill, swap_due_bytes
 from controller.billing.hierarchy import due_at
@@ -15,6 +15,7 @@ from controller.billing.inheritance import Inheritance
 from controller.limits.types import Account, Budget, Limits
 from controller.policies.policy import Policy
 from controller.settlement.admission import marks
+from controller.settlement.caps import CapOrders, capped, caps_in
 from controller.settlement.planner import Plan, Planner
 from controller.settlement.settle import Position
 from sharedfs.linux.cgroups import CgroupRef
@@ -30,7 +31,7 @@ class Facts:
     `pools` have answered, `is_complete`: every pool that lives has. `accounts` are the kernel's, of tenants, of cgroups
     `above` them and of those in the journal, as far as they can be read; `found` is what their managers set. `gone`
     were removed, whatever the pools say. `journaled` are cgroups whose limits the controller has touched. The guard
-    watches over those `watched`; `guarded`: it works.
+    watches over those `watched`; `guarded`: it works. `caps` are the operator's.
     """
 
     now_seconds: float
@@ -45,6 +46,7 @@ class Facts:
     journaled: Set[CgroupRef] = frozenset()
     watched: Set[CgroupRef] = frozenset()
     guarded: bool = True
+    caps: CapOrders = field(default_factory=dict)
 
     @property
     def tenants(self) -> frozenset[CgroupRef]:
@@ -98,11 +100,6 @@ class Decider:
         left = (facts.journaled & facts.accounts.keys()) - settled.keys() if facts.is_complete else set[CgroupRef]()
         unbilled = (Position(cgroup, facts.accounts[cgroup], facts.found[cgroup], None, 0) for cgroup in left)
         plan = self.planner.plan(facts.now_seconds, settled.values(), guarded=facts.guarded, unbilled=unbilled)
-        allowances = None
-        if rules.settle and rules.admission:
-            allowances = {
-                pool.pool: marks(pool.even_bytes, plan.positions.values(), rules.room) for pool in facts.pools
-            }
         return Decision(
             books=books,
             bills=bills,
@@ -111,8 +108,23 @@ class Decider:
             plan=plan,
             unwatched=frozenset(facts.watched - plan.watches.keys()),
             released=facts.gone | _at_home(facts, plan),
-            allowances=allowances,
+            allowances=self._allowances(facts, plan),
         )
+
+    def _allowances(self, facts: Facts, plan: Plan) -> Allowances | None:
+        rules = self.planner.rules
+        admits = rules.settle and rules.admission
+        if not admits and not facts.caps:
+            return None
+        told = {}
+        for pool in facts.pools:
+            budgeted = (
+                marks(pool.even_bytes, plan.positions.values(), rules.room)
+                if admits
+                else dict.fromkeys(pool.even_bytes, None)
+            )
+            told[pool.pool] = capped(budgeted, pool.even_bytes, caps_in(pool.pool, pool.size_bytes, facts.caps))
+        return told
 
     def _positions(
         self, facts: Facts, books: Mapping[str, Books], bills: Mapping[str, Bill], cgroups: Set[CgroupRef]

@@ -99,13 +99,17 @@ class ClassHolding(_Frozen):
 
 
 class Holdings(_Frozen):
-    """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1), `swapped_bytes` among them."""
+    """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1), `swapped_bytes` among them.
+
+    `size_bytes` is what the pool was given; what limits of memory leave it may be less.
+    """
 
     pool: str
     sequence: int
     resident_bytes: int
     foreign_bytes: int
     swapped_bytes: int = 0
+    size_bytes: int | None = None
     tenants: tuple[TenantRef, ...]
     classes: tuple[ClassHolding, ...]
 

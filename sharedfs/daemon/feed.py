@@ -73,6 +73,7 @@ def make_feed(
             resident_bytes=sum(held_bytes for _, held_bytes in reading.holdings),
             foreign_bytes=reading.foreign_bytes,
             swapped_bytes=sum(row.bytes for row in rows if row.swapped),
+            size_bytes=store.tmpfs.room.size_bytes,
             tenants=_tenants(reading.tenants, even_shares(reading.holdings), reading.unasked),
             classes=rows,
         )

@@ -71,6 +71,11 @@ class Room:
         room_bytes = self.bound.room_bytes
         return _OFTEN_SECONDS if room_bytes is not None and room_bytes < _NEAR_BYTES else _SELDOM_SECONDS
 
+    @property
+    def size_bytes(self) -> int:
+        """The pool's own size, whatever limits leave of it."""
+        return self._size_bytes
+
     def resize(self, size_bytes: int) -> None:
         """The pool's own size is another one."""
         self._size_bytes = size_bytes

@@ -7,6 +7,7 @@ from errno import EDQUOT
 
 import pytest
 
+from sharedfs.accounting.caps import Caps
 from sharedfs.fuse.protocol import Opcode
 from sharedfs.ledger.tenant import TenantId
 from tests.contract.test_data_path_engines import Wire, served
@@ -98,7 +99,7 @@ def test_orders_that_are_late_change_nothing_and_allowances_end(ends: Wire) -> N
     assert ends.write(0, b"a" * 2 * PAGE)[0] == EDQUOT
     assert allow(ends, PAGE, sequence=6, seconds=0)
     assert ends.write(0, b"a" * 2 * PAGE) == (0, 2 * PAGE), "without a controller nobody is held back"
-    ends.books.admission.expire()
+    ends.books.admission.keep_up(Caps())
     assert ends.books.admission.left == {}
     assert allow(ends, PAGE, sequence=1), "a controller that starts anew is heard"
     assert allow(ends, None, sequence=7)

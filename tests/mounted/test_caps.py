@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.controller import run_sharedctl, running_controller, sharedctl
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
@@ -144,6 +145,52 @@ def refused_at(tenant: Tenant, pool: MountedPool, size: int) -> bool:
     finally:
         tenant.do(f"os.close(probe); os.unlink('{pool.path}/probe')")
     return False
+
+
+# -- by order of the operator ------------------------------------------------------------------------------------------
+
+
+def test_a_cap_of_the_operator_bounds_a_tenant_and_what_is_below_it(
+    run_dir: Path, unique_name: str, tenants: Tenants
+) -> None:
+    job = tenants.make("job")
+    steps = [tenants.make("job/one"), tenants.make("job/two")]
+    with capped(run_dir, unique_name, tenants) as pool:
+        with running_controller():
+            told = sharedctl("cap", job.path, "25%", "--pool", unique_name)
+            assert told["caps"] == [{"tenant": job.path, "pool": unique_name, "cap": "25%"}]
+            for step in steps:  # from its second settlement on it is bounded
+                step.do(f"first = os.open('{pool.path}/first', os.O_RDWR | os.O_CREAT, 0o666); os.write(first, b'x')")
+            sharedctl("bills")
+            assert fill(steps[0], pool) == (31 * MIB, EDQUOT)
+            sharedctl("bills")
+            assert fill(steps[1], pool) == (0, EDQUOT), "what the other one has counts, too"
+            others, error = fill(tenants.make("other"), pool)
+            assert error == ENOSPC
+            assert others > SIZE * 3 // 4 - NEAR
+        with running_controller():
+            assert len(sharedctl("cap")["caps"]) == 1, "it outlives the controller"
+            assert job.path in run_sharedctl("cap").stdout
+            os.truncate(pool.path / "other", 0)
+            assert fill(steps[0], pool) == (0, EDQUOT)
+            assert sharedctl("cap", job.path, "clear", "--pool", unique_name)["caps"] == []
+            wait_until(lambda: fill(steps[0], pool)[0] > SIZE // 2, "it is taken back")
+
+
+def test_a_cap_that_makes_no_sense_is_refused(pool: MountedPool, tenants: Tenants) -> None:
+    tenant = tenants.make("tenant")
+    with running_controller():
+        for order in (
+            (tenant.path, "150%"),
+            (tenant.path, "much"),
+            (tenant.path,),
+            (f"{tenant.path}/none", "1G"),
+            (tenant.path, "1G", "--pool", "no-such-pool"),
+        ):
+            done = run_sharedctl("cap", *order)
+            assert done.returncode == 2, done
+            assert done.stderr.count("\n") == 1, done.stderr
+        assert sharedctl("cap")["caps"] == []
 
 
 @pytest.mark.parametrize("option", ["--tenant-cap=101%", "--remainder=ten", "--tenant-cap=-1"])
