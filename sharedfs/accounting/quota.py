@@ -121,7 +121,7 @@ class Allowances:
         return True
 
     def lack(self, tenant: TenantId) -> bool:
-        """Whether this tenant is to `begin` with an allowance: the controller has not seen it, or nobody its cap."""
+        """Whether a tenant is to `begin` with an allowance: the controller has not seen it, or no cap is counted."""
         return self._is_unseen(tenant) or (self.caps.bounds_tenants and tenant not in self.left)
 
     def _is_unseen(self, tenant: TenantId) -> bool:
