@@ -119,6 +119,7 @@ def test_numpy_memmap_is_the_pools_charge_and_not_its_makers(
     """With --reserve 0, the control, the kernel charges the maker for 96 MiB, and it is killed at its limit."""
     with pool_with(run_dir, unique_name, "--reserve", reserve) as pool:
         tenant = tenants.make("maker", 80 * MIB)
+        tenant.forbid_swap()
         done = subprocess.run(
             tenant.join([sys.executable, "-c", NUMPY, f"{pool.path}/m"]), capture_output=True, check=False
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from sharedfs.common.errors import HostFault
+from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.ops.data import PURE_PYTHON_VARIABLE
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.posix import fails
@@ -32,6 +34,11 @@ def mount(
 ) -> Mount:
     if request.param == "Python":
         monkeypatch.setenv(PURE_PYTHON_VARIABLE, "1")
+    else:
+        try:
+            TaskEvents().close()
+        except HostFault:
+            pytest.skip("without perf events all is served in Python")
 
     @contextmanager
     def mounted(rule: str = "yield", *options: str) -> Iterator[MountedPool]:
