@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from sharedfs.accounting.core import Core
-from sharedfs.accounting.questions import Holdings
+from sharedfs.accounting.unasked import used_bytes
 from sharedfs.ledger.open_readers import Reader
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, Runs, as_runs
 from sharedfs.ledger.tenant import NOBODY, TenantId
@@ -45,9 +45,9 @@ class FastReaders:
                 if core.ledger.is_large(inode):
                     self._closed[inode, tenant] = None
                 else:
-                    before = _used_bytes(core.ledger.file_holdings(inode), tenant)
+                    before = used_bytes(core.ledger.file_holdings(inode), tenant)
                     core.set_mapped(inode, tenant, _ALL_PAGES)  # also what became resident since the last scan
-                    self._note_added((inode, tenant), before, _used_bytes(core.ledger.file_holdings(inode), tenant))
+                    self._note_added((inode, tenant), before, used_bytes(core.ledger.file_holdings(inode), tenant))
                     core.set_mapped(inode, tenant, NO_RUNS)
             core.tidy_log()
 
@@ -82,18 +82,14 @@ class FastReaders:
             if not holds(reader) or core.ledger.is_mapped(inode, tenant, pages):
                 return
             core.record_mapped(inode, tenant, pages)
-            used_bytes = _used_bytes(core.ledger.file_holdings(inode), tenant)
-            pieces = self._counted(reader, used_bytes, core.ledger.mapping(inode, tenant, pages))
+            before = used_bytes(core.ledger.file_holdings(inode), tenant)
+            pieces = self._counted(reader, before, core.ledger.mapping(inode, tenant, pages))
         core.in_turns(pieces, lambda: holds(reader) and tenant in core.tenants)
 
-    def _counted(self, reader: Reader, used_bytes: int, pieces: Iterator[int]) -> Iterator[None]:
+    def _counted(self, reader: Reader, before_bytes: int, pieces: Iterator[int]) -> Iterator[None]:
         """`pieces`, each of which is counted with the lock that it is booked with: no reading has the one alone."""
         for gained_pages in pieces:
             gained_bytes = gained_pages * self._core.page_bytes
-            self._note_added(reader, used_bytes, used_bytes + gained_bytes)
-            used_bytes += gained_bytes
+            self._note_added(reader, before_bytes, before_bytes + gained_bytes)
+            before_bytes += gained_bytes
             yield
-
-
-def _used_bytes(holdings: Holdings, tenant: TenantId) -> int:
-    return sum(held_bytes for held, held_bytes in holdings if tenant in held.payers)

@@ -9,6 +9,7 @@ from sharedfs.accounting.changes import Changes
 from sharedfs.accounting.core import Core, pause
 from sharedfs.accounting.recording import tell_anew
 from sharedfs.accounting.swapped import SwappedPages
+from sharedfs.accounting.unasked import used_bytes
 from sharedfs.api.types import Event
 from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, as_runs, batched, gaps
 from sharedfs.ledger.tenant import NOBODY, TenantId
@@ -78,14 +79,11 @@ class Pages:
         for part in self._core.in_pieces(pages):
             if tenant not in self._core.tenants:
                 return
-            before = self._used_bytes(inode, part, tenant)
+            before = used_bytes(self._ledger.holdings_in(inode, part).items(), tenant)
             for first, last in part:
                 self._touch(inode, first, last, tenant)
-            self._core.unasked.added[tenant] += self._used_bytes(inode, part, tenant) - before
-
-    def _used_bytes(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> int:
-        held_in = self._ledger.holdings_in(inode, pages)
-        return sum(held_bytes for held, held_bytes in held_in.items() if tenant in held.payers)
+            after = used_bytes(self._ledger.holdings_in(inode, part).items(), tenant)
+            self._core.unasked.added[tenant] += after - before
 
     def charge_allocated(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
         """`tenant` had page ranges (inclusive) made resident and has used none of them yet.

@@ -109,15 +109,9 @@ class Allowances:
             else:
                 self._at_will.discard(tenant)
                 self._marks[tenant] = mark
-            ceiling = self._ceiling(tenant)
-            if ceiling is None:
-                self._unbind(tenant)
-            else:
-                taken = self._taken.get(tenant, 0)
-                unspent = self.left.get(tenant, 0) + taken
-                made = max(0, state.unspent.get(tenant, unspent) - unspent)
-                self.left[tenant] = ceiling - shares.get(tenant, 0) - made - taken
-                self._looked_at[tenant] = state.sequence
+            unspent = self.left.get(tenant, 0) + self._taken.get(tenant, 0)
+            made = max(0, state.unspent.get(tenant, unspent) - unspent)
+            self._count(tenant, shares.get(tenant, 0) + made, state.sequence)
         return True
 
     def lack(self, tenant: TenantId) -> bool:
@@ -129,10 +123,9 @@ class Allowances:
 
     def begin(self, tenant: TenantId, room_bytes: int | None) -> None:
         """What a tenant may make until the controller has seen it; None: what it likes, and its cap lets it."""
-        first = room_bytes is not None and self._is_unseen(tenant)
         if self.caps.bounds_tenants and tenant not in self.left:
             self._renew([tenant], even_shares(self._ledger.holdings_of_tenant(tenant)))
-        if first and room_bytes is not None:
+        if room_bytes is not None and self._is_unseen(tenant):
             self._marks[tenant] = room_bytes
             self.left[tenant] = min(room_bytes, self.left.get(tenant, room_bytes))
 
@@ -161,15 +154,18 @@ class Allowances:
     def _renew(self, tenants: Iterable[TenantId], shares: Mapping[TenantId, int]) -> None:
         """What is left of the marks that are in force, by these shares of now."""
         for tenant in tenants:
-            ceiling = self._ceiling(tenant)
-            if ceiling is None:
-                self._unbind(tenant)
-            else:
-                self.left[tenant] = ceiling - shares.get(tenant, 0) - self._taken.get(tenant, 0)
-                self._looked_at[tenant] = self._ledger.sequence
+            self._count(tenant, shares.get(tenant, 0), self._ledger.sequence)
 
-    def _unbind(self, tenant: TenantId) -> None:
-        """No mark is in force. Where there are caps all tenants are counted, for the remainder may come to be all."""
+    def _count(self, tenant: TenantId, share_bytes: int, sequence: int) -> None:
+        """What is left of the lowest mark in force, by a share that the books had at `sequence`.
+
+        Where there are caps all tenants are counted, for the remainder may come to be all that is left.
+        """
+        ceiling = self._ceiling(tenant)
+        if ceiling is not None:
+            self.left[tenant] = ceiling - share_bytes - self._taken.get(tenant, 0)
+            self._looked_at[tenant] = sequence
+            return
         if self.caps.bounds_tenants:
             self.left[tenant] = UNLIMITED_BYTES
         else:
