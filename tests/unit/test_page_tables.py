@@ -4,7 +4,8 @@ import ctypes
 import mmap
 import os
 import pickle
-import time
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -135,27 +136,41 @@ def test_what_is_large_or_far_apart_is_asked_about_alone() -> None:
     ]
 
 
+CROWD = """
+import ctypes, mmap, sys
+fd, many = int(sys.argv[1]), int(sys.argv[2])
+libc = ctypes.CDLL(None)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+for number in range(many):
+    address = libc.mmap(None, mmap.PAGESIZE, 3, mmap.MAP_SHARED, fd, number * 7919 % many * mmap.PAGESIZE)
+    ctypes.c_char.from_address(address).value = b"x"
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
 @pytest.fixture
 def crowded() -> Iterator[tuple[int, tuple[int, int]]]:
-    """A process with very many mappings of one page each, in no order, and the device of the file."""
+    """A process with very many mappings of one page each, in no order, and the device of the file.
+
+    It is a program of its own: a child by fork would have the mappings that other tests left in this process."""
     fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
     os.ftruncate(fd, MANY * PAGE_BYTES)
-    child = os.fork()
-    if not child:
-        for number in range(MANY):
-            address = _libc.mmap(None, PAGE_BYTES, 3, mmap.MAP_SHARED, fd, number * 7919 % MANY * PAGE_BYTES)
-            ctypes.c_char.from_address(address).value = b"x"
-        os.ftruncate(fd, MANY * PAGE_BYTES + 1)
-        time.sleep(600)
-        os._exit(0)
+    child = subprocess.Popen(
+        [sys.executable, "-c", CROWD, str(fd), str(MANY)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[fd],
+    )
     try:
-        while os.fstat(fd).st_size == MANY * PAGE_BYTES:
-            time.sleep(0.01)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "mapped\n"
         device = os.fstat(fd).st_dev
-        yield child, (os.major(device), os.minor(device))
+        yield child.pid, (os.major(device), os.minor(device))
     finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)
+        child.communicate()
         os.close(fd)
 
 
