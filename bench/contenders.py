@@ -105,7 +105,7 @@ def python_example() -> Path | None:
     program = cache / "tmpfs.py"
     if not program.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=:all:", "-d", str(cache)]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary=pyfuse3", "-d", str(cache)]
         if subprocess.run([*command, f"pyfuse3=={version}"], check=False).returncode != 0:
             return None
         (archive,) = cache.glob("*.tar.gz")
