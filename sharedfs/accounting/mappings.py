@@ -7,7 +7,7 @@ from sharedfs.accounting.core import RANGES_AT_ONCE, Core, pause
 from sharedfs.accounting.pages import Pages
 from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, Runs, as_runs, batched, without
 from sharedfs.ledger.pieces import PIECE_CHUNKS
-from sharedfs.ledger.tenant import TenantId
+from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux.procfs import Process
 
 _MAPS_AT_ONCE = 256  # read after a start, while the lock is held: a few milliseconds
@@ -52,22 +52,26 @@ class MappedPages:
             pause()
         return without(pages, as_runs(resident))
 
-    def put(
-        self, inode: int, tenant: TenantId, pages: Runs, brought: Sequence[PageRange] = (), *, adds: bool = False
-    ) -> None:
-        """`tenant` maps just these pages of a file, as the running scan saw it. Not for the request pump: in pieces.
+    def bring(self, inode: int, tenant: TenantId, brought: Sequence[PageRange]) -> None:
+        """What the books do not have of these pages, a page fault in a hole allocated, as the running scan saw it.
 
-        `adds`: and those that it mapped before, for the scan did not see all.
-
-        Pages in `brought` that are not resident in the books were allocated by a page fault in a hole, which the kernel
-        charged to the tenant: they become `foreign` (I2). Not so in a file that shrank meanwhile; the next scan tells.
+        The kernel charged `tenant` for them: they become `foreign` (I2). Not so in a file that shrank meanwhile; the
+        next scan tells.
         """
         core = self._core
         for part in core.in_pieces(brought):
-            if tenant in core.tenants and inode not in self._changes.shrunk:
+            if (tenant == NOBODY or tenant in core.tenants) and inode not in self._changes.shrunk:
                 for first, last in core.ledger.absent(inode, part):
                     core.charge(inode, first, last, tenant, foreign=True)
-                    core.makers.used(inode, tenant)
+                    if tenant != NOBODY:
+                        core.makers.used(inode, tenant)
+
+    def put(self, inode: int, tenant: TenantId, pages: Runs, *, adds: bool = False) -> None:
+        """`tenant` maps just these pages of a file, as the running scan saw it. Not for the request pump: in pieces.
+
+        `adds`: and those that it mapped before, for the scan did not see all.
+        """
+        core = self._core
         with core.lock:
             if tenant not in core.tenants:
                 return

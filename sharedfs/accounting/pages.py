@@ -97,14 +97,25 @@ class Pages:
             if tenant != NOBODY:
                 self._makers.used(inode, tenant)
 
-    def charge_strays(self, inode: int, pages: Iterable[PageRange]) -> None:
+    def charge_strays(
+        self, inode: int, pages: Iterable[PageRange], tenant: TenantId = NOBODY, *, foreign: bool = True
+    ) -> None:
         """Book what is absent of page ranges (inclusive), which are resident: nobody saw who did that.
 
-        The kernel charged such pages to whoever faulted: they are foreign, and unclaimed (I2).
+        The kernel charged such pages to whoever faulted: they are foreign (I2), and unclaimed where that is not known.
         """
         for part in self._core.in_pieces(pages):
             for first, last in self._ledger.absent(inode, part):
-                self._charge(inode, first, last, NOBODY, foreign=True)
+                maker = self._if_live(tenant)
+                self._charge(inode, first, last, maker, foreign=foreign)
+                if maker != NOBODY:
+                    self._makers.used(inode, maker)
+
+    def take_foreign(self, inode: int, pages: Iterable[PageRange], tenant: TenantId) -> None:
+        """The kernel charges `tenant`, or a cgroup that is gone (NOBODY), for what is foreign of page ranges."""
+        for part in self._core.in_pieces(pages):
+            for first, last in part:
+                self._ledger.take_foreign(inode, first, last, self._if_live(tenant))
 
     def hand_over(self, inode: int, tenant: TenantId) -> tuple[int, int]:
         """The resident pages of a file are `tenant`'s, or nobody's; the bytes that it owns now, and foreign ones."""

@@ -9,7 +9,7 @@ from sharedfs.accounting.core import Core
 from sharedfs.accounting.unasked import Unasked
 from sharedfs.ledger.class_view import Predicate, Verdicts
 from sharedfs.ledger.ledger_view import LedgerStatistics
-from sharedfs.ledger.page_ranges import PageRange, batched
+from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, batched
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId
 
@@ -110,9 +110,9 @@ class Questions:
         with self._lock:
             return self._ledger.absent(inode, pages)
 
-    def runs_where(self, inode: int, wanted: Predicate) -> list[PageRange]:
+    def runs_where(self, inode: int, wanted: Predicate, first: int = 0, last: int = LAST_PAGE) -> list[PageRange]:
         with self._lock:
-            return self._ledger.runs_where(inode, wanted)
+            return self._ledger.runs_where(inode, wanted, first, last)
 
     def chunks_of(self, inode: int, first: int, last: int) -> list[int]:
         """The chunks of PAGES_PER_CHUNK pages that have pages in a range, by number, in order. O(chunks log chunks)."""

@@ -60,6 +60,28 @@ class Tenants:
             known = self._core.tenants.get(tenant)
         return None if known is None else CgroupRef(known.path, known.inode)
 
+    def charged(self, inode: int) -> TenantId:
+        """The tenant of the cgroup with this inode number, which the kernel says that it charges for a page.
+
+        It names the nearest cgroup that lives, also for one that is gone. So one that nobody has heard of, and that has
+        no processes or is the root, made no page: NOBODY.
+        """
+        with self._core.lock:
+            known = self._core.tenants.find(inode)
+        if known is not None:
+            return known
+        cgroup = self.hierarchy.at(inode)
+        if cgroup is None:
+            return NOBODY
+        above = self.hierarchy.find(self._rules.tenant_path(cgroup.path))
+        with self._core.lock:
+            known = None if above is None else self._core.tenants.find(above.inode)
+        if known is not None:
+            return known
+        return (
+            NOBODY if cgroup.path == "/" or not self.hierarchy.processes(cgroup.path) else self.tenant_at(cgroup.path)
+        )
+
     def live(self) -> list[Tenant]:
         """The live tenants, oldest first. O(tenants)."""
         with self._core.lock:

@@ -28,6 +28,7 @@ from sharedfs.ops.sizes import Sizes
 from sharedfs.pages.allocation import Allocation
 from sharedfs.pages.full_pool import FullPool
 from sharedfs.pages.growth import Growth
+from sharedfs.pages.kernel_charges import KernelCharges
 from sharedfs.pages.page_moves import PageMoves
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.reaper import Reaper
@@ -46,7 +47,8 @@ class Given:
     """What the parts stand on. `options` are those in force, which a remount changes.
 
     `on_end` is told, in the thread it happens in, that the connection is over (None), or what broke a part.
-    `on_init` is told the kernel's INIT request. `restarts`: so many daemons have served this pool before.
+    `on_init` is told the kernel's INIT request. `restarts`: so many daemons have served this pool before. `pool_inode`
+    is that of the cgroup that the daemon lives in, 0 for none.
     """
 
     options: Callable[[], PoolOptions]
@@ -62,6 +64,7 @@ class Given:
     in_hand: InHand | None = None
     on_init: Callable[[bytes], None] | None = None
     restarts: int = 0
+    pool_inode: int = 0
 
     def yields(self) -> bool:
         """Whether unclaimed files give way to requests, by the options in force."""
@@ -77,6 +80,7 @@ class Parts:
 
     device: Device
     moves: PageMoves
+    charges: KernelCharges
     reconcile: Reconcile
     allocation: Allocation
     reaper: Reaper
@@ -94,7 +98,9 @@ def build(given: Given, resources: ExitStack) -> Parts:
     store, books, events, options = given.store, given.books, given.events, given.options()
     device, moves, files = Device(given.device_fd), PageMoves(books, given.looks), data_files(store.mount_fd)
     pump_callers, callers = Callers(books, events), Callers(books, events)
-    reconcile = Reconcile(store, books, moves, options.huge)
+    charges = KernelCharges(books, given.pool_inode)
+    resources.callback(charges.close)
+    reconcile = Reconcile(store, books, moves, options.huge, charges)
     allocation = Allocation(store, books, reconcile, options.huge)
     reaper = Reaper(store, books, allocation, given.faults, given.on_end)
     resources.callback(reaper.close)
@@ -131,6 +137,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
     return Parts(
         device,
         moves,
+        charges,
         reconcile,
         allocation,
         reaper,

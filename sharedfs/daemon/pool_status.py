@@ -12,6 +12,7 @@ from sharedfs.daemon.parts import Parts
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.pages.mapping_scan import MappingScan
+from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pool.cgroup import oom_score_adj
@@ -37,6 +38,7 @@ class StatusReader:
     spill: Spill
     parts: Parts
     mappings: MappingScan
+    moved: MovedCharges
     recharge: Recharge
     _flags: str = ""
 
@@ -72,6 +74,7 @@ class StatusReader:
             swapped_bytes=swapped_bytes,
             recharged_bytes=self.recharge.recharged_bytes,
             stranded_bytes=self.recharge.stranded_bytes,
+            moved_charge_bytes=self.moved.bytes,
             recharge_refusal=self.recharge.refusal,
             deleted_files=self.parts.unclaimed.deleted_files,
             deleted_bytes=self.parts.unclaimed.deleted_bytes,

@@ -28,6 +28,7 @@ from sharedfs.daemon.parts import Given, build
 from sharedfs.daemon.pool_status import StatusReader
 from sharedfs.fuse import protocol as wire
 from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux.cgroup_memory import CgroupMemory
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.perf_events import TaskEvents
@@ -37,6 +38,7 @@ from sharedfs.maintenance.tasks import Upkeep
 from sharedfs.ops.pyfuse3_ops import RareRequests
 from sharedfs.ops.recovery import recover
 from sharedfs.pages.mapping_scan import MappingScan
+from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pages.swap_scan import SwapScan
@@ -90,6 +92,9 @@ class Pool:
         self.in_hand = InHand(self.state)
         self.parts = parts = build(self._given(events, faults), resources)
         self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
+        memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
+        resources.callback(memory.close)
+        self.moved = MovedCharges(self.store, self.books, parts.reconcile, parts.charges, self.state, memory)
         windows = UnusedWindows(self.store, self.books, parts.reconcile, self.state, faults)
         self.recharge = Recharge(
             self.store,
@@ -98,7 +103,7 @@ class Pool:
             parts.reconcile,
             parts.moves,
             windows,
-            self.cgroup.inode,
+            self.moved,
             self.state,
             faults,
         )
@@ -126,6 +131,7 @@ class Pool:
             in_hand=self.in_hand,
             on_init=lambda request: self.state.write(_INIT_FILE, request),
             restarts=self._start.restarts,
+            pool_inode=self.cgroup.inode,
         )
 
     def _make_upkeep(self, events: TaskEvents | None) -> Upkeep:
@@ -136,6 +142,7 @@ class Pool:
             self.parts.callers,
             events,
             self.parts.reconcile,
+            self.moved,
             self.mappings,
             SwapScan(self.store, self.books),
             self.recharge,
@@ -280,6 +287,7 @@ class Pool:
             self.spill,
             self.parts,
             self.mappings,
+            self.moved,
             self.recharge,
         )
         app = make_feed(

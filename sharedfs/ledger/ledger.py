@@ -181,6 +181,13 @@ class Ledger(LedgerView):
         if pages is not None:
             self._post(pages.apply(first_page, last_page, self._steps.recharge))
 
+    def take_foreign(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
+        """The kernel charges `tenant` for the foreign pages of a range, NOBODY for a cgroup that is gone. O(pages)."""
+        check_range(first_page, last_page)
+        pages = self._files.get(file)
+        if pages is not None:
+            self._post(pages.apply(first_page, last_page, self._steps.of(tenant).take_foreign))
+
     def hand_over(self, file: int, tenant: TenantId) -> None:
         """`tenant` owns the pages that `file` has now, but for foreign ones (`SharingClass.handed_to`). O(pages)."""
         pages = self._files.get(file)

@@ -163,12 +163,15 @@ class LedgerView:
         """Files with pages in a class that is `wanted`, ascending. O(ids + files x their classes)."""
         return sorted(self.files_among(self.all_files(), Verdicts(self._table, wanted)))
 
-    def runs_where(self, file: int, wanted: Predicate) -> list[PageRange]:
-        """The pages of a file whose class is `wanted`, ascending and merged. O(pages with a cell)."""
+    def runs_where(
+        self, file: int, wanted: Predicate, first_page: int = 0, last_page: int = LAST_PAGE
+    ) -> list[PageRange]:
+        """The pages of a range whose class is `wanted`, ascending and merged. O(classes + pages with a cell)."""
         pages = self._files.get(file)
         if pages is None:
             return []
-        return merged(pages.runs_of([raw for raw in pages.pages_by_class if wanted(self._table.held(raw))]))
+        chosen = [raw for raw in pages.pages_by_class if wanted(self._table.held(raw))]
+        return merged(pages.runs_of(chosen, first_page, last_page)) if chosen else []
 
     def resident_pages_of(self, file: int) -> int:
         """O(classes of the file)."""

@@ -198,10 +198,10 @@ class PageMap:
             else:
                 yield from _matching(self._cells.mixed_ids(chunk)[start:stop] != ABSENT, base + start)
 
-    def runs_of(self, raw_ids: Collection[int]) -> Iterator[PageRange]:
-        """The pages that have one of `raw_ids` as ascending ranges, which may adjoin. O(pages with a cell)."""
+    def runs_of(self, raw_ids: Collection[int], first_page: int = 0, last_page: int = LAST_PAGE) -> Iterator[PageRange]:
+        """The pages of a range that have one of `raw_ids`, ascending; ranges may adjoin. O(pages with a cell)."""
         wanted = np.fromiter(raw_ids, np.uint32)
-        for index, chunk, start, stop in self._parts(0, LAST_PAGE):
+        for index, chunk, start, stop in self._parts(first_page, last_page):
             base = index << _SHIFT
             if chunk.cells is not None:
                 yield from _matching(np.isin(self._cells.mixed_ids(chunk)[start:stop], wanted), base + start)

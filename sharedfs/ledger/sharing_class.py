@@ -11,7 +11,8 @@ The rules below are pure, and return an equal class when they change nothing. Th
 - A rule for tenant U looks at U alone, and adds or removes U alone. So it commutes with `without(T)` for every other T,
   and what was memoised about U stays true when T exits (`steps` relies on it).
 - No rule of a tenant changes `foreign`: pages move between classes, charges do not move. `recharged` is the pool's own:
-  it says that a charge has moved. The owner changes by `without` and, because the operator says so, by `handed_to`.
+  it says that a charge has moved. The owner changes by `without`, by `handed_to`, because the operator says so, and by
+  `charged_to`, because the kernel does.
 """
 
 from dataclasses import dataclass, replace
@@ -77,6 +78,10 @@ class SharingClass:
     def recharged(self) -> "SharingClass":
         """The kernel charges the pages to the pool from now on (I2). Who owns and who uses them stays."""
         return replace(self, foreign=False) if self.foreign else self
+
+    def charged_to(self, tenant: TenantId) -> "SharingClass":
+        """The kernel charges foreign pages to `tenant`'s own cgroup, NOBODY for one that is gone: it is their owner."""
+        return replace(self, owner=tenant) if self.foreign else self
 
     def handed_to(self, tenant: TenantId) -> "SharingClass":
         """`tenant` owns the pages from now on; NOBODY: they are unclaimed as soon as they have no user.

@@ -67,7 +67,7 @@ class Step:
 class TenantSteps:
     """The operations of one tenant."""
 
-    __slots__ = ("charge", "charge_foreign", "hand_over", "map", "touch", "unmap")
+    __slots__ = ("charge", "charge_foreign", "hand_over", "map", "take_foreign", "touch", "unmap")
 
     def __init__(self, table: SharingTable, tenant: TenantId) -> None:
         own, foreign = SharingClass.charged_by(tenant), SharingClass.charged_by(tenant, foreign=True)
@@ -77,9 +77,12 @@ class TenantSteps:
         self.map = Step(table, lambda held: held and held.mapped_by(tenant))
         self.unmap = Step(table, lambda held: held and held.unmapped_by(tenant))
         self.hand_over = Step(table, lambda held: held and held.handed_to(tenant))
+        self.take_foreign = Step(table, lambda held: held and held.charged_to(tenant))
 
     def __iter__(self) -> Iterator[Step]:
-        return iter((self.touch, self.charge, self.charge_foreign, self.map, self.unmap, self.hand_over))
+        return iter(
+            (self.touch, self.charge, self.charge_foreign, self.map, self.unmap, self.hand_over, self.take_foreign)
+        )
 
 
 class StepMemo:

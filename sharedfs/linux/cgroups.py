@@ -121,12 +121,14 @@ class MemoryHierarchy:
 
     def _renamed(self, cgroup: CgroupRef) -> CgroupRef | None:
         """Where the kernel has it, whatever it was called. v2 renames nothing."""
-        if self.version is CgroupVersion.V2:
-            return None
+        return None if self.version is CgroupVersion.V2 else self.at(cgroup.inode)
+
+    def at(self, inode: int) -> CgroupRef | None:
+        """The cgroup with this inode number, None when it is gone or cannot be seen from here."""
         try:
             root = os.open(self.mount, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                found = open_by_handle(root, _HANDLE.pack(8, _FILEID_KERNFS, cgroup.inode), os.O_PATH)
+                found = open_by_handle(root, _HANDLE.pack(8, _FILEID_KERNFS, inode), os.O_PATH)
             finally:
                 os.close(root)
         except OSError:  # ESTALE: it is gone
@@ -135,10 +137,10 @@ class MemoryHierarchy:
             place = os.readlink(f"/proc/self/fd/{found}")
         finally:
             os.close(found)
-        if not place.startswith(f"{self.mount}/"):
+        if not f"{place}/".startswith(f"{self.mount}/"):
             return None
-        moved = self.find(readable(os.fsencode(place.removeprefix(str(self.mount)))))
-        return moved if moved == cgroup else None
+        known = self.find(readable(os.fsencode(place.removeprefix(str(self.mount)))) or "/")
+        return known if known == inode else None
 
     def processes(self, path: str) -> list[int]:
         """Process ids in the cgroup at `path`, none when the cgroup is gone."""

@@ -1,9 +1,10 @@
-"""Recharge: pages that the kernel charged to a cgroup that is gone become the pool's own, so that no zombie stays (I3).
+"""Recharge: pages that the kernel charges to a cgroup that is gone become the pool's own, so that no zombie stays (I3).
 
-A page fault in a hole charges the tenant (I2). When its cgroup is removed, these pages would keep it in the kernel. The
-daemon has the kernel collapse windows of 2 MiB into a huge page through a mapping of its own (`huge_pages.collapse`):
-the kernel charges the daemon, and lets nobody store between copy and exchange, whoever stores and however. The daemon
-then asks the kernel whom it charges, and only what it says is booked. Collapsing fills holes with pages:
+A page fault in a hole charges the tenant (I2). When its cgroup is removed, these pages would keep it in the kernel. So
+would those whose charge a tenant moved to itself (`pages/moved_charges.py`), which go back at once. The daemon has the
+kernel collapse windows of 2 MiB into a huge page through a mapping of its own (`huge_pages.collapse`): the kernel
+charges the daemon, and lets nobody store between copy and exchange, whoever stores and however. The daemon then asks
+the kernel whom it charges, and only what it says is booked. Collapsing fills holes with pages:
 
 - Of a file that nobody has open or maps, as an exclusive lease proves, they are punched out again. Requests wait
   meanwhile (`pages/unused_windows.py`).
@@ -28,13 +29,13 @@ from errno import ENOSPC
 from sharedfs.accounting.books import Books
 from sharedfs.common.errors import HostFault
 from sharedfs.common.units import format_size
-from sharedfs.ledger.page_ranges import PageRange, byte_parts, common
+from sharedfs.ledger.page_ranges import PageRange, byte_parts, common, merged
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import NOBODY
 from sharedfs.linux import huge_pages, syscalls
-from sharedfs.linux.page_charges import PageCharges
 from sharedfs.maintenance.pins import QUIET_SECONDS
 from sharedfs.ops.data import DataPath
+from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.page_moves import PageMoves, Round
 from sharedfs.pages.reconcile import Reconcile
 from sharedfs.pages.unused_windows import SPARE_BYTES, CannotMove, UnusedWindows, why_not_collapsed
@@ -59,7 +60,7 @@ class _Refusal:
 
 
 class Recharge:
-    """For one pool. `pool_inode` is that of the cgroup that the daemon lives in. `round` is for one thread."""
+    """For one pool. `round` is for one thread."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class Recharge:
         reconcile: Reconcile,
         moves: PageMoves,
         unused_windows: UnusedWindows,
-        pool_inode: int,
+        moved: MovedCharges,
         state: StateFiles,
         faults: Faults | None = None,
     ) -> None:
@@ -78,13 +79,19 @@ class Recharge:
         self._data_path = data_path
         self._reconcile = reconcile
         self._moves = moves
-        self._pool_inode = pool_inode
+        self._moved = moved
+        self._charges = moved.charges
         self._unused_windows = unused_windows
         self._punched = Punched(state)
         self._faults = faults
         self._refused: dict[int, _Refusal] = {}
         self._reached: dict[int, int] = {}  # where the window begins that is the next one's turn, by inode
         self.recharged_bytes = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a removed cgroup, or one that let charges move, is charged for pages. O(classes)."""
+        return bool(self.stranded_bytes or self._moved.files())
 
     @property
     def stranded_bytes(self) -> int:
@@ -112,7 +119,8 @@ class Recharge:
 
     def round(self) -> None:
         """Recharge what can be in about _ROUND_SECONDS; the caller pauses for some times as long."""
-        inodes = self._books.questions.files_where(_is_stray)
+        strays = self._books.questions.files_where(_is_stray) if self.stranded_bytes else []
+        inodes = list(dict.fromkeys([*strays, *self._moved.files()]))
         self._refused = {inode: self._refused[inode] for inode in inodes if inode in self._refused}
         self._reached = {inode: self._reached[inode] for inode in inodes if inode in self._reached}
         with self._moves.round() as moves:
@@ -141,14 +149,14 @@ class Recharge:
             reason = str(refusal)
         if self.recharged_bytes > before:
             self._refused.pop(inode, None)
-        elif self._books.questions.runs_where(inode, _is_stray):
+        elif self._pages_of(inode):
             self._refuse(inode, reason or "nothing could be moved")
 
     def _refuse(self, inode: int, reason: str) -> None:
         known = self._refused.get(inode)
         pause = _FIRST_PAUSE_SECONDS if known is None else min(2 * known.pause_seconds, _LONGEST_PAUSE_SECONDS)
         if known is None:
-            log.warning("pages of inode %d stay charged to a removed cgroup for now: %s", inode, reason)
+            log.warning("pages of inode %d stay charged to a cgroup that is not the pool's: %s", inode, reason)
         self._refused[inode] = _Refusal(reason, pause, time.monotonic() + pause)
 
     # -- a file in use -----------------------------------------------------------------------------------------------
@@ -158,11 +166,12 @@ class Recharge:
         huge_bytes = self._reconcile.huge_bytes
         if huge_bytes is None:
             return "the file is in use, and this kernel has no huge pages"
-        with PageCharges() as charges, self._store.opened(node, os.O_RDWR) as fd:
+        self._charges.check_told()
+        with self._store.opened(node, os.O_RDWR) as fd:
 
             def collapse(start: int) -> None:
                 try:
-                    self._collapse(node, fd, start, start + huge_bytes, moves, charges)
+                    self._collapse(node, fd, start, start + huge_bytes, moves)
                 except OSError as error:
                     raise CannotMove(f"the file is in use, and {why_not_collapsed(error)}") from error
 
@@ -190,39 +199,47 @@ class Recharge:
         """Where windows with pages to be moved begin, in bytes."""
         per_window = huge_bytes // self._books.page_bytes
         done = -1
-        for first, last in self._books.questions.runs_where(node.inode, _is_stray):
+        for first, last in self._pages_of(node.inode):
             for window in range(max(first // per_window, done + 1), last // per_window + 1):
                 done = window
                 yield window * huge_bytes
 
-    def _collapse(self, node: Node, fd: int, start: int, end: int, moves: Round, charges: PageCharges) -> None:
+    def _collapse(self, node: Node, fd: int, start: int, end: int, moves: Round) -> None:
         page_bytes = self._books.page_bytes
         window = start // page_bytes, end // page_bytes - 1
         self._check_worth(node, fd, window)
         with self._books.changes.under_way(node.inode):
             with moves.moving(node.inode, *window):
                 self._reconcile.collapse(fd, start, end)
-                if set(charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])) - {self._pool_inode}:
+                if self._charges.of(fd, [window]).tenants:
                     # A huge page that a tenant made: small ones of it can be collapsed.
                     huge_pages.collapse(fd, start, end, split=True)
                     self._reconcile.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
                 self._check_stays(node)
                 there = self._reconcile.book_filled(node, fd, *window)
-            self._book_moved(node, fd, start, end, there, charges)
+            self._book_moved(node, fd, start, end, there)
 
-    def _book_moved(
-        self, node: Node, fd: int, start: int, end: int, there: list[PageRange], charges: PageCharges
-    ) -> None:
+    def _book_moved(self, node: Node, fd: int, start: int, end: int, there: list[PageRange]) -> None:
         """Of a window of which these pages are there: they are the pool's, when the kernel says so."""
         page_bytes = self._books.page_bytes
-        charged = charges.of_ranges(fd, [(start, min(end, os.fstat(fd).st_size))])
         asked = common(there, [(start // page_bytes, -(-end // page_bytes) - 1)])
-        moved = common(self._books.questions.runs_where(node.inode, _is_stray), asked)
-        if set(charged) - {self._pool_inode} or charged[self._pool_inode] < _pages_in(moved) * page_bytes:
+        charged = self._charges.of(fd, asked)
+        moved = common(self._pages_of(node.inode), asked)
+        if charged.tenants or _pages_in(charged.of_pool()) < _pages_in(moved):
             raise CannotMove("they are in a huge page that a tenant made, and others map it or hold it")
-        self._books.pages.recharge(node.inode, start, end)
+        self._are_the_pools(node.inode, start, end)
         self.recharged_bytes += _pages_in(moved) * page_bytes
+
+    def _are_the_pools(self, inode: int, start: int, end: int) -> None:
+        self._books.pages.recharge(inode, start, end)
+        self._moved.are_back(inode, start // self._books.page_bytes, -(-end // self._books.page_bytes) - 1)
+
+    def _pages_of(self, inode: int) -> list[PageRange]:
+        """The pages of a file that the kernel is to charge to the pool, and does not."""
+        strays = self._books.questions.runs_where(inode, _is_stray)
+        moved = self._moved.pages_of(inode)
+        return merged([*strays, *moved]) if moved else strays
 
     def _check_stays(self, node: Node) -> None:
         """ESTALE for a file that has gone, CannotMove where pages are being freed. With the store's lock held.
@@ -238,7 +255,7 @@ class Recharge:
         """Raises CannotMove unless the window can be collapsed for no more than as many new pages as are moved."""
         page_bytes, size = self._books.page_bytes, os.fstat(fd).st_size
         last = min(window[1], -(-size // page_bytes) - 1)
-        strays = _pages_in(common(self._books.questions.runs_where(node.inode, _is_stray), [window]))
+        strays = _pages_in(common(self._pages_of(node.inode), [window]))
         holes = _pages_in(self._books.questions.absent(node.inode, [(window[0], last)])) if window[0] <= last else 0
         if holes > strays:
             raise CannotMove(
@@ -266,29 +283,28 @@ class Recharge:
         window_bytes, page_bytes = self._unused_windows.bytes, self._books.page_bytes
         assert window_bytes is not None
         size = -(-os.fstat(fd).st_size // page_bytes) * page_bytes
-        with PageCharges() as charges:
+        self._charges.check_told()
 
-            def move(start: int) -> None:
-                if start >= size:
-                    raise CannotMove("they are beyond the end of the file")
-                try:
-                    there = self._unused_windows.move(node, fd, start)
-                except OSError as error:
-                    raise CannotMove(why_not_collapsed(error)) from error
-                end = min(start + window_bytes, size)
-                self._book_moved(node, fd, start, end, there, charges)
+        def move(start: int) -> None:
+            if start >= size:
+                raise CannotMove("they are beyond the end of the file")
+            try:
+                there = self._unused_windows.move(node, fd, start)
+            except OSError as error:
+                raise CannotMove(why_not_collapsed(error)) from error
+            self._book_moved(node, fd, start, min(start + window_bytes, size), there)
 
-            return self._each_window(node, window_bytes, move, is_over)
+        return self._each_window(node, window_bytes, move, is_over)
 
     def _rewrite(self, node: Node, fd: int, deadline: float) -> None:
         """Move pages until `deadline` by copying, and leave the file's times as they were. Stores by a pin are lost."""
         page_bytes, found = self._books.page_bytes, os.fstat(fd)
-        runs = self._books.questions.runs_where(node.inode, _is_stray)
+        runs = self._pages_of(node.inode)
         for start, end in byte_parts(runs, page_bytes, found.st_size, PUNCHED_BYTES):
             if time.monotonic() > deadline:
                 break
             self._rewrite_chunk(fd, found, start, end - start)
-            self._books.pages.recharge(node.inode, start, end)
+            self._are_the_pools(node.inode, start, end)
             self.recharged_bytes += -(-(end - start) // page_bytes) * page_bytes
         syscalls.restore_times(fd, found.st_atime_ns, found.st_mtime_ns)
 

@@ -26,6 +26,7 @@ from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.unclaimed import Rule, UnclaimedFiles
 from sharedfs.ops.data import DataPath
 from sharedfs.pages.mapping_scan import MappingScan
+from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.reconcile import Reconcile
 from sharedfs.pages.swap_scan import SwapScan
 from sharedfs.pool.options import PoolOptions, UnclaimedRule
@@ -56,6 +57,7 @@ class Upkeep:
     callers: Callers
     events: TaskEvents | None
     reconcile: Reconcile
+    moved: MovedCharges
     mappings: MappingScan
     swap: SwapScan
     recharge: Recharge
@@ -91,6 +93,7 @@ class Upkeep:
         await trio.to_thread.run_sync(self.mappings.apply, seen)
         mapped = [(inode, pages) for (inode, _), pages in seen.items()]
         await trio.to_thread.run_sync(self.reconcile.keep_up, mapped, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(self.moved.look, [inode for inode, _ in mapped], abandon_on_cancel=True)
 
     async def _look_after_tenants(self) -> None:
         """Exit whose cgroup is gone: its pages are the other payers' from then on (I4)."""
@@ -137,8 +140,8 @@ class Upkeep:
         await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)
 
     async def _look_after_pages(self) -> None:
-        """Pages that a removed cgroup was charged for become the pool's own (I3); unclaimed files go by the rule."""
-        if self.recharge.stranded_bytes:
+        """Pages that others are charged for become the pool's own (I3); unclaimed files go by the rule."""
+        if self.recharge.has_work:
             await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
         options = self.options()
         pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed is UnclaimedRule.YIELD else options.grace_seconds / 4

@@ -4,6 +4,7 @@ A tenant can punch holes through a mapping that is passed through (MADV_REMOVE),
 huge page beyond a file's end. The books would have more than the tmpfs, and their owner would pay for nothing. So files
 that are mapped, or were at the look before, are compared with their books by their sums, and by the page where these
 say that pages are missing. That costs a system call a file that is mapped, and nothing else as long as nothing is lost.
+Where as many pages came as went, the file's change time tells (`pages/moved_charges.py`).
 """
 
 import time
@@ -13,7 +14,7 @@ from functools import partial
 from sharedfs.accounting.books import Books
 from sharedfs.common.lane import PAUSE_SECONDS
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
-from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, page_parts
+from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, as_runs, gaps, without
 from sharedfs.linux import cachestat, syscalls
 from sharedfs.linux.shortage import SCARCE
 from sharedfs.storage.inodes import Inodes
@@ -65,14 +66,16 @@ class LostPages:
     def compare(self, node: Node, first: int = 0) -> None:
         """Take out of the books what a file has not of its pages from `first` on."""
         with self._inodes.opened(node) as fd:
-            there = partial(cachestat.resident_runs, fd)
             for chunk in self._books.questions.chunks_of(node.inode, first, LAST_PAGE):
                 start, end = chunk * PAGES_PER_CHUNK, (chunk + 1) * PAGES_PER_CHUNK - 1
-                for piece in page_parts((max(first, start), end), _PAGES_AT_ONCE):
-                    if cachestat.resident_pages(fd, *piece) < self._booked(node.inode, piece):
-                        self._books.pages.lose_absent(node.inode, *piece, there)
-                        time.sleep(PAUSE_SECONDS)
+                self.compare_part(node.inode, fd, (max(first, start), end))
 
-    def _booked(self, inode: int, piece: PageRange) -> int:
-        absent = self._books.questions.absent(inode, [piece])
-        return piece[1] - piece[0] + 1 - sum(last - first + 1 for first, last in absent)
+    def compare_part(self, inode: int, fd: int, part: PageRange) -> None:
+        """Take out of the books what an open file has not of a range of pages."""
+        there = partial(cachestat.resident_runs, fd)
+        booked = gaps(self._books.questions.absent(inode, [part]), *part)
+        lost = without(as_runs(list(booked)), as_runs(there(*part)))
+        pieces = (range(first, last + 1) for first, last in (lost // _PAGES_AT_ONCE).tolist())
+        for start in dict.fromkeys(number * _PAGES_AT_ONCE for piece in pieces for number in piece):
+            self._books.pages.lose_absent(inode, max(start, part[0]), min(start + _PAGES_AT_ONCE - 1, part[1]), there)
+            time.sleep(PAUSE_SECONDS)

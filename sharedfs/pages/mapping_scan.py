@@ -68,8 +68,9 @@ class MappingScan:
             self._books.mappings.put(inode, tenant, NO_RUNS)
         for (inode, tenant), pages in seen.items():
             brought = self._books.mappings.unbooked(inode, tenant, pages)
-            along = self._reconcile.brought_along(inode, brought) if len(brought) else []
-            self._books.mappings.put(inode, tenant, pages, [*brought.tolist(), *along], adds=(inode, tenant) in held)
+            if len(brought):
+                self._reconcile.book_brought(inode, tenant, brought)
+            self._books.mappings.put(inode, tenant, pages, adds=(inode, tenant) in held)
         self._books.readers.refresh()
         self._known = seen.keys() | held
         self.scans += 1

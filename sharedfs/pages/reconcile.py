@@ -2,7 +2,8 @@
 
 A page fault in a hole makes a page, or a whole huge page; the kernel takes what it likes beyond a file's end, and a
 tenant punches holes through a mapping (`pages/lost_pages.py`). So after each mapping scan the files that are or were
-mapped are compared with their books, and what a fault brought along is asked of the kernel page by page.
+mapped are compared with their books, and what a fault brought along is asked of the kernel page by page: which pages
+are there, and whom it charges for them (`pages/kernel_charges.py`).
 
 Huge pages are made of small ones here too, in the background: the pool's tmpfs makes none of its own accord.
 """
@@ -13,11 +14,12 @@ from contextlib import suppress
 
 from sharedfs.accounting.books import Books
 from sharedfs.common.units import PAGE_BYTES
-from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, Runs, as_runs, common
-from sharedfs.ledger.tenant import NOBODY
+from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, Runs, as_runs, common, without
+from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import cachestat, huge_pages, syscalls
 from sharedfs.linux.huge_pages import ALWAYS, WITHIN_SIZE
 from sharedfs.linux.shortage import SCARCE
+from sharedfs.pages.kernel_charges import Charged, KernelCharges
 from sharedfs.pages.lost_pages import LostPages
 from sharedfs.pages.page_moves import PageMoves, Round
 from sharedfs.storage.inodes import Inodes
@@ -33,8 +35,9 @@ class Reconcile:
     `huge` is the pool's option: huge pages are made of small ones where it is "always" or "within_size".
     """
 
-    def __init__(self, inodes: Inodes, books: Books, moves: PageMoves, huge: str) -> None:
+    def __init__(self, inodes: Inodes, books: Books, moves: PageMoves, huge: str, charges: KernelCharges) -> None:
         self._inodes = inodes
+        self._charges = charges
         self._books = books
         self._moves = moves
         # Not before Linux 6.5: there is no passthrough then, so no page comes about without a request.
@@ -68,7 +71,8 @@ class Reconcile:
         """
         if self._has_strays(node, fd):
             with self._inodes.opened(node) as opened_fd:
-                self._books.pages.charge_strays(node.inode, self.resident(opened_fd, 0, LAST_PAGE))
+                there = self.resident(opened_fd, 0, LAST_PAGE)
+                self._charge_strays(node.inode, opened_fd, self._books.questions.absent(node.inode, there))
 
     def _has_strays(self, node: Node, fd: int | None = None) -> bool:
         with self._inodes.lock:
@@ -87,14 +91,23 @@ class Reconcile:
                     found = self._unbooked(node)
                     if found:
                         suspects[node.inode] = found
-                        self._charge_strays(node, common(found, self._suspects.get(node.inode, ())))
+                        self._charge_known(node, common(found, self._suspects.get(node.inode, ())))
         self._suspects = suspects
 
-    def _charge_strays(self, node: Node, pages: list[PageRange]) -> None:
+    def _charge_known(self, node: Node, pages: list[PageRange]) -> None:
         """Unless the file is gone: the daemon had it open, and the books will not be told once more."""
-        with self._inodes.lock:
-            if self._inodes.nodes.get(node.inode) is node:
-                self._books.pages.charge_strays(node.inode, pages)
+        if pages:
+            with self._inodes.opened(node) as fd, self._inodes.lock:
+                if self._inodes.nodes.get(node.inode) is node:
+                    self._charge_strays(node.inode, fd, pages)
+
+    def _charge_strays(self, inode: int, fd: int, pages: list[PageRange]) -> None:
+        """Book pages for whom the kernel charges; for nobody what it does not tell of, as what is in swap."""
+        charged = self._charges.of(fd, pages)
+        self._books.pages.charge_strays(inode, charged.of_pool(), foreign=False)
+        for tenant in charged.tenants:
+            self._books.pages.charge_strays(inode, charged.pages_of(tenant), tenant)
+        self._books.pages.charge_strays(inode, pages)
 
     def _unbooked(self, node: Node) -> list[PageRange]:
         if node.inode in self._books.changes.in_change or not self._has_strays(node):
@@ -102,15 +115,24 @@ class Reconcile:
         with self._inodes.opened(node) as fd:
             return self._books.questions.absent(node.inode, self.resident(fd, 0, LAST_PAGE))
 
-    def brought_along(self, inode: int, pages: Runs) -> list[PageRange]:
-        """What is resident in the huge pages around `pages`, which a tenant's fault brought into a hole."""
+    def book_brought(self, inode: int, tenant: TenantId, pages: Runs) -> None:
+        """Pages that the books do not have, and `tenant` maps: a page fault brought them into a hole, or huge pages.
+
+        They are whose the kernel says, and `tenant`'s where it does not tell. What it charges to the pool a request is
+        about to book.
+        """
         per_huge = self._huge_bytes // PAGE_BYTES
         windows = as_runs(pages // per_huge * per_huge + (0, per_huge - 1)).tolist()
-        with suppress(OSError), self._inodes.opened(self._known(inode)) as fd:
+        brought, charged = pages, Charged()
+        with suppress(OSError), self._inodes.opened(self._known(inode)) as fd:  # else it is gone
             if any(last * PAGE_BYTES >= os.fstat(fd).st_size for _, last in windows):
                 self.note_tail(inode)
-            return [run for window in windows for run in self.resident(fd, *window)]
-        return []  # it is gone
+            along = [run for window in windows for run in self.resident(fd, *window)]
+            brought = as_runs([*[(first, last) for first, last in pages.tolist()], *along])
+            charged = self._charges.of(fd, self._books.questions.absent(inode, _pairs(brought)))
+        for maker in charged.tenants:
+            self._books.mappings.bring(inode, maker, charged.pages_of(maker))
+        self._books.mappings.bring(inode, tenant, _pairs(without(brought, as_runs(charged.of_pool()))))
 
     # -- after a mapping scan ----------------------------------------------------------------------------------------
 
@@ -138,6 +160,11 @@ class Reconcile:
                 if not self.resident(fd, first, LAST_PAGE):
                     self._with_tail.discard(inode)
             self._lost.compare(node, first)
+
+    def find_lost_in(self, inode: int, fd: int, part: PageRange) -> None:
+        """Take out of the books what an open file has not of a range of pages, whatever its sum says."""
+        if self._can_ask:
+            self._lost.compare_part(inode, fd, part)
 
     # -- huge pages of small ones ------------------------------------------------------------------------------------
 
@@ -209,3 +236,7 @@ class Reconcile:
     def _known(self, inode: int) -> Node:
         with self._inodes.lock:
             return self._inodes.find(inode)
+
+
+def _pairs(runs: Runs) -> list[PageRange]:
+    return [(first, last) for first, last in runs.tolist()]

@@ -8,6 +8,8 @@ import mmap
 import os
 from contextlib import suppress
 
+from sharedfs.linux import syscalls
+
 
 class StateFiles:
     """The files in `directory_fd`, which is the caller's."""
@@ -54,6 +56,16 @@ class StateFiles:
     def names(self) -> list[str]:
         """The files that there are."""
         return [] if self.directory_fd is None else os.listdir(self.directory_fd)
+
+    def held_bytes(self) -> int:
+        """What all files together take, those in directories of theirs, too."""
+        if self.directory_fd is None:
+            return 0
+        return sum(
+            syscalls.STAT_BLOCK_BYTES * os.stat(name, dir_fd=place, follow_symlinks=False).st_blocks
+            for _, _, names, place in os.fwalk(".", dir_fd=self.directory_fd)
+            for name in names
+        )
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""

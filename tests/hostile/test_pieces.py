@@ -117,7 +117,8 @@ def test_pages_that_a_mapping_brought_are_booked_in_pieces(books: Books, lock: C
     runs = every_other_page()
     brought = books.mappings.unbooked(FILE, tenant, runs)
     assert brought.tolist() == runs.tolist()
-    books.mappings.put(FILE, tenant, runs, [(first, last) for first, last in brought.tolist()])
+    books.mappings.bring(FILE, tenant, [(first, last) for first, last in brought.tolist()])
+    books.mappings.put(FILE, tenant, runs)
     assert sum(bytes_ for held, bytes_ in books.questions.file_holdings(FILE) if held.foreign) == len(runs) * PAGE
     assert lock.most <= 3 * MOST_CHUNKS, "ranges, each of which is looked for and booked"
     books.check()

@@ -9,6 +9,7 @@ from sharedfs.linux import huge_pages
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.procfs import process_cgroup
 from sharedfs.maintenance.recharge import Recharge
+from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.storage.state_files import StateFiles
 from tests.support.parts import build_parts, make_books, make_store
@@ -27,12 +28,12 @@ def test_a_file_goes_while_its_pages_become_the_pools(monkeypatch: pytest.Monkey
     assert own is not None
     with ExitStack() as resources:
         resources.callback(store.close)
-        parts = build_parts(resources, store, books, ended=ended)  # type: ignore[arg-type]
+        parts = build_parts(resources, store, books, ended=ended, pool_inode=own.inode)  # type: ignore[arg-type]
         node, _, fd = store.create(store.node(1), b"file", 0o600, 0, 0, 0)
         resources.callback(os.close, fd)
         os.pwrite(fd, b"x" * (PAGES * PAGE), 0)
         node.opens, node.lookups = 1, 1
-        parts.reconcile.book_strays(node, fd)
+        books.pages.charge_strays(node.inode, [(0, PAGES - 1)])
         assert books.questions.resident_bytes() == PAGES * PAGE
         moved = []
 
@@ -46,7 +47,14 @@ def test_a_file_goes_while_its_pages_become_the_pools(monkeypatch: pytest.Monkey
         monkeypatch.setattr(parts.reconcile, "collapse", go_meanwhile)
         windows = UnusedWindows(store, books, parts.reconcile, StateFiles())
         recharge = Recharge(
-            store, books, parts.data_path, parts.reconcile, parts.moves, windows, own.inode, StateFiles()
+            store,
+            books,
+            parts.data_path,
+            parts.reconcile,
+            parts.moves,
+            windows,
+            MovedCharges(store, books, parts.reconcile, parts.charges, StateFiles()),
+            StateFiles(),
         )
         recharge.round()
         assert moved == [0], "nothing was moved"

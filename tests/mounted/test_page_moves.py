@@ -18,6 +18,7 @@ from sharedfs.ledger.tenant_rules import TenantRules
 from sharedfs.linux import huge_pages
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.huge_pages import NEVER
+from sharedfs.pages.kernel_charges import KernelCharges
 from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.page_moves import PageMoves
 from sharedfs.pages.process_looks import ProcessLooks
@@ -73,7 +74,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         books.pages.charge_allocated(found.st_ino, [(0, 2 * WINDOW - 1)], NOBODY)
         looks = ProcessLooks(books, device)
         moves = PageMoves(books, looks)
-        reconcile = Reconcile(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER)
+        reconcile = Reconcile(Store(PrivateTmpfs(make_tmpfs(1 << 20)[1])), books, moves, NEVER, KernelCharges(books, 0))
         scan = MappingScan(books, reconcile, looks)
         yield Scene(tmp_path / "f", fd, found.st_ino, books, moves, scan)
         os.close(fd)

@@ -112,6 +112,11 @@ class Oracle:
         for page in self._resident(file, first_page, last_page):
             self.pages[file, page].foreign = False
 
+    def take_foreign(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
+        for page in self._resident(file, first_page, last_page):
+            if self.pages[file, page].foreign:
+                self.pages[file, page].owner = tenant
+
     def add_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
         self.told.pop((file, tenant), None)
         for (known, number), page in self.pages.items():

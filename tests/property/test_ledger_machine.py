@@ -266,6 +266,10 @@ class LedgerMachine(Questions):
     def recharge(self, file: int, pages: tuple[int, int]) -> None:
         self.both("recharge", file, *pages)
 
+    @rule(file=files, pages=any_ranges, tenant=anybody)
+    def take_foreign(self, file: int, pages: tuple[int, int], tenant: TenantId) -> None:
+        self.both("take_foreign", file, *pages, tenant)
+
     @rule(file=files, tenant=tenants)
     def set_mapped_as_last_told(self, file: int, tenant: TenantId) -> None:
         self.set_mapped(file, tenant, self.told.get((file, tenant), []), 1)

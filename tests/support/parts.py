@@ -39,6 +39,7 @@ def build_parts(
     device_fd: int | None = None,
     journal: Journal | None = None,
     events: TaskEvents | None = None,
+    pool_inode: int = 0,
     **options: Any,
 ) -> Parts:
     """Without `device_fd` nobody asks and nobody hears an answer. `ended` gets what the pumps or a part ended with."""
@@ -56,6 +57,7 @@ def build_parts(
         device_fd=device_fd,
         on_end=ended.append,
         events=events,
+        pool_inode=pool_inode,
     )
     parts = build(given, resources)
     resources.callback(_close, parts)

@@ -1,0 +1,224 @@
+"""Charges that have moved: pages that the books have as the pool's, and for which the kernel charges somebody else.
+
+A tenant that maps a file can have the kernel make a huge page of small ones (MADV_COLLAPSE), and is charged for it. It
+can punch pages out (MADV_REMOVE) and fault others in their place, and is charged for these. Neither asks the daemon,
+and the number of pages is the same afterwards. When that tenant goes, its cgroup would stay as a zombie. So the daemon
+looks whom the kernel charges, and has it charge the pool again (`maintenance/recharge.py`); who owns and uses the pages
+stays.
+
+Where to look is told by two things that cost nothing. A punched file has another change time: it is compared with its
+books by the page, for as many pages may have come elsewhere in it as went. And the pool's cgroup is
+charged for less than the books have. What neither shows, because somebody pins as many pages that are in no file, is
+found by going through all files that can be mapped, again and again, with a small part of a CPU.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+
+from sharedfs.accounting.books import Books
+from sharedfs.common.lane import PAUSE_SECONDS
+from sharedfs.ledger.chunks import PAGES_PER_CHUNK
+from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, PageRange, Runs, as_runs, common, without
+from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.ledger.tenant import TenantId
+from sharedfs.linux.cgroup_memory import CgroupMemory
+from sharedfs.linux.shortage import SCARCE
+from sharedfs.pages.kernel_charges import PART_PAGES, Charged, KernelCharges
+from sharedfs.pages.reconcile import Reconcile
+from sharedfs.storage.inodes import Inodes
+from sharedfs.storage.state_files import StateFiles
+
+# Of a CPU: to go through all files, where a change time tells of something, and where the pool's charge does.
+_ALWAYS_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.003, 0.02, 0.2
+_MOST_SECONDS = 0.1  # at a time
+SLACK_BYTES = 1 << 20
+"""By so much the pool's charge may be smaller than the books: both are read while files change."""
+_FIRST_ALARM_SECONDS, _LAST_ALARM_SECONDS = 10.0, 600.0  # between two: twice as long after one that found nothing
+_CLOCK_TICK_NS = 20_000_000  # a change time may be older than the change
+
+
+class MovedCharges:
+    """Of one pool. `look` is for one thread, the rest safe from any.
+
+    `memory` is that of the pool's cgroup, which is also charged for the files of `state`.
+    """
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        books: Books,
+        reconcile: Reconcile,
+        charges: KernelCharges,
+        state: StateFiles,
+        memory: CgroupMemory | None = None,
+    ) -> None:
+        self._inodes = inodes
+        self._books = books
+        self._reconcile = reconcile
+        self.charges = charges
+        self._state = state
+        self._memory = memory
+        self._lock = threading.Lock()
+        self._moved: dict[int, Runs] = {}
+        self._mapped: frozenset[int] = frozenset()
+        self._suspects: dict[int, None] = {}
+        self._round: list[int] = []
+        self._under_way: Iterator[None] = iter(())
+        self._seconds = 0.0  # that may be spent
+        self._looked_at, self._looked_at_ns = time.monotonic(), 0
+        self._lacked = False
+        self._alarm_seconds, self._alarm_at = _FIRST_ALARM_SECONDS, 0.0
+        self._found = False
+
+    # -- what is known -----------------------------------------------------------------------------------------------
+
+    def files(self) -> list[int]:
+        """The files that have such pages."""
+        with self._lock:
+            return list(self._moved)
+
+    def pages_of(self, inode: int) -> list[PageRange]:
+        """Those of a file that are still the pool's in the books, ascending."""
+        with self._lock:
+            runs = self._moved.get(inode, NO_RUNS)
+        return common([(first, last) for first, last in runs.tolist()], self._booked(inode)) if len(runs) else []
+
+    @property
+    def bytes(self) -> int:
+        """All of them."""
+        pages = sum(last - first + 1 for inode in self.files() for first, last in self.pages_of(inode))
+        return pages * self._books.page_bytes
+
+    def are_back(self, inode: int, first: int, last: int) -> None:
+        """The kernel charges the pool for these pages again, or they are gone."""
+        with self._lock:
+            left = without(self._moved.pop(inode, NO_RUNS), as_runs([(first, last)]))
+            if len(left):
+                self._moved[inode] = left
+
+    def _booked(self, inode: int, first: int = 0, last: int = LAST_PAGE) -> list[PageRange]:
+        return self._books.questions.runs_where(inode, _is_the_pools, first, last)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def look(self, mapped: Iterable[int]) -> None:
+        """After a mapping scan, which saw these inodes mapped. Takes a tenth of a second at most."""
+        if not self.charges.are_told:
+            return
+        self._suspect_changed(frozenset(mapped))
+        lacks = self._lacking_bytes() > SLACK_BYTES
+        alarmed, self._lacked = lacks and self._lacked, lacks
+        if alarmed:
+            self._suspect_all()
+        share = _ALWAYS_SHARE if not self._suspects else _ALARM_SHARE if alarmed else _SUSPECT_SHARE
+        now = time.monotonic()
+        self._seconds = min(_MOST_SECONDS, self._seconds + (now - self._looked_at) * share)
+        self._looked_at = now
+        self._spend()
+
+    def _suspect_changed(self, mapped: frozenset[int]) -> None:
+        """Of the files that are mapped, or were at the look before, those that have changed since."""
+        before, self._mapped = self._mapped, mapped
+        since_ns, self._looked_at_ns = self._looked_at_ns - _CLOCK_TICK_NS, time.time_ns()
+        for inode in mapped | before:
+            with suppress(OSError), self._inodes.lock:  # else it is gone
+                if self._inodes.stat(self._inodes.find(inode)).st_ctime_ns >= since_ns:
+                    self._suspects[inode] = None
+
+    def _suspect_all(self) -> None:
+        """All that can be mapped; those first that are."""
+        now = time.monotonic()
+        if now < self._alarm_at:
+            return
+        self._alarm_seconds = _FIRST_ALARM_SECONDS if self._found else min(_LAST_ALARM_SECONDS, 2 * self._alarm_seconds)
+        self._alarm_at, self._found = now + self._alarm_seconds, False
+        self._suspects |= dict.fromkeys([*self._mapped, *self._mappable()])
+
+    def _spend(self) -> None:
+        while self._seconds > 0:
+            started = time.monotonic()
+            if next(self._under_way, self) is self and not self._begin_next():
+                self._seconds = 0.0
+            self._seconds -= time.monotonic() - started
+            time.sleep(PAUSE_SECONDS)
+
+    def _lacking_bytes(self) -> int:
+        """How much less the pool is charged for than the books have, and is known to have moved."""
+        known = self._books.questions.statistics()
+        there_bytes = known.resident_bytes - known.foreign_bytes - sum(self._books.swapped.by_class().values())
+        charged_bytes = None if self._memory is None else self._memory.tmpfs_bytes()
+        return 0 if charged_bytes is None else there_bytes + self._state.held_bytes() - self.bytes - charged_bytes
+
+    def _mappable(self) -> list[int]:
+        return [node.inode for node in list(self._inodes.nodes.values()) if node.may_be_mapped]
+
+    def _begin_next(self) -> bool:
+        """Begin to look at another file, a suspect before others; whether there is one."""
+        if not self._suspects and not self._round:
+            self._round = self._mappable()
+        if self._suspects:
+            inode = next(iter(self._suspects))
+            del self._suspects[inode]
+        elif self._round:
+            inode = self._round.pop()
+        else:
+            return False
+        self._under_way = self._compare(inode)
+        return True
+
+    def compare(self, inode: int) -> None:
+        """Look at all of a file now. O(pages)."""
+        for _ in self._compare(inode):
+            pass
+
+    def _compare(self, inode: int) -> Iterator[None]:
+        """In pieces. A file that is gone has none."""
+        for chunk in self._books.questions.chunks_of(inode, 0, LAST_PAGE):
+            for first in range(chunk * PAGES_PER_CHUNK, (chunk + 1) * PAGES_PER_CHUNK, PART_PAGES):
+                try:
+                    self._compare_part(inode, (first, first + PART_PAGES - 1))
+                except OSError as error:
+                    if error.errno in SCARCE:
+                        raise
+                    with self._lock:
+                        self._moved.pop(inode, None)
+                    return
+                yield
+
+    def _compare_part(self, inode: int, part: PageRange) -> None:
+        with self._inodes.lock:
+            node = self._inodes.find(inode)
+        with self._inodes.opened(node, os.O_RDONLY) as fd:
+            self._reconcile.find_lost_in(inode, fd, part)
+            charged = self.charges.of(fd, [part])
+        self._book_foreign(inode, part, charged)
+        moved = common(charged.elsewhere(), self._booked(inode, *part))
+        with self._lock:
+            left = without(self._moved.pop(inode, NO_RUNS), as_runs([part]))
+            self._found |= bool(moved)
+            if len(left) or moved:
+                self._moved[inode] = as_runs(np.concatenate([left, as_runs(moved)]))
+
+    def _book_foreign(self, inode: int, part: PageRange, charged: Charged) -> None:
+        """Foreign pages are whose the kernel says."""
+        page_bytes = self._books.page_bytes
+        foreign = self._books.questions.runs_where(inode, lambda held: held.foreign, *part)
+        for first, last in common(charged.of_pool(), foreign):
+            self._books.pages.recharge(inode, first * page_bytes, (last + 1) * page_bytes)
+        for tenant in charged.tenants if foreign else ():
+            others = self._books.questions.runs_where(inode, partial(_is_anothers, tenant), *part)
+            self._books.pages.take_foreign(inode, common(charged.pages_of(tenant), others), tenant)
+
+
+def _is_the_pools(held: SharingClass) -> bool:
+    return not held.foreign
+
+
+def _is_anothers(tenant: TenantId, held: SharingClass) -> bool:
+    return held.foreign and held.owner != tenant
