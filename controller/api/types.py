@@ -16,8 +16,9 @@ class TenantBill:
     `borne_bytes` are others' debts that this tenant bears meanwhile. `report_only`: its limit is left alone. `name` is
     what the container is called by its runtime, where that is known. `inherited_bytes` of what is due were put on it by
     others' acts, `borne_bytes` included; the limit yields so much to the tenant's own demand.
-    `swapped_bytes` are the part of the share that is in swap: it comes off the limit of swap, where the manager has set
-    one (v2), and off no memory limit. The `swap_` fields are as those for memory, the tenant's own; None is no limit.
+    `swapped_bytes` are the part of the share that is in swap: it comes off the limit of swap, where the manager has
+    set one (v2), and off no memory limit. `detached_bytes` are the part that is in no file any more. The `swap_`
+    fields are as those for memory, the tenant's own; None is no limit.
     """
 
     tenant: str
@@ -25,6 +26,7 @@ class TenantBill:
     state: Literal["live", "empty"]
     share_bytes: int
     swapped_bytes: int
+    detached_bytes: int = 0
     used_bytes: int
     budget_bytes: int | None
     limit_bytes: int | None
@@ -74,7 +76,7 @@ class PoolAnswers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bills:
-    """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` (I1).
+    """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` and `detached_bytes`, which are in no file (I1).
 
     Of the debts of all tenants, `borne_bytes` are taken off limits of others; the rest stays with the pool.
     """
@@ -87,6 +89,7 @@ class Bills:
     debt_bytes: int
     borne_bytes: int
     swapped_bytes: int
+    detached_bytes: int = 0
     tenants: tuple[TenantBill, ...]
     groups: tuple[GroupBill, ...]
 
@@ -117,6 +120,7 @@ class ExplainedClass:
     mapped: tuple[str, ...]
     foreign: bool
     swapped: bool
+    detached: bool = False
     bytes: int
     share_bytes: int
 

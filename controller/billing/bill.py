@@ -16,7 +16,8 @@ class TenantShare:
 
     `used_bytes` is its share if nobody else paid for the pages that it allocated or uses; `foreign_bytes` the pool's
     pages that the kernel charges to it (I2), whoever uses them. `swapped_bytes` are the part of `share_bytes`,
-    `foreign_swapped_bytes` the part of `foreign_bytes`, that is in swap and takes no memory.
+    `foreign_swapped_bytes` the part of `foreign_bytes`, that is in swap and takes no memory. `detached_bytes` are the
+    part of `share_bytes` that is in no file any more.
     """
 
     share_bytes: int = 0
@@ -24,6 +25,7 @@ class TenantShare:
     foreign_bytes: int = 0
     swapped_bytes: int = 0
     foreign_swapped_bytes: int = 0
+    detached_bytes: int = 0
 
     def __add__(self, other: "TenantShare") -> "TenantShare":
         return TenantShare(
@@ -32,6 +34,7 @@ class TenantShare:
             self.foreign_bytes + other.foreign_bytes,
             self.swapped_bytes + other.swapped_bytes,
             self.foreign_swapped_bytes + other.foreign_swapped_bytes,
+            self.detached_bytes + other.detached_bytes,
         )
 
 
@@ -42,14 +45,19 @@ class Bill:
     foreign_bytes: int
     swapped_bytes: int
     tenants: Mapping[CgroupRef, TenantShare]
+    detached_bytes: int = 0
 
     def check(self) -> None:
-        """Raises BrokenInvariant when shares and unclaimed bytes are not what is resident (I1)."""
+        """Raises BrokenInvariant when shares and unclaimed bytes are not what is resident, or in no file (I1)."""
         shares_bytes = sum(line.share_bytes for line in self.tenants.values())
-        if shares_bytes + self.unclaimed_bytes != self.pool_resident_bytes:
+        if shares_bytes + self.unclaimed_bytes != self.pool_resident_bytes + self.detached_bytes:
             raise BrokenInvariant(f"I1: shares {shares_bytes} + unclaimed do not make what is resident: {self}")
         for tenant, line in self.tenants.items():
-            parts = (line.swapped_bytes, line.share_bytes), (line.foreign_swapped_bytes, line.foreign_bytes)
+            parts = (
+                (line.swapped_bytes, line.share_bytes),
+                (line.foreign_swapped_bytes, line.foreign_bytes),
+                (line.detached_bytes, line.share_bytes),
+            )
             if line.used_bytes < 0 or any(not 0 <= part <= whole for part, whole in parts):
                 raise BrokenInvariant(f"I1: {tenant} has a line that no books give: {line}")
 
@@ -69,6 +77,7 @@ def add_up(bills: Collection[Bill], tenants: Iterable[CgroupRef]) -> Bill:
         sum(bill.foreign_bytes for bill in bills),
         sum(bill.swapped_bytes for bill in bills),
         lines,
+        sum(bill.detached_bytes for bill in bills),
     )
 
 
@@ -82,13 +91,18 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
     charged: Counter[CgroupRef] = Counter()
     swapped: Counter[CgroupRef] = Counter()
     charged_swap: Counter[CgroupRef] = Counter()
-    resident_bytes = unclaimed_bytes = foreign_bytes = swapped_bytes = 0
+    detached: Counter[CgroupRef] = Counter()
+    resident_bytes = unclaimed_bytes = foreign_bytes = swapped_bytes = detached_bytes = 0
     for pool in books:
         for held, held_bytes in pool.items():
             parts = policy.charge(held, held_bytes)
             share.update(parts)
             used.update(dict.fromkeys(held.payers, held_bytes))
-            resident_bytes += held_bytes
+            if held.detached:
+                detached.update(parts)
+                detached_bytes += held_bytes
+            else:
+                resident_bytes += held_bytes
             if held.swapped:
                 swapped.update(parts)
                 swapped_bytes += held_bytes
@@ -101,10 +115,12 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
                     charged_swap[held.owner] += held_bytes if held.swapped else 0
     listed = {*tenants, *share, *used, *charged}
     lines = {
-        tenant: TenantShare(share[tenant], used[tenant], charged[tenant], swapped[tenant], charged_swap[tenant])
+        tenant: TenantShare(
+            share[tenant], used[tenant], charged[tenant], swapped[tenant], charged_swap[tenant], detached[tenant]
+        )
         for tenant in listed
     }
-    bill = Bill(resident_bytes, unclaimed_bytes, foreign_bytes, swapped_bytes, lines)
+    bill = Bill(resident_bytes, unclaimed_bytes, foreign_bytes, swapped_bytes, lines, detached_bytes)
     if policy.conserves:
         bill.check()
     return bill

@@ -16,7 +16,8 @@ from sharedfs.linux.cgroups import CgroupRef
 class SharingClass:
     """Pages of one pool with one owner and the same payers, either in memory or in swap.
 
-    `owner` allocated them, and is one of the `payers`; None when it is gone.
+    `owner` allocated them, and is one of the `payers`; None when it is gone. `detached` ones are in no file any more,
+    and still in memory: the owner is who pays for them.
     """
 
     pool: str
@@ -25,6 +26,7 @@ class SharingClass:
     mapped: frozenset[CgroupRef]
     foreign: bool
     swapped: bool = False
+    detached: bool = False
 
 
 Books = Mapping[SharingClass, int]
@@ -101,6 +103,21 @@ def read_classes(pool: str, tenants: Iterable[TenantRef], rows: Iterable[ClassHo
     return books
 
 
+def detached_class(pool: str, payer: CgroupRef | None) -> SharingClass:
+    """What is in no file of `pool` and `payer` pays for, or nobody."""
+    payers = frozenset(() if payer is None else (payer,))
+    return SharingClass(pool, payer, payers, frozenset(), foreign=False, detached=True)
+
+
+def read_detached(holdings: Holdings) -> Books:
+    """What is in no file, by who pays. Of a tenant that has exited meanwhile it is nobody's."""
+    known = {tenant.id: cgroup_of(tenant) for tenant in holdings.tenants}
+    books: Counter[SharingClass] = Counter()
+    for part in holdings.detached:
+        books[detached_class(holdings.pool, known.get(part.tenant))] += part.bytes
+    return books
+
+
 def read_holdings(holdings: Holdings) -> Books:
     """A pool's whole books. Raises BrokenInvariant when they do not add up to what is resident (I1)."""
     books = read_classes(holdings.pool, holdings.tenants, holdings.classes)
@@ -110,7 +127,7 @@ def read_holdings(holdings: Holdings) -> Books:
             f"I1: pool {holdings.pool} has {holdings.resident_bytes} bytes resident"
             f" and {total_bytes} in its classes, at sequence {holdings.sequence}"
         )
-    return books
+    return {**books, **read_detached(holdings)}
 
 
 def without(books: Books, gone: Set[CgroupRef]) -> Books:

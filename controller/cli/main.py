@@ -147,6 +147,24 @@ def bills(as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("pools", metavar="[POOL]...", nargs=-1)
+@click.option("--repair", is_flag=True, help="Have the daemons put right what can be put right.")
+@as_json
+def audit(pools: tuple[str, ...], repair: bool, as_json: bool) -> None:
+    """Compare the books of POOL, or of all pools, page by page with files, the kernel's charges and page tables.
+
+    Prints each difference that stays for four seconds. Exit code 1 when there is one. It needs no controller.
+
+    Example: sharedctl audit scratch
+    """
+    from controller.cli.audit import run as run_audit  # noqa: PLC0415
+
+    _need_root("audit a pool")
+    if not run_audit(pools, repair=repair, as_json=as_json):
+        sys.exit(1)
+
+
+@cli.command()
 @as_json
 def plan(as_json: bool) -> None:
     """The writes to limit files of the last settlement: done, put off, or what would be (`sharedctl run --dry-run`).

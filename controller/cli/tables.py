@@ -65,6 +65,7 @@ def bills(answer: Bills) -> None:
     say(
         f"resident {_size(answer.pool_resident_bytes)}, of this unclaimed {_size(answer.unclaimed_bytes)},"
         f" foreign {_size(answer.foreign_bytes)}, in swap {_size(answer.swapped_bytes)}"
+        + (f"; in no file any more {_size(answer.detached_bytes)}" if answer.detached_bytes else "")
         + (f"; debts {_size(answer.debt_bytes)}" if answer.debt_bytes else "")
         + (f", of these borne by others {_size(answer.borne_bytes)}" if answer.borne_bytes else "")
     )
@@ -185,7 +186,10 @@ def explain(answer: Explanation) -> None:
         (
             held.pool,
             "\n".join(payer + (" (mapped)" if payer in held.mapped else "") for payer in held.payers),
-            (held.owner or "-") + (" (foreign)" if held.foreign else "") + (" (in swap)" if held.swapped else ""),
+            (held.owner or "-")
+            + (" (foreign)" if held.foreign else "")
+            + (" (in swap)" if held.swapped else "")
+            + (" (in no file)" if held.detached else ""),
             _size(held.bytes),
             _size(held.share_bytes),
         )

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Set
 from itertools import chain
 
 from controller.api.types import ExplainedClass, ExplainedFile, Explanation
-from controller.billing.holdings import SharingClass, cgroup_of, read_classes, without
+from controller.billing.holdings import SharingClass, cgroup_of, detached_class, read_classes, without
 from controller.policies.policy import Policy
 from controller.policies.split import apportion, by_path
 from sharedfs.api.types import FileHoldings, FilesOfTenant
 from sharedfs.linux.cgroups import CgroupRef
+
+IN_NO_FILE = "(in no file any more)"
 
 _File = tuple[str, int]
 """Its path and its inode number: deleted files may have had one name."""
@@ -32,6 +34,10 @@ class PoolFiles:
 
     def add(self, page: FilesOfTenant) -> None:
         """O(files and their classes), whatever the number of tenants that the page lists."""
+        if page.detached_bytes:
+            held, place = detached_class(self.pool, self._tenant), (IN_NO_FILE, 0)
+            self.classes[held] = {place: page.detached_bytes}
+            self.files[place] = Counter({held: page.detached_bytes})
         tenants = {tenant.id: tenant for tenant in page.tenants}
         own = {tenant.id for tenant in page.tenants if cgroup_of(tenant) == self._tenant}
         for file in page.files:
@@ -86,6 +92,7 @@ def _explain_class(held: SharingClass, held_bytes: int, share_bytes: int) -> Exp
         mapped=_paths(held.mapped),
         foreign=held.foreign,
         swapped=held.swapped,
+        detached=held.detached,
         bytes=held_bytes,
         share_bytes=share_bytes,
     )

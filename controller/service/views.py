@@ -47,6 +47,7 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRe
         unclaimed_bytes=bill.unclaimed_bytes,
         foreign_bytes=bill.foreign_bytes,
         swapped_bytes=bill.swapped_bytes,
+        detached_bytes=bill.detached_bytes,
         debt_bytes=sum(position.debt_bytes(position.account.limits) for position in snapshot.positions.values()),
         borne_bytes=sum(snapshot.planned.borne.values()),
         groups=tuple(
@@ -77,6 +78,7 @@ def _line(
         state="live" if live else "empty",
         share_bytes=share.share_bytes,
         swapped_bytes=share.swapped_bytes,
+        detached_bytes=share.detached_bytes,
         used_bytes=share.used_bytes,
         budget_bytes=min((budget for bound in bounds if (budget := bound.budget_bytes) is not None), default=None),
         limit_bytes=None if bound_by is None else limits[bound_by],

@@ -62,6 +62,7 @@ class Books:
         self.admission = Admission(core)
         self.changes = Changes(core)
         self.swapped = SwappedPages(core)
+        self.detached = core.detached
         self.pages = Pages(core, self.changes, self.swapped)
         self.mappings = MappedPages(core, self.changes, self.pages)
         self.questions = Questions(core)

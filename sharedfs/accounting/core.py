@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 
+from sharedfs.accounting.detached import Detached
 from sharedfs.accounting.quota import Allowances
 from sharedfs.accounting.recorder import Tape
 from sharedfs.accounting.unasked import Unasked
@@ -45,7 +46,8 @@ class Core:
     def __init__(self, page_bytes: int, storage: LedgerStorage, log: Log) -> None:
         self.lock = Lock()
         self.page_bytes = page_bytes
-        self.ledger = Ledger(page_bytes, storage=storage, tidies_itself=False)
+        self.detached = Detached(self.lock)
+        self.ledger = Ledger(page_bytes, storage=storage, tidies_itself=False, on_freed=self.detached.freed)
         self.tenants = TenantTable(log)
         self.readers = Readers(log)
         """How many handles a tenant has through which it may read all of a file without a request."""

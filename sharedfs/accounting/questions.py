@@ -21,12 +21,16 @@ Holdings = list[tuple[SharingClass, int]]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All of the books at one moment; `tenants` are the live ones."""
+    """All of the books at one moment; `tenants` are the live ones.
+
+    `detached` are bytes that are in no file, by who pays; NOBODY's are unclaimed.
+    """
 
     sequence: int
     foreign_bytes: int
     tenants: list[Tenant]
     unasked: Unasked
+    detached: dict[TenantId, int]
     holdings: Holdings
 
 
@@ -65,6 +69,11 @@ class Questions:
         with self._lock:
             return self._ledger.resident_bytes
 
+    def foreign_bytes(self) -> int:
+        """O(foreign classes)."""
+        with self._lock:
+            return self._ledger.foreign_bytes
+
     def files(self) -> list[int]:
         """The files that have pages, in no order."""
         with self._lock:
@@ -73,9 +82,10 @@ class Questions:
     def reading(self) -> Reading:
         with self._lock:
             classes, tenants = self._ledger.classes(), self._core.tenants.live()
-            sequence, foreign_bytes = self._ledger.sequence, self._ledger.foreign_bytes
-            unasked = self._core.unasked.copy()
-        return Reading(sequence, foreign_bytes, tenants, unasked, self._ledger.holdings_of(classes))
+            sequence = self._ledger.sequence + self._core.detached.changes
+            foreign_bytes, unasked = self._ledger.foreign_bytes, self._core.unasked.copy()
+            detached = dict(self._core.detached.by_payer)
+        return Reading(sequence, foreign_bytes, tenants, unasked, detached, self._ledger.holdings_of(classes))
 
     def holdings(self) -> Holdings:
         """`Ledger.holdings`."""
@@ -114,6 +124,11 @@ class Questions:
         with self._lock:
             return self._ledger.runs_where(inode, wanted, first, last)
 
+    def classes_in(self, inode: int, pages: PageRange) -> list[SharingClass]:
+        """The classes that have pages in a range. O(pages with a cell)."""
+        with self._lock:
+            return list(self._ledger.holdings_in(inode, [pages]))
+
     def chunks_of(self, inode: int, first: int, last: int) -> list[int]:
         """The chunks of PAGES_PER_CHUNK pages that have pages in a range, by number, in order. O(chunks log chunks)."""
         with self._lock:
@@ -141,6 +156,11 @@ class Questions:
                 if (tenant := self._core.tenants.get(number)) is not None:
                     named[number] = tenant
         return FileReading(holdings, opened, named)
+
+    def detached_of(self, tenant: TenantId) -> int:
+        """The bytes in no file that `tenant` pays for."""
+        with self._lock:
+            return self._core.detached.by_payer.get(tenant, 0)
 
     def maker_of(self, inode: int) -> str | None:
         """The cgroup that first had pages of a file, also when it is gone; None when that is not known."""

@@ -19,6 +19,13 @@ class SwappedPages:
                 self._swapped = swapped
                 self.looks += 1
 
+    @property
+    def bytes(self) -> int:
+        """All that is in swap."""
+        with self._core.lock:
+            runs = [run for runs in self._swapped.values() for run in runs]
+        return sum(last - first + 1 for first, last in runs) * self._core.page_bytes
+
     def drop(self, inode: int) -> None:
         """The file is gone. Call with the lock held."""
         self._swapped.pop(inode, None)

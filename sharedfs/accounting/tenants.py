@@ -116,6 +116,7 @@ class Tenants:
                 core.ledger.exit(tenant)
                 core.allowances.forget(tenant)
                 core.unasked.forget(tenant)
+                core.detached.forget(tenant)
                 if core.tape is not None:
                     core.tape.exit(tenant)
                 # last: a tenant that is known here is asked after again

@@ -98,10 +98,18 @@ class ClassHolding(_Frozen):
     swapped: bool = False
 
 
+class DetachedPart(_Frozen):
+    """Bytes that are in no file any more, for somebody holds the pages, and the tenant that pays for them."""
+
+    tenant: int
+    bytes: int
+
+
 class Holdings(_Frozen):
     """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1), `swapped_bytes` among them.
 
-    `size_bytes` is what the pool was given; what limits of memory leave it may be less.
+    `detached_bytes`, the sum over `detached`, come on top: pages that are in no file any more. `size_bytes` is what
+    the pool was given; what limits of memory leave it may be less.
     """
 
     pool: str
@@ -112,6 +120,8 @@ class Holdings(_Frozen):
     size_bytes: int | None = None
     tenants: tuple[TenantRef, ...]
     classes: tuple[ClassHolding, ...]
+    detached_bytes: int = 0
+    detached: tuple[DetachedPart, ...] = ()
 
 
 class FileHoldings(_Frozen):
@@ -138,11 +148,38 @@ FILES_OF_A_PAGE = 1000
 class FilesOfTenant(_Frozen):
     """Files of which a tenant pays for pages, by inode number: one page of the list.
 
-    `next_after` is what to ask for the next page with; None: this is the last one.
+    `next_after` is what to ask for the next page with; None: this is the last one. `detached_bytes` are those in no
+    file that it pays for.
     """
 
     tenants: tuple[TenantRef, ...]
     files: tuple[FileHoldings, ...]
+    detached_bytes: int = 0
+    next_after: int | None = None
+
+
+class AuditDifference(_Frozen):
+    """Pages of a file: what the `books` say of them, and what the `kernel` says. `path` is "" without a name."""
+
+    path: str
+    inode: int
+    first_page: int
+    last_page: int
+    books: str
+    kernel: str
+
+
+class AuditPage(_Frozen):
+    """What an audit found in a part of the files, by inode number, and on the first page in what is mapped of any.
+
+    `pages` are those that the files have in the books. `repaired` files differed, and do not any more. `next_after` is
+    what to ask for the next page with; None: this is the last one.
+    """
+
+    files: int
+    pages: int
+    repaired: int
+    differences: tuple[AuditDifference, ...]
     next_after: int | None = None
 
 
@@ -224,6 +261,7 @@ class PoolStatus(_Answer):
     recharged_bytes: int
     stranded_bytes: int
     moved_charge_bytes: int = 0
+    detached_bytes: int = 0
     recharge_refusal: str
     deleted_files: int
     deleted_bytes: int

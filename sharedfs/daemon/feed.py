@@ -20,7 +20,10 @@ from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import (
     FILES_OF_A_PAGE,
     AllowanceOrder,
+    AuditDifference,
+    AuditPage,
     ClassHolding,
+    DetachedPart,
     FileHoldings,
     FilesOfTenant,
     HandedOver,
@@ -39,8 +42,11 @@ from sharedfs.daemon.ownership import NoSuchName, Ownership
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId
 from sharedfs.linux.cgroups import CgroupRef
+from sharedfs.pages.audit import Audit
 from sharedfs.pool import schema
 from sharedfs.storage.tree import Store
+
+_AUDITED_AT_ONCE = 500
 
 
 def make_feed(
@@ -51,6 +57,7 @@ def make_feed(
     reconfigure: Callable[[str], None],
     unclaimed: Callable[[int], UnclaimedPage],
     ownership: Ownership,
+    audit: Audit,
 ) -> FastAPI:
     """The application; `status` gives what only the daemon knows, `reconfigure` takes mount options.
 
@@ -76,6 +83,8 @@ def make_feed(
             size_bytes=store.tmpfs.room.size_bytes,
             tenants=_tenants(reading.tenants, even_shares(reading.holdings), reading.unasked),
             classes=rows,
+            detached_bytes=sum(reading.detached.values()),
+            detached=tuple(DetachedPart(tenant=tenant, bytes=part) for tenant, part in reading.detached.items()),
         )
 
     @app.put("/v1/allowances", status_code=204)
@@ -89,6 +98,7 @@ def make_feed(
     _add_remount(app, reconfigure)
     _add_unclaimed(app, unclaimed)
     _add_owner(app, ownership)
+    _add_audit(app, store, books, audit)
     _add_tape(app, name, store, books)
     return app
 
@@ -135,7 +145,12 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
         )
         named: dict[TenantId, Tenant] = {}
         files = tuple(file_holdings(inode, named) for inode in inodes)
-        return FilesOfTenant(tenants=_tenants(named.values()), files=files, next_after=next_after)
+        return FilesOfTenant(
+            tenants=_tenants(named.values()),
+            files=files,
+            detached_bytes=books.questions.detached_of(tenant),
+            next_after=next_after,
+        )
 
     @app.get("/v1/files/users")
     def get_users_of_file(path: str, escaped: bool = False) -> UsersOfFile:
@@ -180,6 +195,42 @@ def _add_owner(app: FastAPI, ownership: Ownership) -> None:
             return ownership.hand_over(path, tenant, recursive=recursive, escaped=escaped)
         except CallerMistake as mistake:
             raise HTTPException(404 if isinstance(mistake, NoSuchName) else 409, str(mistake)) from mistake
+
+
+def _add_audit(app: FastAPI, store: Store, books: Books, audit: Audit) -> None:
+    lists = PagedLists(_AUDITED_AT_ONCE)
+
+    def path_of(inode: int) -> str:
+        with store.lock, suppress(OSError):
+            return store.display_path(store.find(inode))
+        return ""
+
+    @app.post("/v1/audit")
+    def post_audit(after: int = 0, repair: bool = False) -> AuditPage:
+        """Compare books, files, charges and page tables, a part of the files at a time.
+
+        Takes seconds where they differ. With `repair` what can be put right is.
+        """
+        inodes, next_after = lists.page("audit", after, lambda: sorted({*books.questions.files(), *store.nodes}))
+        found = audit.differences(inodes, mappings=after == 0)
+        left = audit.repair(found, mappings=after == 0) if repair and found else found
+        return AuditPage(
+            files=len(inodes),
+            pages=sum(books.questions.resident_bytes_of(inode) for inode in inodes) // books.page_bytes,
+            repaired=len({one.inode for one in found} - {one.inode for one in left}),
+            differences=tuple(
+                AuditDifference(
+                    path=path_of(one.inode),
+                    inode=one.inode,
+                    first_page=one.first,
+                    last_page=one.last,
+                    books=one.books,
+                    kernel=one.kernel,
+                )
+                for one in left
+            ),
+            next_after=next_after,
+        )
 
 
 def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:

@@ -46,7 +46,7 @@ class StatusReader:
         options = self.options()
         statistics = self.books.questions.statistics()
         tenants = len(self.books.tenants)
-        swapped_bytes = sum(self.books.swapped.by_class().values())
+        swapped_bytes = self.books.swapped.bytes
         bound = self.store.tmpfs.room.look()
         passthrough = self.parts.device.passthrough
         with suppress(OSError):  # no descriptor is left: as they were
@@ -75,6 +75,7 @@ class StatusReader:
             recharged_bytes=self.recharge.recharged_bytes,
             stranded_bytes=self.recharge.stranded_bytes,
             moved_charge_bytes=self.moved.bytes,
+            detached_bytes=self.books.detached.bytes,
             recharge_refusal=self.recharge.refusal,
             deleted_files=self.parts.unclaimed.deleted_files,
             deleted_bytes=self.parts.unclaimed.deleted_bytes,

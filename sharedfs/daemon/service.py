@@ -37,8 +37,11 @@ from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.tasks import Upkeep
 from sharedfs.ops.pyfuse3_ops import RareRequests
 from sharedfs.ops.recovery import recover
+from sharedfs.pages.audit import Audit
+from sharedfs.pages.detached_pages import DetachedPages
 from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.moved_charges import MovedCharges
+from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pages.swap_scan import SwapScan
@@ -94,7 +97,11 @@ class Pool:
         self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
         memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
         resources.callback(memory.close)
-        self.moved = MovedCharges(self.store, self.books, parts.reconcile, parts.charges, self.state, memory)
+        charge = PoolCharge(self.store.tmpfs, self.books, self.state, memory)
+        self.moved = MovedCharges(self.store, self.books, parts.reconcile, parts.charges, charge)
+        self._audit = Audit(self.store, self.books, parts.charges, self.moved, self.looks)
+        self._detached = DetachedPages(self.books, charge, self.moved)
+        self.store.tmpfs.room.put_aside(self._detached.bytes_now)
         windows = UnusedWindows(self.store, self.books, parts.reconcile, self.state, faults)
         self.recharge = Recharge(
             self.store,
@@ -143,6 +150,7 @@ class Pool:
             events,
             self.parts.reconcile,
             self.moved,
+            self._detached,
             self.mappings,
             SwapScan(self.store, self.books),
             self.recharge,
@@ -298,6 +306,7 @@ class Pool:
             lambda words: self.options.change(words, self.store.tmpfs),
             self.parts.unclaimed.listing,
             Ownership(self.store, self.books),
+            self._audit,
         )
         add_state_version(app, self._kept["state"])
         await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)

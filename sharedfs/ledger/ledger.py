@@ -17,7 +17,7 @@ counts are counted again from the page maps.
 Classes are bounded, for a tenant could make a million of them: see `class_bound`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from sharedfs.common.errors import BrokenInvariant
@@ -38,6 +38,7 @@ from sharedfs.ledger.page_ranges import (
 )
 from sharedfs.ledger.pieces import pieces_of
 from sharedfs.ledger.proof import check_books
+from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.storage import LedgerStorage, Record, rewrite
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.ledger.tidying import Tidying
@@ -59,7 +60,8 @@ class Ledger(LedgerView):
     `tidies_itself`: within the operation that makes it necessary, as long as that takes. Otherwise whoever has the
     ledger calls `tidy_some` after operations, in pieces, and until then only what is kept is more than it has to be.
     Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`). HostFault of the
-    storage, also when it is made, leaves books that are not to be used further.
+    storage, also when it is made, leaves books that are not to be used further. `on_freed` is told of pages that go, by
+    the class that they were in.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Ledger(LedgerView):
         spare_ids: int = 1024,
         most_classes: int = MOST_CLASSES,
         tidies_itself: bool = True,
+        on_freed: Callable[[SharingClass, int], None] | None = None,
     ) -> None:
         if page_bytes <= 0:
             raise ValueError(f"a page of {page_bytes} bytes")
@@ -83,6 +86,7 @@ class Ledger(LedgerView):
             self._table, self._files, self._steps, self._bound, self._log, self._dump, self._book, self._has_changed
         )
         self._tidies_itself = tidies_itself
+        self._on_freed = on_freed
         self._most_ids = _TIMES_TOO_MANY * most_classes
         self._told = ToldMappings()
         self._openings = 0
@@ -142,8 +146,7 @@ class Ledger(LedgerView):
             moves = pages.apply_to_chunks(chunks, first_page, last_page, self._steps.uncharge)
         if not pages.pages_by_class:
             self._forget(file)
-        self._post(moves)
-        return sum(freed for _, _, freed in moves)
+        return self._freed(moves)
 
     def uncharge_runs(self, file: int, gone: Runs, chunks: Iterable[int]) -> int:
         """As `uncharge`, of many ranges, in some chunks. O(cells of the chunks), however many ranges there are."""
@@ -161,8 +164,7 @@ class Ledger(LedgerView):
                 moves += pages.apply_where(index, chosen, self._steps.uncharge, None)
         if not pages.pages_by_class:
             self._forget(file)
-        self._post(moves)
-        return sum(freed for _, _, freed in moves)
+        return self._freed(moves)
 
     def drop(self, file: int) -> int:
         """`file` is gone. Returns the pages freed. O(its classes + tenants with mappings)."""
@@ -171,8 +173,7 @@ class Ledger(LedgerView):
             return 0
         pages.drop()
         self._forget(file)
-        self._post([(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
-        return pages.resident_pages
+        return self._freed([(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
 
     def recharge(self, file: int, first_page: int, last_page: int) -> None:
         """The kernel charges the resident pages of a range to the pool now, whoever it charged before. O(pages)."""
@@ -335,6 +336,14 @@ class Ledger(LedgerView):
             return
         self._book(moves)
         self._tidy_if_due()
+
+    def _freed(self, moves: Sequence[Move]) -> int:
+        """Book pages that are gone, and tell whose they were; how many."""
+        if self._on_freed is not None:
+            for raw, _, count in moves:
+                self._on_freed(self._table.held(raw), count)
+        self._post(moves)
+        return sum(count for _, _, count in moves)
 
     def _gained(self, tenant: TenantId, moves: Sequence[Move]) -> int:
         """The pages that `moves`, which are not booked yet, make `tenant` a user of."""

@@ -25,6 +25,7 @@ from sharedfs.maintenance.pins import Pins
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.unclaimed import Rule, UnclaimedFiles
 from sharedfs.ops.data import DataPath
+from sharedfs.pages.detached_pages import DetachedPages
 from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.reconcile import Reconcile
@@ -58,6 +59,7 @@ class Upkeep:
     events: TaskEvents | None
     reconcile: Reconcile
     moved: MovedCharges
+    detached: DetachedPages
     mappings: MappingScan
     swap: SwapScan
     recharge: Recharge
@@ -72,6 +74,7 @@ class Upkeep:
         tasks: tuple[tuple[str, Work, Callable[[float], float]], ...] = (
             ("looking for mappings", self._scan_mappings, self._scan_pause),
             ("looking after tenants", self._look_after_tenants, self._often),
+            ("looking for pages in no file", self._look_for_detached, self._often),
             ("looking for what is in swap", self._look_for_swap, lambda took: max(self._often(), took / _SCAN_SHARE)),
             ("moving foreign pages", self._look_after_pages, self._often),
             ("emptying the page cache", self._empty_page_cache, self._often),
@@ -135,6 +138,9 @@ class Upkeep:
                     await trio.lowlevel.wait_readable(events)
                     events.read(_EVENTS_BYTES)
                 self.room.look()
+
+    async def _look_for_detached(self) -> None:
+        await trio.to_thread.run_sync(self.detached.look, abandon_on_cancel=True)
 
     async def _look_for_swap(self) -> None:
         await trio.to_thread.run_sync(self.swap.look, abandon_on_cancel=True)

@@ -99,6 +99,9 @@ def _show_remarks(pool: PoolStatus) -> None:
         say(f"{pool.name}: {pool.mmap}")
     if pool.bound_bytes < pool.size_bytes:
         say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
+    if pool.detached_bytes:
+        held = format_size(pool.detached_bytes)
+        say(f"{pool.name}: {held} are in no file any more: processes hold the pages in pipes or io_uring, and pay")
     if pool.hides_limits:
         say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
     if pool.oom_score_adj > NEVER_KILLED:

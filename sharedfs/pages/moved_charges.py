@@ -27,12 +27,11 @@ from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, PageRange, Runs, as_runs, common, without
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import TenantId
-from sharedfs.linux.cgroup_memory import CgroupMemory
 from sharedfs.linux.shortage import SCARCE
 from sharedfs.pages.kernel_charges import PART_PAGES, Charged, KernelCharges
+from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.reconcile import Reconcile
 from sharedfs.storage.inodes import Inodes
-from sharedfs.storage.state_files import StateFiles
 
 # Of a CPU: to go through all files, where a change time tells of something, and where the pool's charge does.
 _ALWAYS_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.003, 0.02, 0.2
@@ -40,14 +39,12 @@ _MOST_SECONDS = 0.1  # at a time
 SLACK_BYTES = 1 << 20
 """By so much the pool's charge may be smaller than the books: both are read while files change."""
 _FIRST_ALARM_SECONDS, _LAST_ALARM_SECONDS = 10.0, 600.0  # between two: twice as long after one that found nothing
+_FILES_AT_ONCE = 100  # some 10 us each
 _CLOCK_TICK_NS = 20_000_000  # a change time may be older than the change
 
 
 class MovedCharges:
-    """Of one pool. `look` is for one thread, the rest safe from any.
-
-    `memory` is that of the pool's cgroup, which is also charged for the files of `state`.
-    """
+    """Of one pool. `look` is for one thread, the rest safe from any."""
 
     def __init__(
         self,
@@ -55,20 +52,21 @@ class MovedCharges:
         books: Books,
         reconcile: Reconcile,
         charges: KernelCharges,
-        state: StateFiles,
-        memory: CgroupMemory | None = None,
+        charge: PoolCharge,
     ) -> None:
         self._inodes = inodes
         self._books = books
         self._reconcile = reconcile
         self.charges = charges
-        self._state = state
-        self._memory = memory
+        self._charge = charge
         self._lock = threading.Lock()
         self._moved: dict[int, Runs] = {}
         self._mapped: frozenset[int] = frozenset()
         self._suspects: dict[int, None] = {}
+        self._is_suspects_turn = False
         self._round: list[int] = []
+        self._asked: list[int] = []
+        self._changed_ns: dict[int, int] = {}
         self._under_way: Iterator[None] = iter(())
         self._seconds = 0.0  # that may be spent
         self._looked_at, self._looked_at_ns = time.monotonic(), 0
@@ -112,7 +110,8 @@ class MovedCharges:
         if not self.charges.are_told:
             return
         self._suspect_changed(frozenset(mapped))
-        lacks = self._lacking_bytes() > SLACK_BYTES
+        self._suspect_some()
+        lacks = -self._charge.surplus_bytes() - self.bytes > SLACK_BYTES
         alarmed, self._lacked = lacks and self._lacked, lacks
         if alarmed:
             self._suspect_all()
@@ -129,6 +128,18 @@ class MovedCharges:
         for inode in mapped | before:
             with suppress(OSError), self._inodes.lock:  # else it is gone
                 if self._inodes.stat(self._inodes.find(inode)).st_ctime_ns >= since_ns:
+                    self._suspects[inode] = None
+
+    def _suspect_some(self) -> None:
+        """Of the files that can be mapped, some at each look: a mapping may come and go between two scans."""
+        if not self._asked:
+            self._asked = self._mappable()
+            self._changed_ns = {inode: self._changed_ns[inode] for inode in self._asked if inode in self._changed_ns}
+        for inode in [self._asked.pop() for _ in range(min(len(self._asked), _FILES_AT_ONCE))]:
+            with suppress(OSError), self._inodes.lock:  # else it is gone
+                changed_ns = self._inodes.stat(self._inodes.find(inode)).st_ctime_ns
+                if self._changed_ns.get(inode) != changed_ns:
+                    self._changed_ns[inode] = changed_ns
                     self._suspects[inode] = None
 
     def _suspect_all(self) -> None:
@@ -148,21 +159,15 @@ class MovedCharges:
             self._seconds -= time.monotonic() - started
             time.sleep(PAUSE_SECONDS)
 
-    def _lacking_bytes(self) -> int:
-        """How much less the pool is charged for than the books have, and is known to have moved."""
-        known = self._books.questions.statistics()
-        there_bytes = known.resident_bytes - known.foreign_bytes - sum(self._books.swapped.by_class().values())
-        charged_bytes = None if self._memory is None else self._memory.tmpfs_bytes()
-        return 0 if charged_bytes is None else there_bytes + self._state.held_bytes() - self.bytes - charged_bytes
-
     def _mappable(self) -> list[int]:
         return [node.inode for node in list(self._inodes.nodes.values()) if node.may_be_mapped]
 
     def _begin_next(self) -> bool:
-        """Begin to look at another file, a suspect before others; whether there is one."""
-        if not self._suspects and not self._round:
+        """Begin to look at another file, a suspect and another one by turns; whether there is one."""
+        if not self._round:
             self._round = self._mappable()
-        if self._suspects:
+        self._is_suspects_turn = bool(self._suspects) and (not self._is_suspects_turn or not self._round)
+        if self._is_suspects_turn:
             inode = next(iter(self._suspects))
             del self._suspects[inode]
         elif self._round:

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 from sharedfs.linux.memory_limits import Reading
 
+IN_NO_FILE = "pages that are in no file"
+"""What bounds a pool a part of whose size they take."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """`room_bytes` may be charged to the pool from now on, None where no limit says so; negative when there is less
-    than the reserve. `bytes` is what its files may hold all together, and `by` the limit that says so, "size" for none.
+    than the reserve. `bytes` is what its files may hold all together, and `by` what says so: the limit, "size" or
+    IN_NO_FILE.
     """
 
     bytes: int
@@ -22,17 +26,24 @@ class Bound:
     room_bytes: int | None
 
 
-def bound(size_bytes: int, used_bytes: int, limits: Iterable[Reading], reserve_bytes: int) -> Bound:
+def bound(
+    size_bytes: int, used_bytes: int, limits: Iterable[Reading], reserve_bytes: int, aside_bytes: int = 0
+) -> Bound:
     """The bound of a pool of `size_bytes` whose files hold `used_bytes`. Never below what is used, nor above the size.
+
+    `aside_bytes` of the size are taken by what is in no file.
 
     >>> bound(512, 10, [Reading("/a", 160, 70)], 64)
     Bound(bytes=36, by='/a', room_bytes=26)
     """
+    left_bytes, by = size_bytes, "size"
+    if aside_bytes:
+        left_bytes, by = min(size_bytes, max(used_bytes, size_bytes - aside_bytes)), IN_NO_FILE
     tightest = min(limits, key=lambda limit: limit.free_bytes, default=None)
     if tightest is None:
-        return Bound(size_bytes, "size", None)
+        return Bound(left_bytes, by, None)
     room_bytes = tightest.free_bytes - reserve_bytes
     bound_bytes = used_bytes + max(0, room_bytes)
-    if bound_bytes >= size_bytes:
-        return Bound(size_bytes, "size", room_bytes)
+    if bound_bytes >= left_bytes:
+        return Bound(left_bytes, by, room_bytes)
     return Bound(bound_bytes, tightest.name, room_bytes)

@@ -7,14 +7,15 @@ taken away: each write takes its bytes from a credit, and when that is used up t
 one. Near a bound each write looks; far from it none does but every 64 MiB. Where nothing is left the tmpfs is made as
 small as it is full: what is there can still be changed, and the kernel refuses what is new.
 
-A credit is less than the reserve, so what others do between two looks is never on top of what the pool did.
+A credit is less than the reserve, so what others do between two looks is never on top of what the pool did. Without any
+limit the looks are for what is in no file: that takes room, too.
 """
 
 import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EINVAL, ENFILE, ENOSPC
 
@@ -53,6 +54,7 @@ class Room:
         self._size_bytes = size_bytes
         self._limits = limits
         self._lock = threading.Lock()
+        self._aside: Callable[[], int] | None = None
         self._allocating_bytes = 0  # of allocations under way, which may not be charged yet
         self.credit = memoryview(bytearray(8)).cast("q")
         """Bytes that may be made before the limits are looked at again. Also for sharedfs/ops/fastpath.c."""
@@ -81,6 +83,10 @@ class Room:
         self._size_bytes = size_bytes
         self.look()
 
+    def put_aside(self, aside: Callable[[], int]) -> None:
+        """At each look so many bytes of the size are taken by pages that are in no file."""
+        self._aside = aside
+
     def look(self) -> Bound:
         """Look at the limits, and let the tmpfs hold as much as they allow."""
         with self._lock:
@@ -90,11 +96,12 @@ class Room:
         if self._limits is None:
             self.credit[0] = UNLIMITED_BYTES
             return self.bound
+        aside_bytes = 0 if self._aside is None else self._aside()
         for _ in range(_TRIES):  # who maps a hole takes room without asking
             pool = os.fstatvfs(self._mount_fd)
             used_bytes = (pool.f_blocks - pool.f_bfree) * pool.f_frsize
             readings = self._limits.read(RESERVE_BYTES + self._allocating_bytes + 2 * _CREDIT_BYTES)
-            found = bound(self._size_bytes, used_bytes, readings, RESERVE_BYTES)
+            found = bound(self._size_bytes, used_bytes, readings, RESERVE_BYTES, aside_bytes)
             size_bytes = max(PAGE_BYTES, found.bytes // PAGE_BYTES * PAGE_BYTES)  # 0 is no bound to tmpfs
             if self._let_hold(size_bytes, pool.f_blocks * pool.f_frsize):
                 break
@@ -116,7 +123,7 @@ class Room:
 
     def _credit_in(self, found: Bound) -> int:
         if found.room_bytes is None:
-            return UNLIMITED_BYTES
+            return UNLIMITED_BYTES if self._aside is None else _CREDIT_BYTES
         free_bytes = found.room_bytes - self._allocating_bytes
         return 0 if free_bytes <= 0 else max(_LEAST_CREDIT_BYTES, min(_CREDIT_BYTES, free_bytes // 2))
 

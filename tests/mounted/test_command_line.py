@@ -266,5 +266,5 @@ def test_check_says_what_is_wrong_and_mounts_nothing(pool: MountedPool, run_dir:
     assert mount_at(str(place)) is None
     assert list(place.iterdir()) == []
     # A unit's file is checked while its pool is served.
-    assert sharedfs("mount", "--check", str(pool.path), "--name", pool.name, "--size", "1G").stdout.startswith("ok: ")
+    assert sharedfs("mount", "--check", str(pool.path), "--name", pool.name, "--size", "512M").stdout.startswith("ok: ")
     assert pool.status().size_bytes == 256 << 20

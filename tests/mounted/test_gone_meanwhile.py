@@ -10,6 +10,7 @@ from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.procfs import process_cgroup
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.pages.moved_charges import MovedCharges
+from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.storage.state_files import StateFiles
 from tests.support.parts import build_parts, make_books, make_store
@@ -53,7 +54,9 @@ def test_a_file_goes_while_its_pages_become_the_pools(monkeypatch: pytest.Monkey
             parts.reconcile,
             parts.moves,
             windows,
-            MovedCharges(store, books, parts.reconcile, parts.charges, StateFiles()),
+            MovedCharges(
+                store, books, parts.reconcile, parts.charges, PoolCharge(store.tmpfs, books, StateFiles(), None)
+            ),
             StateFiles(),
         )
         recharge.round()

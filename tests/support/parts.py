@@ -1,5 +1,6 @@
 """A pool's real parts without a mount: what they stand on is made here, the rest as the daemon makes it."""
 
+import gc
 import os
 from contextlib import ExitStack
 from typing import Any
@@ -27,6 +28,7 @@ def make_store(size_bytes: int, state: StateFiles | None = None, journal: Journa
 
 
 def make_books() -> Books:
+    gc.collect()  # the memory of earlier ones: User-Mode Linux has addresses for a few
     return Books(find_memory_hierarchy(), os.sysconf("SC_PAGESIZE"), TenantRules("leaf"))
 
 
