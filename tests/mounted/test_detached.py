@@ -10,7 +10,7 @@ import pytest
 from sharedfs.linux.cgroup_memory import batch_bytes
 from tests.support.controller import bills, running_controller, sharedctl
 from tests.support.mount import MountedPool
-from tests.support.pins import Pin
+from tests.support.pins import Pin, move_agent
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
 MIB = 1 << 20
@@ -98,7 +98,7 @@ def test_they_are_nobodys_when_the_payer_goes(pool: MountedPool, tenants: Tenant
     Pin(agent := holder.agent(), path, LARGE)
     holder.do("os.ftruncate(fd, 0)")
     wait_until(lambda: detached_of(pool, holder) in about(LARGE), "who holds them pays", PATIENCE)
-    agent.do(f"open('{tenants.hierarchy.directory(other.path)}/cgroup.procs', 'w').write('0')")
+    move_agent(agent, holder, other)
     holder.exit()
     wait_until(lambda: detached_of(pool, None) in about(LARGE), "they are unclaimed", PATIENCE)
     assert pool.holdings().detached_bytes in about(LARGE)
