@@ -8,6 +8,7 @@ and the cgroup's inode number compared: a path may come back as another cgroup s
 """
 
 import os
+from dataclasses import dataclass, field
 
 from sharedfs.accounting.books import Books
 from sharedfs.ledger.tenant import NOBODY, TenantId
@@ -18,12 +19,24 @@ _KEPT_THREADS = 1024
 # When so many are kept, and again when they have doubled, those of dead threads are closed.
 _SWEPT_THREADS = 64
 _KEPT_TEXTS = 4096
+_REMEMBERED_THREADS = 4096
+
+
+@dataclass(slots=True)
+class Remembered:
+    """What is known of threads that may have ended when their requests come: AIO does not wait for the answer."""
+
+    last: dict[int, TenantId] = field(default_factory=dict)
+    """Thread id -> the tenant that it had when it was last looked up; the last few thousand."""
+    openers: dict[int, TenantId] = field(default_factory=dict)
+    """Inode -> who opened it last for direct I/O, as long as somebody has it open."""
 
 
 class Callers:
     """For one thread of ours: have one for each."""
 
-    def __init__(self, books: Books, events: TaskEvents | None) -> None:
+    def __init__(self, books: Books, events: TaskEvents | None, known: "Remembered | None" = None) -> None:
+        """`known` is what all threads of ours have found."""
         self._tenants = books.tenants
         self._events = events
         self.verified: dict[int, TenantId] = {}
@@ -34,10 +47,13 @@ class Callers:
         # Text of /proc/TID/cgroup -> tenant, and the directory and inode number of its cgroup.
         self._texts: dict[bytes, tuple[TenantId, str, int]] = {}
         self._exits = books.tenants.exits
+        self._known = Remembered() if known is None else known
 
     def tenant_of(self, thread_id: int) -> TenantId:
-        """The tenant of a live thread. NOBODY for the kernel (0) and for a thread that is gone.
+        """The tenant of a live thread. NOBODY for the kernel (0).
 
+        A thread that is gone (its AIO request came later) has the tenant that it had when it was last looked up here,
+        by whichever of our threads; NOBODY when it never was, or that tenant is gone.
         Raises OSError when no descriptor is left to look with: ask before anything is done on the thread's account.
         """
         if thread_id == 0:
@@ -62,7 +78,34 @@ class Callers:
     def _read(self, thread_id: int) -> TenantId:
         text = self._cgroup_text(thread_id)
         if text is None:
-            return NOBODY
+            return self._of_the_dead(thread_id)
+        tenant = self._tenant_in(text)
+        if tenant != NOBODY:
+            last = self._known.last
+            while len(last) >= _REMEMBERED_THREADS:
+                last.pop(next(iter(last)), None)
+            last[thread_id] = tenant
+        return tenant
+
+    def opens_directly(self, inode: int, thread_id: int) -> None:
+        """A thread opens a file for direct I/O: it may have ended when its requests come, or others that it made."""
+        self._known.openers[inode] = self.tenant_of(thread_id)
+
+    def closed(self, inode: int) -> None:
+        """Nobody has the file open any more."""
+        self._known.openers.pop(inode, None)
+
+    def opener_of(self, inode: int) -> TenantId:
+        """Whose a request is that a thread made which is gone and was never looked up; NOBODY as a rule."""
+        return self._if_live(self._known.openers.get(inode, NOBODY))
+
+    def _of_the_dead(self, thread_id: int) -> TenantId:
+        return self._if_live(self._known.last.get(thread_id, NOBODY))
+
+    def _if_live(self, tenant: TenantId) -> TenantId:
+        return tenant if tenant != NOBODY and self._tenants.cgroup_of(tenant) is not None else NOBODY
+
+    def _tenant_in(self, text: bytes) -> TenantId:
         if self._exits != self._tenants.exits:
             self._exits = self._tenants.exits
             self._texts.clear()

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from sharedfs.accounting.books import Books
-from sharedfs.accounting.callers import Callers
+from sharedfs.accounting.callers import Callers, Remembered
 from sharedfs.fuse.device import Device, InHand
 from sharedfs.fuse.relay import Channel
 from sharedfs.linux.perf_events import TaskEvents
@@ -97,7 +97,8 @@ def build(given: Given, resources: ExitStack) -> Parts:
     """`resources` takes the parts apart again, but for the channel."""
     store, books, events, options = given.store, given.books, given.events, given.options()
     device, moves, files = Device(given.device_fd), PageMoves(books, given.looks), data_files(store.mount_fd)
-    pump_callers, callers = Callers(books, events), Callers(books, events)
+    remembered = Remembered()
+    pump_callers, callers = Callers(books, events, remembered), Callers(books, events, remembered)
     charges = KernelCharges(books, given.pool_inode)
     resources.callback(charges.close)
     reconcile = Reconcile(store, books, moves, options.huge, charges)

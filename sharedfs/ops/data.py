@@ -200,7 +200,7 @@ class DataPath:
             if not known.still:
                 raise OSError(EINVAL, os.strerror(EINVAL))
         fd = self._files.get(known)
-        tenant = self._callers.tenant_of(thread_id)
+        tenant = self._callers.tenant_of(thread_id) or self._callers.opener_of(node)
         buffer = self._reply_buffer
         with self._gate:
             length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
@@ -213,7 +213,7 @@ class DataPath:
         _, offset, size, write_flags = wire.WRITE_IN.unpack_from(request, BODY)
         known = self._store.node(node)
         fd = self._files.get(known)
-        tenant = self._callers.tenant_of(thread_id)
+        tenant = self._callers.tenant_of(thread_id) or self._callers.opener_of(node)
         if write_flags & wire.WRITE_KILL_SUIDGID and known.set_id:
             drop_set_id(fd)
             known.set_id = False

@@ -142,12 +142,14 @@ class NameRequests:
     def open(self, inode: int, thread_id: int, request: memoryview) -> bytes:
         flags, _ = messages.OPEN_IN.unpack_from(request, BODY)
         self._open_files.open(inode, flags)
+        self._open_files.expect(inode, flags, thread_id)
         return self._opened(inode, self._open_files.open_for_reading(inode, flags, thread_id))
 
-    def _create(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+    def _create(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         flags, mode, umask, _ = messages.CREATE_IN.unpack_from(request, BODY)
         name = bytes(request[BODY + messages.CREATE_IN.size : -1])
         made = self._open_files.create(parent, name, flags, mode, umask, *_owner(request))
+        self._open_files.expect(made[0].inode, flags, thread_id)
         return self._entry(made) + self._opened(made[0].inode)
 
     def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:

@@ -131,6 +131,11 @@ class OpenFiles:
             self._aftermath = self._aftermath._replace(opened_backing=node.backing_id)
             self._store.changed(node)
 
+    def expect(self, inode: int, flags: int, thread_id: int) -> None:
+        """After `open`: of a file that is opened for direct I/O requests may come whose threads have ended (AIO)."""
+        if flags & os.O_DIRECT:
+            self._callers.opens_directly(inode, thread_id)
+
     def open_for_reading(self, inode: int, flags: int, thread_id: int) -> TenantId:
         """After `open`: the tenant, when the kernel is to serve this handle's reads itself; it uses the file then.
 
@@ -154,6 +159,7 @@ class OpenFiles:
         node.opens -= 1
         if node.opens == 0:
             self._files.discard(inode)
+            self._callers.closed(inode)
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
             node.backing_id, node.mappable = 0, False
         self._store.changed(node)

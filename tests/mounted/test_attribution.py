@@ -1,5 +1,7 @@
 """I9: a touch is attributed to the cgroup of the thread that made it, whoever opened the file."""
 
+import os
+import signal
 import socket
 
 from tests.support.holes import sparse
@@ -210,3 +212,43 @@ def test_a_mapped_hole_that_no_scan_saw_is_found_when_the_file_is_closed(pool: M
     assert status.foreign_bytes + status.recharged_bytes == PAGE, "one of nobody's is the pool's soon"
     # Whoever faulted is not known any more, unless a scan came between.
     assert all(held.owner == 0 or held.payers == (held.owner,) for held in holdings.classes if held.foreign)
+
+
+_AIO = """
+import ctypes, platform, struct, threading
+libc = ctypes.CDLL(None, use_errno=True)
+setup, submit, events = {"x86_64": (206, 209, 208), "aarch64": (0, 2, 4)}[platform.machine()]
+context = ctypes.c_ulong(0)
+assert libc.syscall(setup, 8, ctypes.byref(context)) == 0
+"""
+
+
+def test_a_thread_that_ends_before_its_request_is_seen(pool: MountedPool, tenants: Tenants) -> None:
+    """AIO: the kernel tells the id of a thread that is gone."""
+    maker, writer = tenants.make("maker"), tenants.make("writer")
+    maker.do(f"fd = os.open('{pool.path}/f', os.O_WRONLY | os.O_CREAT, 0o666); os.ftruncate(fd, {64 * PAGE})")
+    agent = writer.agent()
+    agent.do(f"{_AIO}\nfd = os.open('{pool.path}/f', os.O_RDWR | os.O_DIRECT); memory = mmap.mmap(-1, {16 * PAGE})")
+    daemon = pool.status().daemon_pid
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        agent.do(
+            f"""
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+block = ctypes.create_string_buffer(struct.pack("<QIIHhIQQqQII", 0, 0, 0, 1, 0, fd, address, {16 * PAGE}, 0, 0, 0, 0))
+blocks = (ctypes.c_void_p * 1)(ctypes.addressof(block))
+def asks():
+    global told
+    told = libc.syscall(submit, context, ctypes.c_long(1), blocks)
+thread = threading.Thread(target=asks)
+thread.start(); thread.join(5)
+result = told
+"""
+        )
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    agent.do(
+        "found = ctypes.create_string_buffer(32)\n"
+        "assert libc.syscall(events, context, ctypes.c_long(1), ctypes.c_long(1), found, None) == 1"
+    )
+    wait_until(lambda: pool.used(writer) == 16 * PAGE, "who asked pays, although the thread has ended")
