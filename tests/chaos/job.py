@@ -26,10 +26,12 @@ from sharedfs.pool import registry
 from tests.chaos.hostile_slot import HOSTILE_LIMIT_BYTES, Hostile, kinds
 from tests.chaos.traces import PATIENCE_SECONDS, charges_nothing, complaints, oom_kills
 from tests.chaos.worker import SLICE_BYTES, XATTR
+from tests.support.controller import run_sharedctl
 from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 _WORKER = Path(__file__).with_name("worker.py")
+_AUDITS = 3  # a daemon that has just come has its first scans before it
 _LIMIT_BYTES = 128 << 20
 # A daemon that dies younger than a second is a failure to the keeper, which starts the next one later and later.
 _PAUSE_SECONDS = (1.0, 2.5)
@@ -112,6 +114,7 @@ class Chaos:
             killer.join()
             self._stop_controller()
             self._check_limits()
+            self._audit()
             for place in range(self._workers):
                 self._end(place)
             for place in range(len(self._hostile)):
@@ -256,6 +259,14 @@ class Chaos:
         daemon_log = paths.daemon_log(self._pool.name)
         for log in (daemon_log, self._controller_log):
             errors += [f"{log.name}: {line}" for line in complaints(log)]
+
+    def _audit(self) -> None:
+        """While tenants still work: the books say what files, charges and page tables say."""
+        for _ in range(_AUDITS):
+            done = run_sharedctl("audit", self._pool.name)
+            if done.returncode == 0:
+                return
+        self.figures.errors.append(f"audit: {done.stdout}{done.stderr}")
 
     def _check_limits(self) -> None:
         """The controller has ended: who is still there has the limit that it was given."""
