@@ -37,6 +37,7 @@ from sharedfs.pool.options import (
 )
 from sharedfs.supervisor import fd_store
 
+_SHM = ("dev", "shm")
 _RELOAD_SECONDS = 240.0  # the new version imports everything first, on a busy host too
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 10.0
@@ -83,6 +84,12 @@ def check(options: PoolOptions, *, handed_down: bool = False) -> None:
     if record is not None and registry.is_served(record):
         raise CallerMistake(
             f"a pool named {options.name} is already mounted at {record.mountpoint}: choose another name"
+        )
+    if Path(options.mountpoint).parts[-2:] == _SHM:
+        print(
+            "sharedfs: warning: shm_open and sem_open of glibc before 2.34 (Debian 11, Ubuntu 20.04, RHEL 8) accept "
+            f"only a tmpfs at {options.mountpoint}: such programs use another tmpfs, or fail",
+            file=sys.stderr,
         )
 
 

@@ -268,3 +268,11 @@ def test_check_says_what_is_wrong_and_mounts_nothing(pool: MountedPool, run_dir:
     # A unit's file is checked while its pool is served.
     assert sharedfs("mount", "--check", str(pool.path), "--name", pool.name, "--size", "512M").stdout.startswith("ok: ")
     assert pool.status().size_bytes == 256 << 20
+
+
+@pytest.mark.parametrize(("place", "warns"), [("dev/shm", True), ("dev/shmem", False)])
+def test_a_pool_at_dev_shm(tmp_path: Path, run_dir: Path, unique_name: str, place: str, warns: bool) -> None:
+    """Older programs do not take it for one."""
+    (tmp_path / place).mkdir(parents=True)
+    done = sharedfs("mount", "--check", str(tmp_path / place), "--name", unique_name, "--size", "16M")
+    assert ("glibc before 2.34" in done.stderr) is warns

@@ -4,16 +4,20 @@ Two more are tested where their reasons are: sendfile(2) and splice(2) from the 
 memory that extending a file reserves (`test_full_pool`).
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
+import select
 import subprocess
 import time
-from errno import EINVAL
+from collections.abc import Callable
+from errno import EINVAL, ENODEV, ENOTTY, EPERM
 from pathlib import Path
 
 import pytest
 
+from sharedfs.linux import cachestat
 from tests.support.mount import MountedPool
 from tests.support.posix import as_user, fails, mtime_alone, opened, statx_attributes
 from tests.support.tenants import wait_until
@@ -104,3 +108,65 @@ def test_a_mapped_write_shows_when_the_file_was_known_before_and_is_closed_again
         assert mtime_alone(path) == before
         mapped[0] = 1
         wait_until(lambda: mtime_alone(path) > before, "the write shows", 3)
+
+
+def said(act: Callable[[], object]) -> object:
+    """What a call gives, or its errno."""
+    try:
+        return act()
+    except OSError as error:
+        return error.errno
+
+
+def test_files_can_be_polled(directory: Path, plain_tmpfs: Path) -> None:
+    """FUSE has a poll for files, so epoll(7) takes them. They are always ready."""
+
+    def ready(place: Path) -> object:
+        with opened(place / "f", NEW) as fd, select.epoll() as poll:
+            poll.register(fd, select.EPOLLIN)
+            return len(poll.poll(1))
+
+    assert [said(lambda place=place: ready(place)) for place in (plain_tmpfs, directory)] == [EPERM, 1]  # type: ignore[misc]
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_FAN_REPORT_FID, _FAN_MARK_ADD, _FAN_MARK_FILESYSTEM, _FAN_OPEN = 0x200, 0x1, 0x100, 0x20
+
+
+def watch_filesystem(place: Path, flags: int) -> int:
+    fd = _libc.fanotify_init(flags, os.O_RDONLY)
+    if fd < 0:
+        pytest.skip("this kernel lets nobody use fanotify")
+    try:
+        mark = _libc.fanotify_mark
+        mark.argtypes = [ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p]
+        done = mark(fd, _FAN_MARK_ADD | _FAN_MARK_FILESYSTEM, _FAN_OPEN, -100, bytes(place))
+        return 0 if done == 0 else ctypes.get_errno()
+    finally:
+        os.close(fd)
+
+
+def test_a_whole_filesystem_is_watched_by_descriptors_only(directory: Path, plain_tmpfs: Path) -> None:
+    """FUSE has no filesystem id for the kernel to report in place of a descriptor."""
+    assert [watch_filesystem(place, _FAN_REPORT_FID) for place in (plain_tmpfs, directory)] == [0, ENODEV]
+    assert [watch_filesystem(place, 0) for place in (plain_tmpfs, directory)] == [0, 0]
+
+
+def test_the_page_cache_and_the_uuid_are_not_told(directory: Path, plain_tmpfs: Path) -> None:
+    """The pages are the pool's own tmpfs's, which the kernel does not ask in place of FUSE's inode."""
+    get_uuid = 0x80111500  # FS_IOC_GETFSUUID, linux/fs.h
+
+    def cached(place: Path) -> int:
+        with opened(place / "f", NEW) as fd:
+            os.write(fd, b"x" * (10 * mmap.PAGESIZE))
+            return cachestat.resident_pages(fd, 0, 9)
+
+    def uuid(place: Path) -> int:
+        with opened(place / "f", NEW) as fd:
+            return len(fcntl.ioctl(fd, get_uuid, bytes(17)))
+
+    if cachestat.can_be_asked():
+        assert [cached(place) for place in (plain_tmpfs, directory)] == [10, 0]
+    on_tmpfs, on_pool = (said(lambda place=place: uuid(place)) for place in (plain_tmpfs, directory))  # type: ignore[misc]
+    assert on_tmpfs in (17, ENOTTY), "since Linux 6.9"
+    assert on_pool == ENOTTY
