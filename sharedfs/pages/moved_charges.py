@@ -34,12 +34,12 @@ from sharedfs.pages.reconcile import Reconcile
 from sharedfs.storage.inodes import Inodes
 
 # Of a CPU: to go through all files, where a change time tells of something, and where the pool's charge does.
-_ALWAYS_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.003, 0.02, 0.2
+_ALWAYS_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.002, 0.02, 0.2
 _MOST_SECONDS = 0.1  # at a time
 SLACK_BYTES = 1 << 20
 """By so much the pool's charge may be smaller than the books: both are read while files change."""
 _FIRST_ALARM_SECONDS, _LAST_ALARM_SECONDS = 10.0, 600.0  # between two: twice as long after one that found nothing
-_FILES_AT_ONCE = 100  # some 10 us each
+_FILES_AT_ONCE = 50  # some 10 us each
 _CLOCK_TICK_NS = 20_000_000  # a change time may be older than the change
 
 
