@@ -123,8 +123,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
 
     shortage = Shortage(
         _room_maker(files, pump_callers, namespace),
-        lambda: reaper.pieces,
-        reaper.freed_since,
+        reaper,
         giving_way.for_request,
         FullPool(store, books, reaper).tell,
     )

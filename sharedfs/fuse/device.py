@@ -37,12 +37,14 @@ class Device:
         """Whether the kernel offered passthrough, and the daemon took it."""
         self.in_hand: InHand | None = None
         """Told of answers, where the kernel does not send requests again."""
+        self.backing: BackingFiles | None = None
+        """The backing ids of passthrough; None without it: the kernel then refuses to hear of them (EPERM)."""
         self._backing = BackingFiles(fd)
 
-    @property
-    def backing(self) -> BackingFiles | None:
-        """The backing ids of passthrough; None without it: the kernel then refuses to hear of them (EPERM)."""
-        return self._backing if self.passthrough else None
+    def use_passthrough(self, *, offered: bool) -> None:
+        """What became of passthrough, before anything is opened."""
+        self.passthrough = offered
+        self.backing = self._backing if offered else None
 
     # -- answers -----------------------------------------------------------------------------------------------------
 

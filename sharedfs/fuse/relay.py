@@ -25,6 +25,7 @@ import socket
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from errno import EAGAIN, EINTR, EINVAL, EIO, ENODEV, ENOENT
+from functools import partial
 from typing import Protocol
 
 from sharedfs.common.errors import HostFault
@@ -106,6 +107,7 @@ class Channel:
         self._party_of = party_of
         self._shortcut = shortcut
         self._shortage = shortage
+        self._waits = shortage.waits
         self._handlers = handlers
         self._want_passthrough = want_passthrough
         self._on_end = on_end
@@ -264,8 +266,12 @@ class Channel:
         if fault:
             self._refuse(opcode, unique, fault)
         elif handler is not None:
+            before = self._waits.pieces
             try:
-                self._shortage.again(lambda: handler(unique, node, thread_id, request), request)
+                try:
+                    handler(unique, node, thread_id, request)
+                except OSError as error:
+                    self._shortage.after(error, before, partial(handler, unique, node, thread_id, request), request)
             except OSError as error:
                 self._refuse(opcode, unique, error.errno or EIO)
             except OverflowError:  # a number on the wire that no system call takes
@@ -283,7 +289,7 @@ class Channel:
         self._init_unique = _number(request)
         request = _without(request, self._hidden_features)
         body = request[wire.IN_HEADER.size :]
-        self._device.passthrough = self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH)
+        self._device.use_passthrough(offered=self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH))
         self.resends = offers(body, wire.INIT_HAS_RESEND)
         self._maps_ids = offers(body, wire.INIT_ALLOW_IDMAP)
         self._device.in_hand = None if self.resends else self._keeps_in_hand

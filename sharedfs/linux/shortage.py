@@ -1,9 +1,10 @@
 """Shortage: what is done when a request finds no descriptor or no space left, before its caller hears of it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import EDQUOT, EMFILE, ENFILE, ENOSPC
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 SCARCE = frozenset({EMFILE, ENFILE})
 """The errors of a process, or a host, that has no descriptor left."""
@@ -21,12 +22,20 @@ def _no_room() -> None:
     """Nobody has a descriptor to spare."""
 
 
-def _nothing_freed() -> int:
-    return 0
+class Waiting(Protocol):
+    """What waits to be freed. `pieces` counts those that have gone."""
+
+    pieces: int
+
+    def freed_since(self, pieces: int) -> bool:
+        """Free one; whether any has gone since there were so many `pieces`."""
 
 
-def _nothing_to_free(_pieces: int) -> bool:
-    return False
+class NothingWaits:
+    pieces = 0
+
+    def freed_since(self, _pieces: int) -> bool:
+        return False
 
 
 def _nobody_hears() -> None:
@@ -37,15 +46,15 @@ def _nobody_hears() -> None:
 class Shortage:
     """Of one pool. For the request pump's thread, but for `give_way`.
 
-    `make_room` closes descriptors that can be opened anew. `freed` counts the pieces of what waits to be freed
-    that have gone, and `freed_since` frees one; whether any has gone since there were so many. `give_way` frees space
-    for a request that found none (ENOSPC); whether it did. `found_none` hears of a request that is told and fails for
-    want of space, in the thread that answers it.
+    `make_room` closes descriptors that can be opened anew. `give_way` frees space for a request that found none
+    (ENOSPC); whether it did. `found_none` hears of a request that is told and fails for want of space, in the thread
+    that answers it.
+
+    Who is in a hurry reads `waits.pieces`, does what is to be done, and calls `after` with the error.
     """
 
     make_room: Callable[[], None] = _no_room
-    freed: Callable[[], int] = _nothing_freed
-    freed_since: Callable[[int], bool] = _nothing_to_free
+    waits: Waiting = field(default_factory=NothingWaits)
     give_way: Callable[[memoryview], bool] = _nothing_gives_way
     found_none: Callable[[], None] = _nobody_hears
 
@@ -54,30 +63,45 @@ class Shortage:
 
         For want of space, what waits to be freed goes first; then files give way to `request`, if it is told.
         """
+        before = self.waits.pieces
+        try:
+            return act()
+        except OSError as error:
+            return self.after(error, before, act, request)
+
+    def after(
+        self, error: OSError, before: int, act: Callable[[], Outcome], request: memoryview | None = None
+    ) -> Outcome:
+        """The rest of `again`, after the first failure; so many pieces had gone `before` that. Raises `error`."""
         has_room, pieces = False, 0
         while True:
-            before = self.freed()
+            if error.errno in SCARCE and not has_room:
+                self.make_room()
+                has_room = True
+            elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self.waits.freed_since(before):
+                pieces += 1
+            elif error.errno != ENOSPC:
+                raise error
+            elif not self._find_space(before, request):
+                if request is not None:  # else who called is to find some, or to answer
+                    self.found_none()
+                raise error
+            before = self.waits.pieces
             try:
                 return act()
-            except OSError as error:
-                if error.errno in SCARCE and not has_room:
-                    self.make_room()
-                    has_room = True
-                elif error.errno == EDQUOT and pieces < _MOST_PIECES_FOR_QUOTA and self.freed_since(before):
-                    pieces += 1
-                elif error.errno != ENOSPC:
-                    raise
-                elif not self._find_space(before, request):
-                    if request is not None:  # else who called is to find some, or to answer
-                        self.found_none()
-                    raise
+            except OSError as another:
+                error = another
 
     def party(self, party_of: Callable[[int], Outcome], thread_id: int) -> Outcome | None:
         """Who asks, for turns. Those for whom no descriptor is left have one turn together."""
+        before = self.waits.pieces
         try:
-            return self.again(lambda: party_of(thread_id))
+            try:
+                return party_of(thread_id)
+            except OSError as error:
+                return self.after(error, before, partial(party_of, thread_id))
         except OSError:
             return None
 
     def _find_space(self, before: int, request: memoryview | None) -> bool:
-        return self.freed_since(before) or (request is not None and self.give_way(request))
+        return self.waits.freed_since(before) or (request is not None and self.give_way(request))

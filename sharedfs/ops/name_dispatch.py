@@ -11,8 +11,10 @@ slot.
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from errno import EINVAL, EIO, ENOSPC
+from functools import partial
 from os import strerror
 from queue import SimpleQueue
+from typing import TypeVarTuple
 
 from sharedfs.common.lane import Lane
 from sharedfs.fuse.device import Device
@@ -25,6 +27,8 @@ from sharedfs.ops.content import ContentOnDisk
 from sharedfs.ops.name_handlers import Act, NameRequests, changes_in
 from sharedfs.ops.namespace import Namespace
 from sharedfs.storage.journal import PUMP, Journal, Slot
+
+Operands = TypeVarTuple("Operands")
 
 
 class FrequentRequests:
@@ -73,22 +77,33 @@ class FrequentRequests:
     def _handler(self, opcode: int, act: Act) -> RequestHandler:
         def handle(unique: int, node: int, thread_id: int, request: memoryview) -> None:
             self.answered += 1
-            self._answer(self._slot, unique, opcode, lambda: act(node, thread_id, request))
+            self._answer(self._slot, unique, opcode, act, node, thread_id, request)
 
         return handle
 
     def _answer(
-        self, slot: Slot, unique: int, opcode: int, act: Callable[[], bytes], *, has_changed: bool = False
+        self,
+        slot: Slot,
+        unique: int,
+        opcode: int,
+        act: Callable[[*Operands], bytes],
+        *operands: *Operands,
+        has_changed: bool = False,
     ) -> None:
         """Take, act, commit, answer, clear: the way of a request through the journal. `act` gives the answer's body.
 
         `has_changed`: what came before it is not to be done again, whatever is known of inodes.
         """
         error, body, in_pump = 0, b"", slot is self._slot
+        shortage = self._shortage if in_pump else self._lane_shortage
         with self._namespace.lock:
             slot.take(unique, opcode)
+            before = shortage.waits.pieces
             try:
-                body = (self._shortage if in_pump else self._lane_shortage).again(act)
+                try:
+                    body = act(*operands)
+                except OSError as failure:
+                    body = shortage.after(failure, before, partial(act, *operands))
             except (OSError, OverflowError) as failure:
                 error = _errno(failure)
             self._commit(slot, error, body, has_changed=has_changed)

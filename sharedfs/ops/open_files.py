@@ -56,6 +56,7 @@ class OpenFiles:
         self._fast_reads = fast_reads
         self._room = store.tmpfs.room
         self._aftermath = NOTHING
+        self._opened_directly: set[int] = set()  # for direct I/O, and not closed by all since
 
     def create(self, parent: int, name: bytes, flags: int, mode: int, umask: int, uid: int, gid: int) -> Found:
         directory = self._store.node(parent)
@@ -134,6 +135,7 @@ class OpenFiles:
     def expect(self, inode: int, flags: int, thread_id: int) -> None:
         """After `open`: of a file that is opened for direct I/O requests may come whose threads have ended (AIO)."""
         if flags & os.O_DIRECT:
+            self._opened_directly.add(inode)
             self._callers.opens_directly(inode, thread_id)
 
     def open_for_reading(self, inode: int, flags: int, thread_id: int) -> TenantId:
@@ -159,7 +161,9 @@ class OpenFiles:
         node.opens -= 1
         if node.opens == 0:
             self._files.discard(inode)
-            self._callers.closed(inode)
+            if inode in self._opened_directly:
+                self._opened_directly.discard(inode)
+                self._callers.closed(inode)
             self._aftermath = self._aftermath._replace(closed_backing=node.backing_id)
             node.backing_id, node.mappable = 0, False
         self._store.changed(node)

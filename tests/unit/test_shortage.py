@@ -13,35 +13,38 @@ class Pool:
 
     def __init__(self, waiting: int = 0) -> None:
         self.waiting = waiting
-        self.freed = 0
+        self.pieces = 0
         self.acts = 0
 
     def free_some(self) -> bool:
         if not self.waiting:
             return False
         self.waiting -= 1
-        self.freed += 1
+        self.pieces += 1
         return True
 
     def freed_since(self, pieces: int) -> bool:
-        return self.free_some() or self.freed != pieces
-
-    def unaware(self, _pieces: int) -> bool:
-        """Looks at what waits, and at nothing else."""
-        return self.free_some()
+        return self.free_some() or self.pieces != pieces
 
     def act(self, needed: int, number: int = ENOSPC, meanwhile: Callable[[], object] = lambda: None) -> int:
         self.acts += 1
-        if self.freed < needed:
+        if self.pieces < needed:
             meanwhile()
             raise OSError(number, "no")
         return self.acts
 
 
+class Unaware(Pool):
+    """Looks at what waits, and at nothing else."""
+
+    def freed_since(self, _pieces: int) -> bool:
+        return self.free_some()
+
+
 @pytest.mark.parametrize("number", [ENOSPC, EDQUOT])
 def test_what_waits_is_freed_piece_by_piece(number: int) -> None:
     pool = Pool(waiting=5)
-    assert Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since).again(lambda: pool.act(3, number)) == 4
+    assert Shortage(waits=pool).again(lambda: pool.act(3, number)) == 4
     assert pool.waiting == 2
 
 
@@ -49,20 +52,18 @@ def test_what_waits_is_freed_piece_by_piece(number: int) -> None:
 def test_a_piece_that_another_thread_freed_meanwhile_counts(number: int) -> None:
     """The last one goes between the failure and the look at what waits: nothing waits then, and there is space."""
     pool = Pool(waiting=1)
-    shortage = Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since)
+    shortage = Shortage(waits=pool)
     assert shortage.again(lambda: pool.act(1, number, meanwhile=pool.free_some)) == 2
 
-    unaware = Pool(waiting=1)  # the control
+    unaware = Unaware(waiting=1)  # the control
     with pytest.raises(OSError, match="no"):
-        Shortage(lambda: None, lambda: unaware.freed, unaware.unaware).again(
-            lambda: unaware.act(1, number, meanwhile=unaware.free_some)
-        )
+        Shortage(waits=unaware).again(lambda: unaware.act(1, number, meanwhile=unaware.free_some))
 
 
 def test_nothing_to_free_is_the_end_and_told() -> None:
     told: list[int] = []
     pool = Pool()
-    shortage = Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since, found_none=lambda: told.append(1))
+    shortage = Shortage(waits=pool, found_none=lambda: told.append(1))
     with pytest.raises(OSError, match="no"):
         shortage.again(lambda: pool.act(1))
     assert pool.acts == 1
@@ -84,5 +85,5 @@ def test_room_for_descriptors_is_made_once() -> None:
 def test_another_error_is_nothing_to_remedy() -> None:
     pool = Pool(waiting=5)
     with pytest.raises(OSError, match="no"):
-        Shortage(freed=lambda: pool.freed, freed_since=pool.freed_since).again(lambda: pool.act(1, EINVAL))
+        Shortage(waits=pool).again(lambda: pool.act(1, EINVAL))
     assert pool.waiting == 5
