@@ -40,7 +40,6 @@ SLACK_BYTES = 1 << 20
 """By so much the pool's charge may be smaller than the books: both are read while files change."""
 _FIRST_ALARM_SECONDS, _LAST_ALARM_SECONDS = 10.0, 600.0  # between two: twice as long after one that found nothing
 _FILES_AT_ONCE = 50  # some 10 us each
-_CLOCK_TICK_NS = 20_000_000  # a change time may be older than the change
 
 
 class MovedCharges:
@@ -69,7 +68,7 @@ class MovedCharges:
         self._changed_ns: dict[int, int] = {}
         self._under_way: Iterator[None] = iter(())
         self._seconds = 0.0  # that may be spent
-        self._looked_at, self._looked_at_ns = time.monotonic(), 0
+        self._looked_at = time.monotonic()
         self._lacked = False
         self._alarm_seconds, self._alarm_at = _FIRST_ALARM_SECONDS, 0.0
         self._found = False
@@ -110,7 +109,6 @@ class MovedCharges:
         if not self.charges.are_told:
             return
         self._suspect_changed(frozenset(mapped))
-        self._suspect_some()
         lacks = -self._charge.surplus_bytes() - self.bytes > SLACK_BYTES
         alarmed, self._lacked = lacks and self._lacked, lacks
         if alarmed:
@@ -122,20 +120,18 @@ class MovedCharges:
         self._spend()
 
     def _suspect_changed(self, mapped: frozenset[int]) -> None:
-        """Of the files that are mapped, or were at the look before, those that have changed since."""
-        before, self._mapped = self._mapped, mapped
-        since_ns, self._looked_at_ns = self._looked_at_ns - _CLOCK_TICK_NS, time.time_ns()
-        for inode in mapped | before:
-            with suppress(OSError), self._inodes.lock:  # else it is gone
-                if self._inodes.stat(self._inodes.find(inode)).st_ctime_ns >= since_ns:
-                    self._suspects[inode] = None
+        """Files with another change time than at the last look at them.
 
-    def _suspect_some(self) -> None:
-        """Of the files that can be mapped, some at each look: a mapping may come and go between two scans."""
+        Those that are mapped, or were at the look before; of others that can be mapped some at each look, for a mapping
+        may come and go between two scans.
+        """
+        before, self._mapped = self._mapped, mapped
         if not self._asked:
             self._asked = self._mappable()
-            self._changed_ns = {inode: self._changed_ns[inode] for inode in self._asked if inode in self._changed_ns}
-        for inode in [self._asked.pop() for _ in range(min(len(self._asked), _FILES_AT_ONCE))]:
+            known = mapped.union(self._asked)
+            self._changed_ns = {inode: at for inode, at in self._changed_ns.items() if inode in known}
+        some = [self._asked.pop() for _ in range(min(len(self._asked), _FILES_AT_ONCE))]
+        for inode in (mapped | before).union(some):
             with suppress(OSError), self._inodes.lock:  # else it is gone
                 changed_ns = self._inodes.stat(self._inodes.find(inode)).st_ctime_ns
                 if self._changed_ns.get(inode) != changed_ns:
