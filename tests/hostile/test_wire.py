@@ -80,6 +80,8 @@ def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["C", "C, sanitized", "Python"], scope="module")
 def kernel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     outside = tmp_path_factory.mktemp("outside")
+    if request.param != "Python":
+        skip_without_shortcut()
     if request.param != "C, sanitized":
         with served(outside, request.param) as made:
             yield made

@@ -31,11 +31,10 @@ def use_extension(path: str) -> None:
 
 
 def main(device_fd: int) -> None:
-    from sharedfs.linux.perf_events import TaskEvents  # noqa: PLC0415
     from sharedfs.ops.pyfuse3_ops import RareRequests  # noqa: PLC0415
     from sharedfs.storage.journal import Journal  # noqa: PLC0415 - after the extension is chosen
     from sharedfs.storage.state_files import StateFiles  # noqa: PLC0415
-    from tests.support.parts import build_parts, make_books, make_store  # noqa: PLC0415
+    from tests.support.parts import build_parts, make_books, make_store, task_events  # noqa: PLC0415
 
     state = StateFiles()
     journal = Journal(state)
@@ -48,7 +47,7 @@ def main(device_fd: int) -> None:
         ended=ended,
         device_fd=device_fd,
         journal=journal,
-        events=TaskEvents(),
+        events=task_events(),
         reserve_bytes=1 << 30,
     )
     os.umask(0)

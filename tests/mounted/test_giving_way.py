@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sharedfs.common.errors import HostFault
-from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.ops.data import PURE_PYTHON_VARIABLE
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
+from tests.support.parts import skip_without_shortcut
 from tests.support.posix import fails
 from tests.support.tenants import Tenants, wait_until
 
@@ -35,10 +34,7 @@ def mount(
     if request.param == "Python":
         monkeypatch.setenv(PURE_PYTHON_VARIABLE, "1")
     else:
-        try:
-            TaskEvents().close()
-        except HostFault:
-            pytest.skip("without perf events all is served in Python")
+        skip_without_shortcut()
 
     @contextmanager
     def mounted(rule: str = "yield", *options: str) -> Iterator[MountedPool]:
