@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sharedfs.fuse.protocol import ROOT_NODE, Opcode
 from tests.hostile.wire import UNANSWERED, Kernel, served
+from tests.support.parts import skip_without_shortcut
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the store's tmpfs needs root")
 
