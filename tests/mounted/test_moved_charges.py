@@ -71,9 +71,10 @@ def replace(start: int = 0, size: int = SIZE) -> str:
 
 
 UNMAP = f"libc.munmap(place, {SIZE + WINDOW}); os.close(fd)"
-both = pytest.mark.parametrize("act", [pytest.param(collapse, marks=with_huge_pages), replace])
+both = pytest.mark.parametrize("act", [collapse, replace])
 
 
+@with_huge_pages  # which files in use are moved back by
 @both
 @pytest.mark.parametrize("goes", [False, True])
 def test_moved_charges_are_the_pools_again(pool: MountedPool, tenants: Tenants, act, goes: bool) -> None:  # type: ignore[no-untyped-def]
@@ -96,6 +97,7 @@ def test_moved_charges_are_the_pools_again(pool: MountedPool, tenants: Tenants, 
     assert pool.status().stranded_bytes == 0
 
 
+@with_huge_pages  # which files in use are moved back by
 @both
 def test_a_single_window_of_a_large_file_is_found(pool: MountedPool, tenants: Tenants, act) -> None:  # type: ignore[no-untyped-def]
     owner, mover = tenants.make("owner"), tenants.make("mover")
@@ -110,6 +112,7 @@ def test_a_single_window_of_a_large_file_is_found(pool: MountedPool, tenants: Te
     wait_until(lambda: charged_to(pool, tenants, path) == (SIZE, 0), "the kernel charges the pool", PATIENCE)
 
 
+@with_huge_pages
 def test_pages_that_stay_mapped_go_back_while_they_are(pool: MountedPool, tenants: Tenants) -> None:
     """Small pages are collapsed under those who map them, and no store is lost."""
     owner, mover = tenants.make("owner"), tenants.make("mover")
@@ -118,18 +121,15 @@ def test_pages_that_stay_mapped_go_back_while_they_are(pool: MountedPool, tenant
     agent = mover.agent()
     map_aligned(agent, path)
     assert agent.do(replace()) == 0
-    if not huge_pages.can_collapse():
-        pytest.skip("pages of a file in use are moved by MADV_COLLAPSE only")
     wait_until(lambda: charged_to(pool, tenants, path) == (SIZE, 0), "the kernel charges the pool", PATIENCE)
     assert agent.do(f"result = ctypes.string_at(address, {SIZE}) == (b'y' + bytes({PAGE - 1})) * {SIZE // PAGE}")
     wait_until(lambda: pool.used(mover) == SIZE, "who maps them is their user", PATIENCE)
     assert pool.check_conservation().resident_bytes == SIZE
 
 
+@with_huge_pages
 def test_holes_that_a_collapse_fills_are_whose_the_kernel_says(pool: MountedPool, tenants: Tenants) -> None:
     """Nobody maps them when the daemon looks: they are not nobody's."""
-    if not huge_pages.can_collapse():
-        pytest.skip("this kernel collapses no pages of tmpfs")
     mover = tenants.make("mover")
     path = pool.path / "f"
     mover.do(f"fd = os.open('{path}', os.O_RDWR | os.O_CREAT, 0o666); os.ftruncate(fd, {SIZE})")
