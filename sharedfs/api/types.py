@@ -224,6 +224,10 @@ class UsersOfFile(_Frozen):
     file: FileHoldings
 
 
+NEW_IN_STATUS = ("moved_charge_bytes", "detached_bytes")
+"""Of `PoolStatus`, in the order in which they came: told to who asks for so many of them."""
+
+
 class PoolStatus(_Answer):
     """What `sharedfs status` shows of one pool.
 

@@ -9,7 +9,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
-from fastapi import FastAPI, HTTPException
+from fastapi import FastAPI, HTTPException, Response
 
 from sharedfs import __version__
 from sharedfs.accounting.books import Books
@@ -19,6 +19,7 @@ from sharedfs.accounting.unasked import Unasked
 from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import (
     FILES_OF_A_PAGE,
+    NEW_IN_STATUS,
     AllowanceOrder,
     AuditDifference,
     AuditPage,
@@ -66,8 +67,10 @@ def make_feed(
     app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
 
     @app.get("/v1/status")
-    def get_status() -> PoolStatus:
-        return status()
+    def get_status(knows: int = 0) -> Response:
+        """`knows`: how many of NEW_IN_STATUS whoever asks can read: packages before them refuse the rest."""
+        unknown = set(NEW_IN_STATUS[max(0, knows) :])
+        return Response(status().model_dump_json(exclude=unknown), media_type="application/json")
 
     @app.get("/v1/holdings")
     def get_holdings() -> Holdings:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import psutil
 
-from sharedfs.api.types import PoolRecord, PoolStatus, Remount, StateVersion
+from sharedfs.api.types import NEW_IN_STATUS, PoolRecord, PoolStatus, Remount, StateVersion
 from sharedfs.api.unix_client import CONFLICT, NoAnswer, ask
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
@@ -314,7 +314,8 @@ def _state_of(record: PoolRecord, status: PoolStatus | None) -> str:
 def ask_status(name: str, seconds: float = _ANSWER_SECONDS) -> PoolStatus | None:
     """What a pool says of itself; None when it does not answer just now."""
     try:
-        answer = ask(paths.feed_socket(name), "GET", "/v1/status", timeout_seconds=seconds)
+        query = {"knows": str(len(NEW_IN_STATUS))}
+        answer = ask(paths.feed_socket(name), "GET", "/v1/status", query=query, timeout_seconds=seconds)
     except NoAnswer:
         return None
     return PoolStatus.model_validate_json(answer.content) if answer.is_success else None

@@ -59,13 +59,14 @@ class StateFiles:
 
     def held_bytes(self) -> int:
         """What all files together take, those in directories of theirs, too."""
-        if self.directory_fd is None:
-            return 0
-        return sum(
-            syscalls.STAT_BLOCK_BYTES * os.stat(name, dir_fd=place, follow_symlinks=False).st_blocks
-            for _, _, names, place in os.fwalk(".", dir_fd=self.directory_fd)
-            for name in names
-        )
+        held_bytes = 0
+        if self.directory_fd is not None:
+            for _, _, names, place in os.fwalk(".", dir_fd=self.directory_fd):
+                for name in names:
+                    with suppress(FileNotFoundError):  # replaced, or gone, since the directory was read
+                        found = os.stat(name, dir_fd=place, follow_symlinks=False)
+                        held_bytes += syscalls.STAT_BLOCK_BYTES * found.st_blocks
+        return held_bytes
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is not there is no error."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from sharedfs.api.types import Holdings, PoolStatus
+from sharedfs.api.types import NEW_IN_STATUS, Holdings, PoolStatus
 from sharedfs.common import paths
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.pool import registry
@@ -57,7 +57,9 @@ class MountedPool:
         return Holdings.model_validate_json(self.get("/v1/holdings").raise_for_status().content)
 
     def status(self) -> PoolStatus:
-        return PoolStatus.model_validate_json(self.get("/v1/status").raise_for_status().content)
+        return PoolStatus.model_validate_json(
+            self.get("/v1/status", knows=str(len(NEW_IN_STATUS))).raise_for_status().content
+        )
 
     def status_or_none(self) -> PoolStatus | None:
         """None when the daemon dies while it is asked."""
