@@ -10,9 +10,8 @@ from contextlib import suppress
 
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.trusted_paths import MOST_LINKS
 from sharedfs.linux.mountinfo import mounts
-
-_MOST_LINKS = 40  # as path_resolution(7) has it
 
 
 def on_pool(path: str) -> str:
@@ -35,7 +34,7 @@ def on_pool(path: str) -> str:
         except OSError:
             continue  # no link
         links += 1
-        if links > _MOST_LINKS:
+        if links > MOST_LINKS:
             return absolute
         at = os.path.dirname(at)
         left.extendleft(reversed(target.split("/")))

@@ -22,7 +22,7 @@ _ANSWER_SECONDS = 30.0  # the first answer has everything that is in the pool
 
 def only_pool() -> str:
     """The name of the pool of this host, when there is one only. Raises CallerMistake."""
-    names = sorted(socket.parent.name for socket in paths.pools_directory().glob("*/feed.sock"))
+    names = sorted(socket.parent.name for socket in paths.pools_directory().glob(f"*/{paths.FEED_SOCKET}"))
     if len(names) == 1:
         return names[0]
     raise CallerMistake("there is no pool" if not names else f"say which pool with --pool: {', '.join(names)}")

@@ -19,6 +19,7 @@ from jeepney.low_level import Message, MessageType
 
 from controller.limits.cgroup_files import write_file
 from controller.limits.types import WriteFile
+from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.linux.cgroups import MemoryHierarchy
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class SystemdWriter:
     def confirm(self, descriptor: int, name: str, text: str) -> None:
         """Tell systemd what is in force already, or it would write its older word again at the next change."""
         if self._unit_of(descriptor) is not None:
-            self(descriptor, name, "max" if text.isdigit() and int(text) >= 1 << 62 else text)
+            self(descriptor, name, "max" if text.isdigit() and int(text) >= UNLIMITED_BYTES else text)
 
     def _unit_of(self, descriptor: int) -> str | None:
         directory, inode = os.readlink(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor).st_ino
@@ -157,5 +158,5 @@ def _shows(descriptor: int, name: str, limit_bytes: int) -> bool:
     with open(os.open(name, os.O_RDONLY, dir_fd=descriptor), encoding="ascii") as file:
         text = file.read().strip()
     if limit_bytes == UNLIMITED:
-        return text == "max" or (text.isdigit() and int(text) >= 1 << 62)
+        return text == "max" or (text.isdigit() and int(text) >= UNLIMITED_BYTES)
     return text == str(limit_bytes)

@@ -8,11 +8,10 @@ as high as the memory limit, which it stays, for that is only ever lowered, and 
 
 from controller.limits.cgroup_files import CgroupDirectory, carry_out, confirm, open_cgroup, write_file
 from controller.limits.types import Account, Limits, Order, Outcome, Write, WriteFile, is_above
+from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
 
 LIMIT, MEMORY_AND_SWAP = "memory.limit_in_bytes", "memory.memsw.limit_in_bytes"
-UNLIMITED = 1 << 62
-"""v1 has no word for "no limit": it shows the largest page counter, 2**63 less a page. Nobody means so much."""
 
 
 class LimitsV1:
@@ -57,7 +56,7 @@ def _limits(directory: CgroupDirectory) -> Limits:
 
 def _limit(directory: CgroupDirectory, name: str) -> int | None:
     limit = directory.number(name)
-    return None if limit is None or limit >= UNLIMITED else limit
+    return None if limit is None or limit >= UNLIMITED_BYTES else limit
 
 
 def _move(directory: CgroupDirectory, _now: Limits, intended: Limits) -> str | None:

@@ -29,6 +29,7 @@ from sharedfs.api.types import (
 )
 from sharedfs.common.errors import CallerMistake
 from sharedfs.common.names import printable, raw_name
+from sharedfs.common.paths import POOL_RECORD
 from sharedfs.linux.cgroups import CgroupRef
 
 ANSWER_SECONDS = 30.0
@@ -83,7 +84,7 @@ class Feed:
 
     def __init__(self, socket: Path) -> None:
         self.name = socket.parent.name
-        self._record = socket.parent / "pool.json"
+        self._record = socket.parent / POOL_RECORD
         self._cgroup: str | None = None
         transport = httpx.AsyncHTTPTransport(uds=str(socket))
         self._client = httpx.AsyncClient(transport=transport, base_url="http://pool", timeout=ANSWER_SECONDS)

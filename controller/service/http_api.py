@@ -31,6 +31,7 @@ from controller.service.feed_client import FilePath
 from controller.service.long_answers import LongAnswer
 from sharedfs import __version__
 from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault
+from sharedfs.common.units import UNLIMITED_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class _Body(BaseModel):
 class BudgetOrder(_Body):
     """`report_only`: bills tell what is over the budget, and no limit is written."""
 
-    budget_bytes: Annotated[int, Field(ge=4096, lt=1 << 62)]
+    budget_bytes: Annotated[int, Field(ge=4096, lt=UNLIMITED_BYTES)]
     report_only: bool = False
 
 

@@ -18,6 +18,7 @@ from controller.api.types import PoolAnswers
 from controller.billing.holdings import PoolBooks, cgroup_of, read_holdings, read_unasked
 from controller.service.feed_client import Feed, FilePath, PoolGone, PoolSilent
 from sharedfs.common.errors import BrokenInvariant
+from sharedfs.common.paths import FEED_SOCKET
 from sharedfs.linux.cgroups import CgroupRef
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Pools:
 
         Raises BrokenInvariant when a pool's books do not add up (I1).
         """
-        sockets = set(self._directory.glob("*/feed.sock"))
+        sockets = set(self._directory.glob(f"*/{FEED_SOCKET}"))
         for socket in self._pools.keys() - sockets:
             await self._drop(socket, "its feed is gone")
         began_seconds = trio.current_time()

@@ -16,6 +16,7 @@ from sharedfs.accounting.recorder import Tape
 from sharedfs.accounting.unasked import Unasked
 from sharedfs.api.types import Event
 from sharedfs.common.errors import BrokenInvariant
+from sharedfs.common.lane import PAUSE_SECONDS
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.creators import Makers
 from sharedfs.ledger.kept_mappings import KeptMappings
@@ -31,13 +32,12 @@ from sharedfs.linux.procfs import Process
 RANGES_AT_ONCE = 64
 """Ranges that are charged one by one while the lock is held."""
 _PIECE_PAGES = PIECE_CHUNKS * PAGES_PER_CHUNK
-_PAUSE_SECONDS = 0.0001
 _END = object()
 
 
 def pause() -> None:
     """Between two pieces: a thread that waits for the lock, or to run at all, gets it."""
-    time.sleep(_PAUSE_SECONDS)
+    time.sleep(PAUSE_SECONDS)
 
 
 class Core:

@@ -115,7 +115,7 @@ class Pages:
         """The kernel charges `tenant`, or a cgroup that is gone (NOBODY), for what is foreign of page ranges."""
         for part in self._core.in_pieces(pages):
             for first, last in part:
-                self._ledger.take_foreign(inode, first, last, self._if_live(tenant))
+                self._ledger.recharge(inode, first, last, self._if_live(tenant))
 
     def hand_over(self, inode: int, tenant: TenantId) -> tuple[int, int]:
         """The resident pages of a file are `tenant`'s, or nobody's; the bytes that it owns now, and foreign ones."""

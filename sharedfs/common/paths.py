@@ -30,6 +30,8 @@ def controller_socket() -> Path:
     return run_directory() / "controller.sock"
 
 
+FEED_SOCKET, POOL_RECORD = "feed.sock", "pool.json"
+"""In a pool's directory."""
 CONTROLLER_DATABASE = "controller.db"
 """In the state directory: the controller's journal."""
 
@@ -71,12 +73,12 @@ def daemon_log(name: str) -> Path:
 
 def is_of_a_pool(file: str) -> bool:
     """Whether a name in a pool's directory is one that sharedfs makes there (see above), or a draft of one."""
-    return file in ("lock", "daemon.log", "pool.json", "pool.new", "feed.sock") or file.startswith(".feed.sock.")
+    return file in ("lock", "daemon.log", POOL_RECORD, "pool.new", FEED_SOCKET) or file.startswith(f".{FEED_SOCKET}.")
 
 
 def feed_socket(name: str) -> Path:
-    return pool_directory(name) / "feed.sock"
+    return pool_directory(name) / FEED_SOCKET
 
 
 def pool_record(name: str) -> Path:
-    return pool_directory(name) / "pool.json"
+    return pool_directory(name) / POOL_RECORD

@@ -13,7 +13,7 @@ from pathlib import Path
 from sharedfs.common.errors import CallerMistake
 
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_MOST_LINKS = 40  # as the kernel
+MOST_LINKS = 40  # as the kernel
 
 
 def open_trusted(
@@ -95,7 +95,7 @@ def _target(link: int, path: Path, links: int, advice: str) -> str:
     try:
         if os.fstat(link).st_uid not in (0, os.geteuid()):
             raise CallerMistake(f"{path} is a symbolic link of another user than root: {advice}")
-        if links > _MOST_LINKS:
+        if links > MOST_LINKS:
             raise OSError(ELOOP, os.strerror(ELOOP))
         return os.readlink("", dir_fd=link)
     finally:

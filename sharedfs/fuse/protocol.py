@@ -1,7 +1,7 @@
 """The FUSE messages that we read or write ourselves. Layouts and numbers are those of linux/fuse.h.
 
-Only what the channel and the data path touch is here, and in `name_wire.py` what the namespace does; everything else
-passes through to libfuse, looked at only as far as `request_check.py` does.
+Only what the channel and the data path touch is here, and in `messages.py` what the namespace does; everything else
+passes through to libfuse, looked at only as far as `validation.py` does.
 """
 
 from enum import IntEnum

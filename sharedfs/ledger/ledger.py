@@ -175,19 +175,16 @@ class Ledger(LedgerView):
         self._forget(file)
         return self._freed([(raw, ABSENT, count) for raw, count in pages.pages_by_class.items()])
 
-    def recharge(self, file: int, first_page: int, last_page: int) -> None:
-        """The kernel charges the resident pages of a range to the pool now, whoever it charged before. O(pages)."""
-        check_range(first_page, last_page)
-        pages = self._files.get(file)
-        if pages is not None:
-            self._post(pages.apply(first_page, last_page, self._steps.recharge))
+    def recharge(self, file: int, first_page: int, last_page: int, to: TenantId | None = None) -> None:
+        """The kernel charges the resident pages of a range to the pool now, whoever it charged before. O(pages).
 
-    def take_foreign(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
-        """The kernel charges `tenant` for the foreign pages of a range, NOBODY for a cgroup that is gone. O(pages)."""
+        With `to` it charges this tenant, NOBODY for a cgroup that is gone, for those of them that are foreign.
+        """
         check_range(first_page, last_page)
         pages = self._files.get(file)
         if pages is not None:
-            self._post(pages.apply(first_page, last_page, self._steps.of(tenant).take_foreign))
+            step = self._steps.recharge if to is None else self._steps.of(to).take_foreign
+            self._post(pages.apply(first_page, last_page, step))
 
     def hand_over(self, file: int, tenant: TenantId) -> None:
         """`tenant` owns the pages that `file` has now, but for foreign ones (`SharingClass.handed_to`). O(pages)."""
@@ -253,7 +250,7 @@ class Ledger(LedgerView):
                 if pages.unit_pages > 1:
                     chosen = chosen.reshape(-1, pages.unit_pages).any(axis=1).repeat(pages.unit_pages)
                 moves += pages.apply_where(index, chosen, steps.map, steps.unmap, offsets)
-        gained = self._gained(tenant, moves)
+        gained = _gained(self._table, tenant, moves)
         self._post(moves)
         return gained
 
@@ -345,13 +342,6 @@ class Ledger(LedgerView):
         self._post(moves)
         return sum(count for _, _, count in moves)
 
-    def _gained(self, tenant: TenantId, moves: Sequence[Move]) -> int:
-        """The pages that `moves`, which are not booked yet, make `tenant` a user of."""
-        return sum(pages for raw, target, pages in moves if self._uses(tenant, target) and not self._uses(tenant, raw))
-
-    def _uses(self, tenant: TenantId, raw: int) -> bool:
-        return raw != ABSENT and tenant in self._table.held(raw).payers
-
     def _settle_if_due(self) -> None:
         if self._tidies_itself:
             for _ in self._tidying.settling():
@@ -378,10 +368,6 @@ class Ledger(LedgerView):
         self._told.forget_file(file)
 
     # -- What is kept --------------------------------------------------------------------------------------------------
-
-    def make_some(self, files: int) -> bool:
-        """After a start, read up to so many page maps that nobody asked for yet; whether others wait."""
-        return self._files.make_some(files)
 
     def _restore(self) -> None:
         """The books that are in the storage. O(records + files + chunks + cells)."""
@@ -413,3 +399,12 @@ class Ledger(LedgerView):
         """What the log is to say instead of all that it says; `table`: of the classes."""
         units = [(_UNIT, *unit) for unit in self._files.units.items()]
         return chain([(_OPENED, self._openings)], self._table.dump() if table is None else table, units)
+
+
+def _gained(table: SharingTable, tenant: TenantId, moves: Sequence[Move]) -> int:
+    """The pages that `moves`, which are not booked yet, make `tenant` a user of."""
+
+    def uses(raw: int) -> bool:
+        return raw != ABSENT and tenant in table.held(raw).payers
+
+    return sum(pages for raw, target, pages in moves if uses(target) and not uses(raw))

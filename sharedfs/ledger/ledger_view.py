@@ -146,6 +146,10 @@ class LedgerView:
         """Files that have resident pages, in no order. O(files), at the speed of memory: no page map is looked at."""
         return list(self._files)
 
+    def make_some(self, files: int) -> bool:
+        """After a start, read up to so many page maps that nobody asked for yet; whether others wait."""
+        return self._files.make_some(files)
+
     def files(self) -> list[int]:
         """Files that have resident pages, ascending. O(files log files)."""
         return sorted(self._files)

@@ -4,7 +4,7 @@ Linux 6.9 and later send such requests again (FUSE_NOTIFY_RESEND). Earlier kerne
 The request pump reads into a file of the state, so the last request is always there. A request that leaves that buffer
 without an answer (it waits for its turn, for the slow lane or for pyfuse3) is copied to a file of its own, named by its
 number, and the file goes when the answer is written. Whether a request still waits is asked of the kernel itself
-(`Channel.is_waiting`), so a request that was answered just before the death is not done a second time.
+(`Device.is_waiting`), so a request that was answered just before the death is not done a second time.
 """
 
 import threading

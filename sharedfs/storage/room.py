@@ -55,6 +55,7 @@ class Room:
         self._limits = limits
         self._lock = threading.Lock()
         self._aside: Callable[[], int] | None = None
+        self._lent_bytes = 0
         self._allocating_bytes = 0  # of allocations under way, which may not be charged yet
         self.credit = memoryview(bytearray(8)).cast("q")
         """Bytes that may be made before the limits are looked at again. Also for sharedfs/ops/fastpath.c."""
@@ -87,6 +88,17 @@ class Room:
         """At each look so many bytes of the size are taken by pages that are in no file."""
         self._aside = aside
 
+    @contextmanager
+    def lent(self, more_bytes: int) -> Iterator[None]:
+        """While the tmpfs may hold so much more than the bound: whoever looks meanwhile leaves it that."""
+        with self._lock:
+            self._lent_bytes += more_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lent_bytes -= more_bytes
+
     def look(self) -> Bound:
         """Look at the limits, and let the tmpfs hold as much as they allow."""
         with self._lock:
@@ -103,6 +115,7 @@ class Room:
             readings = self._limits.read(RESERVE_BYTES + self._allocating_bytes + 2 * _CREDIT_BYTES)
             found = bound(self._size_bytes, used_bytes, readings, RESERVE_BYTES, aside_bytes)
             size_bytes = max(PAGE_BYTES, found.bytes // PAGE_BYTES * PAGE_BYTES)  # 0 is no bound to tmpfs
+            size_bytes += self._lent_bytes
             if self._let_hold(size_bytes, pool.f_blocks * pool.f_frsize):
                 break
         self._tell(found)

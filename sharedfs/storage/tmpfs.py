@@ -151,13 +151,13 @@ class PrivateTmpfs:
     def larger(self, more_bytes: int) -> Iterator[None]:
         """For the moment of the block it may hold so much more. With the store's lock held."""
         pool = os.fstatvfs(self.mount_fd)
-        self.grow(more_bytes)
         try:
-            yield
+            with self.room.lent(more_bytes):
+                self.grow(more_bytes)
+                yield
         finally:
-            with suppress(
-                OSError
-            ):  # EINVAL: a tenant filled a hole meanwhile. The next look at the limits puts it right
+            # EINVAL: a tenant filled a hole meanwhile. The next look at the limits puts it right.
+            with suppress(OSError):
                 syscalls.reconfigure_tmpfs(self.mount_fd, {"size": str(pool.f_blocks * pool.f_frsize)})
             self.room.look()
 

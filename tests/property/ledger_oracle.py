@@ -108,14 +108,12 @@ class Oracle:
     def drop(self, file: int) -> int:
         return self.uncharge(file, 0)
 
-    def recharge(self, file: int, first_page: int, last_page: int) -> None:
+    def recharge(self, file: int, first_page: int, last_page: int, to: TenantId | None = None) -> None:
         for page in self._resident(file, first_page, last_page):
-            self.pages[file, page].foreign = False
-
-    def take_foreign(self, file: int, first_page: int, last_page: int, tenant: TenantId) -> None:
-        for page in self._resident(file, first_page, last_page):
-            if self.pages[file, page].foreign:
-                self.pages[file, page].owner = tenant
+            if to is None:
+                self.pages[file, page].foreign = False
+            elif self.pages[file, page].foreign:
+                self.pages[file, page].owner = to
 
     def add_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
         self.told.pop((file, tenant), None)

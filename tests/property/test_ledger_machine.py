@@ -267,8 +267,8 @@ class LedgerMachine(Questions):
         self.both("recharge", file, *pages)
 
     @rule(file=files, pages=any_ranges, tenant=anybody)
-    def take_foreign(self, file: int, pages: tuple[int, int], tenant: TenantId) -> None:
-        self.both("take_foreign", file, *pages, tenant)
+    def recharge_to(self, file: int, pages: tuple[int, int], tenant: TenantId) -> None:
+        self.both("recharge", file, *pages, tenant)
 
     @rule(file=files, tenant=tenants)
     def set_mapped_as_last_told(self, file: int, tenant: TenantId) -> None:
