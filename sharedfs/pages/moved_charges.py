@@ -207,7 +207,9 @@ class MovedCharges:
                 self._moved[inode] = as_runs(np.concatenate([left, as_runs(moved)]))
 
     def _book_foreign(self, inode: int, part: PageRange, charged: Charged) -> None:
-        """Foreign pages are whose the kernel says."""
+        """Foreign pages are whose the kernel says. Not while they are being moved: who moves them books that."""
+        if inode in self._books.changes.in_change:
+            return
         page_bytes = self._books.page_bytes
         foreign = self._books.questions.runs_where(inode, lambda held: held.foreign, *part)
         for first, last in common(charged.of_pool(), foreign):
