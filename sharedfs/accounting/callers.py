@@ -27,7 +27,7 @@ class Remembered:
     """What is known of threads that may have ended when their requests come: AIO does not wait for the answer."""
 
     last: dict[int, TenantId] = field(default_factory=dict)
-    """Thread id -> the tenant that it had when it was last looked up; the last few thousand."""
+    """Thread id -> the tenant that it had when it was last looked up; some thousands at most."""
     openers: dict[int, TenantId] = field(default_factory=dict)
     """Inode -> who opened it last for direct I/O, as long as somebody has it open."""
 
@@ -35,8 +35,8 @@ class Remembered:
 class Callers:
     """For one thread of ours: have one for each."""
 
-    def __init__(self, books: Books, events: TaskEvents | None, known: "Remembered | None" = None) -> None:
-        """`known` is what all threads of ours have found."""
+    def __init__(self, books: Books, events: TaskEvents | None, known: Remembered | None = None) -> None:
+        """`known` is shared with the callers of our other threads."""
         self._tenants = books.tenants
         self._events = events
         self.verified: dict[int, TenantId] = {}
@@ -81,10 +81,9 @@ class Callers:
             return self._of_the_dead(thread_id)
         tenant = self._tenant_in(text)
         if tenant != NOBODY:
-            last = self._known.last
-            while len(last) >= _REMEMBERED_THREADS:
-                last.pop(next(iter(last)), None)
-            last[thread_id] = tenant
+            if len(self._known.last) >= _REMEMBERED_THREADS:
+                self._known.last.clear()  # in one step: another thread of ours may add to it
+            self._known.last[thread_id] = tenant
         return tenant
 
     def opens_directly(self, inode: int, thread_id: int) -> None:
