@@ -6,7 +6,6 @@ huge one (MADV_COLLAPSE) is charged for that. /proc/kpagecgroup tells. Where the
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,8 +46,11 @@ class KernelCharges:
         self._books = books
         self._pool_inode = pool_inode
         self._charges: PageCharges | None = None
-        with suppress(HostFault):
+        self._fault: HostFault | None = None
+        try:
             self._charges = PageCharges().__enter__()
+        except HostFault as fault:
+            self._fault = fault
 
     @property
     def are_told(self) -> bool:
@@ -57,8 +59,8 @@ class KernelCharges:
 
     def check_told(self) -> None:
         """Raises HostFault unless it does."""
-        if self._charges is None:
-            raise HostFault("there is no /proc/kpagecgroup: this kernel does not tell what is charged to whom")
+        if self._fault is not None:
+            raise HostFault(str(self._fault))
 
     def close(self) -> None:
         if self._charges is not None:
