@@ -52,6 +52,7 @@ class Opcode(IntEnum):
     COPY_FILE_RANGE = 47
     TMPFILE = 51
     STATX = 52
+    COPY_FILE_RANGE_64 = 53
 
 
 # Nobody waits for an answer to these.
@@ -74,6 +75,8 @@ FALLOCATE_IN = Struct("<QQQI")  # fuse_fallocate_in: fh, offset, length, mode, (
 LSEEK_IN = Struct("<QqI")  # fuse_lseek_in: fh, offset (as the caller gave it, so signed), whence, (padding)
 LSEEK_OUT = Struct("<Q")
 COPY_FILE_RANGE_IN = Struct("<QQQQQQQ")  # fh_in, off_in, nodeid_out, fh_out, off_out, len, flags
+COPIES = frozenset({Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64})
+"""Two forms of one request. A fuse_write_out answers both, for its size and padding are the 64 bits of the other."""
 
 READ_LOCKOWNER = 1 << 1  # set for read(2) on a DIRECT_IO file; not set when the kernel fills its page cache
 WRITE_KILL_SUIDGID = 1 << 2

@@ -36,6 +36,7 @@ _FIELDS: dict[int, int] = {
     Opcode.LSEEK: 24,
     Opcode.COPY_FILE_RANGE: 56,
     Opcode.STATX: names.STATX_IN.size,
+    Opcode.COPY_FILE_RANGE_64: 56,
 }
 
 # The same, where as many names end the request: each one component, and none else.

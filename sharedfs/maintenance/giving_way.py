@@ -46,7 +46,7 @@ def need_of(request: memoryview) -> Need | None:
         return wire.WRITE_IN.unpack_from(request, BODY)[2], node
     if opcode == Opcode.FALLOCATE:
         return wire.FALLOCATE_IN.unpack_from(request, BODY)[2], node
-    if opcode == Opcode.COPY_FILE_RANGE:
+    if opcode in wire.COPIES:
         return _NO_BYTES, wire.COPY_FILE_RANGE_IN.unpack_from(request, BODY)[2]  # it is made in small parts
     if opcode == Opcode.LINK:
         return _NO_BYTES, messages.LINK_IN.unpack_from(request, BODY)[0]

@@ -104,7 +104,7 @@ class DataPath:
             Opcode.WRITE: self._write,
             Opcode.FALLOCATE: self._fallocate,
             Opcode.LSEEK: self._lseek,
-            Opcode.COPY_FILE_RANGE: self._copy_file_range,
+            **dict.fromkeys(wire.COPIES, self._copy_file_range),
         }
 
     @property

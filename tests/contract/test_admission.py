@@ -8,7 +8,7 @@ from errno import EDQUOT
 import pytest
 
 from sharedfs.accounting.caps import Caps
-from sharedfs.fuse.protocol import Opcode
+from sharedfs.fuse.protocol import COPIES, Opcode
 from sharedfs.ledger.tenant import TenantId
 from tests.contract.test_data_path_engines import Wire, served
 
@@ -73,16 +73,17 @@ def test_an_allocation_is_refused_whole_also_in_the_slow_lane(ends: Wire, length
     assert resident(ends) == 8 * PAGE
 
 
-def test_a_copy_is_refused(ends: Wire) -> None:
+@pytest.mark.parametrize("opcode", sorted(COPIES))
+def test_a_copy_is_refused(ends: Wire, opcode: int) -> None:
     assert ends.write(0, b"a" * 8 * PAGE) == (0, 8 * PAGE)
     target, _ = ends.store.make(ends.store.node(1), b"copy", 0o100644, 0, 0, 0)
     allow(ends, 12 * PAGE)
     body = struct.pack("<QQQQQQQ", 0, 0, target.inode, 0, 0, MIB, 0)
-    assert ends.ask(Opcode.COPY_FILE_RANGE, body)[0] == EDQUOT
+    assert ends.ask(opcode, body)[0] == EDQUOT
     assert ends.store.stat(target).st_blocks == 0
     allow(ends, 16 * PAGE)
-    error, reply = ends.ask(Opcode.COPY_FILE_RANGE, body)
-    assert (error, struct.unpack("<II", reply)[0]) == (0, 8 * PAGE)
+    error, reply = ends.ask(opcode, body)
+    assert (error, struct.unpack("<Q", reply)[0]) == (0, 8 * PAGE)
 
 
 def test_a_mark_counts_what_was_made_before_it_came(ends: Wire) -> None:

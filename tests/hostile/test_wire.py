@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sharedfs.fuse.protocol import ROOT_NODE, Opcode
+from sharedfs.fuse.protocol import COPIES, ROOT_NODE, Opcode
 from tests.hostile.wire import UNANSWERED, Kernel, served
 from tests.support.parts import skip_without_shortcut
 
@@ -64,6 +64,7 @@ SHAPES = {
     Opcode.RENAME2: ("QII", 2),
     Opcode.LSEEK: ("QQII", 0),
     Opcode.COPY_FILE_RANGE: ("QQQQQQQ", 0),
+    Opcode.COPY_FILE_RANGE_64: ("QQQQQQQ", 0),
     Opcode.TMPFILE: ("IIII", 1),
     Opcode.STATX: ("IIQII", 0),
 }
@@ -163,7 +164,7 @@ def test_only_regular_files_are_opened(kernel: Kernel, name: str) -> None:
     kernel.check()
 
 
-@pytest.mark.parametrize("opcode", [0, 7, 31, 33, 37, 40, 48, 50, 53, 100, 4097, (1 << 32) - 1])
+@pytest.mark.parametrize("opcode", [0, 7, 31, 33, 37, 40, 48, 50, 54, 100, 4097, (1 << 32) - 1])
 def test_an_unknown_request_is_told_so(kernel: Kernel, opcode: int) -> None:
     assert kernel.ask(opcode, ROOT_NODE, bytes(64)) == (ENOSYS, b"")
 
@@ -225,7 +226,7 @@ def body_of(request: Fuzzed, nodes: list[int]) -> bytes:
     fields = [number & (1 << bits[kind]) - 1 for number, kind in zip(request.fields, form, strict=True)]
     if request.opcode in (Opcode.RENAME, Opcode.RENAME2, Opcode.LINK):
         fields[0] = nodes[fields[0] % len(nodes)]
-    if request.opcode == Opcode.COPY_FILE_RANGE:
+    if request.opcode in COPIES:
         fields[2] = nodes[fields[2] % len(nodes)]
     if request.opcode == Opcode.WRITE:  # sizes that are true, so that it gets far; lies have tests of their own
         fields[2] = len(request.tail)
