@@ -233,16 +233,17 @@ class PoolStatus(_Answer):
 
     `refused` counts what tenants were refused for want of an allowance (EDQUOT). `flags` and `settings` are mount
     options that are in force: the kernel's and the pool's own.
-    `recharged_bytes` were foreign, of a cgroup that is gone, and are the pool's now; `stranded_bytes` still are not,
-    and `recharge_refusal` says why, "" when nothing keeps them. `moved_charge_bytes` are pages whose charge a tenant
-    moved to itself, and that go back. `deleted_*` and `brought_back_files` count what the rule for unclaimed files did,
-    `spilled_*` is what is on disk now. `requests` counts served requests, `mapping_scans` finished scans, all since
-    this daemon took over. `restarts` is how many daemons there were before it, `reloads` how often this keeper had
-    the installed version take over (an earlier one does not tell); `survives` says whether there can be another
-    daemon. `bound_bytes` is what the files may hold now, less than the size where `bounded_by` names a limit of
-    memory; `hides_limits` says that there may be limits above that cannot be seen. `unseen_processes` could not be
-    looked at, so that what they map stays as it was; `unseen` has the first of them, by id with their cgroups.
-    `oom_score_adj` is the daemon's: -1000 keeps the kernel from killing it when memory is short.
+    `recharged_bytes` were foreign, of a cgroup that is gone or beside such pages in a window of 2 MiB, and are the
+    pool's now; `stranded_bytes` still are not, and `recharge_refusal` says why, "" when nothing keeps them.
+    `moved_charge_bytes` are pages whose charge a tenant moved to itself, and that go back. `deleted_*` and
+    `brought_back_files` count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests`
+    counts served requests, `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many
+    daemons there were before it, `reloads` how often this keeper had the installed version take over (an earlier one
+    does not tell); `survives` says whether there can be another daemon. `bound_bytes` is what the files may hold now,
+    less than the size where `bounded_by` names a limit of memory; `hides_limits` says that there may be limits above
+    that cannot be seen. `unseen_processes` could not be looked at, so that what they map stays as it was; `unseen` has
+    the first of them, by id with their cgroups. `oom_score_adj` is the daemon's: -1000 keeps the kernel from killing it
+    when memory is short.
     """
 
     name: str

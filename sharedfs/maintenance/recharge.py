@@ -225,7 +225,8 @@ class Recharge:
         page_bytes = self._books.page_bytes
         asked = common(there, [(start // page_bytes, -(-end // page_bytes) - 1)])
         charged = self._charges.of(fd, asked)
-        moved = common(self._pages_of(node.inode), asked)
+        foreign = self._books.questions.runs_where(node.inode, _is_foreign)  # those of live tenants went along
+        moved = common(merged([*foreign, *self._moved.pages_of(node.inode)]), asked)
         if charged.tenants or _pages_in(charged.of_pool()) < _pages_in(moved):
             raise CannotMove("they are in a huge page that a tenant made, and others map it or hold it")
         self._are_the_pools(node.inode, start, end)
@@ -330,6 +331,10 @@ class Recharge:
                     raise
                 log.warning("the pool filled up while a page was moved, and grows by %s", format_size(len(content)))
                 self._store.tmpfs.grow(len(content))
+
+
+def _is_foreign(held: SharingClass) -> bool:
+    return held.foreign
 
 
 def _is_stray(held: SharingClass) -> bool:

@@ -95,6 +95,23 @@ def test_what_nobody_uses_any_more_becomes_the_pools(pool: MountedPool, tenants:
     assert path.stat().st_blocks * 512 == pool.check_conservation().resident_bytes == (len(pages) + 1) * PAGE
 
 
+@with_huge_pages
+def test_pages_beside_them_become_the_pools_too(pool: MountedPool, tenants: Tenants) -> None:
+    """A window is moved as a whole: pages that a live tenant brought go along."""
+    path, half = pool.path / "f", PER_WINDOW // 2
+    leaver, stayer = tenants.make("leaver"), tenants.make("stayer")
+    holder = stayer.agent()
+    map_file(holder, path, 64 * MIB)
+    fault_holes(leaver, path, range(half))
+    fault_holes(stayer, path, range(half, PER_WINDOW))
+    wait_until(lambda: pool.holdings().foreign_bytes == PER_WINDOW * PAGE, "the pages are foreign", PATIENCE)
+    leaver.exit()
+    wait_until(lambda: is_moved(pool), "the pool has taken them over", PATIENCE)
+    assert pool.status().recharged_bytes == PER_WINDOW * PAGE
+    assert charged_to_others(pool, tenants, path) == 0
+    pool.check_conservation()
+
+
 # -- no store is lost ------------------------------------------------------------------------------------------------
 
 
