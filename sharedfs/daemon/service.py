@@ -50,6 +50,7 @@ from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import PoolOptions
+from sharedfs.pool.schema import Word
 from sharedfs.storage.fault_injection import Faults, faults_of
 from sharedfs.storage.in_hand import InHand
 from sharedfs.storage.journal import Journal
@@ -213,7 +214,7 @@ class Pool:
                 await self._wait_for_kernel()
                 self.upkeep.start(nursery)
                 await nursery.start(self._serve_feed, name="feed")
-                keeper.send(b"serving")
+                keeper.send(Word.SERVING.message())
                 served = True
                 await self._wait_for_end()
                 pyfuse3.terminate()
@@ -240,13 +241,18 @@ class Pool:
             raise self.ended_by
 
     async def _obey(self, keeper: socket.socket) -> None:
-        await trio.lowlevel.wait_readable(keeper)
-        message = keeper.recv(64)
-        if schema.is_hand_over(message) or (not message and self._start.outlives_keeper):
-            self._hand_over(schema.asked_version(message))
-        if not message:
-            log.error("the keeper has died: leaving the mount")
-            self._clean_up = True
+        """Until the keeper says, by a word or by dying, that this daemon is to end."""
+        while True:
+            await trio.lowlevel.wait_readable(keeper)
+            message = keeper.recv(64)
+            if schema.is_hand_over(message) or (not message and self._start.outlives_keeper):
+                self._hand_over(schema.asked_version(message))
+            if not message:
+                log.error("the keeper has died: leaving the mount")
+                self._clean_up = True
+            if message in (b"", Word.END.message()):
+                break
+            log.warning("the keeper says what this version does not know: %r", message)
         self.mount.unmount()
         self._end.set()
 
@@ -353,7 +359,7 @@ def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     os.umask(0)  # from here on we make files for tenants, and the kernel has applied theirs
-    keeper.send(b"pid %d" % os.getpid())
+    keeper.send(Word.PID.message(str(os.getpid())))
     try:
         with ExitStack() as resources:
             pool = Pool(start, kept, resources)
@@ -367,6 +373,6 @@ def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
             raise
         log.exception("the pool cannot be served")
         code = EXIT_CALLER_MISTAKE if isinstance(cause, CallerMistake) else EXIT_OUR_FAILURE
-        keeper.send(f"failed {code} sharedfs: {' '.join(str(cause).split())}".encode())
+        keeper.send(Word.FAILED.message(f"{code} sharedfs: {' '.join(str(cause).split())}"))
         return code
     return 0

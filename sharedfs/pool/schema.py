@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from enum import StrEnum
 
 from sharedfs.common.errors import HostFault
 
@@ -29,8 +30,27 @@ SPARE_MODULE = "sharedfs.spare"
 """What a keeper starts, of whichever version is installed by then: this name stays."""
 
 _FILE = "version"
-_WARM, _HAND_OVER = b"warm", b"hand over"
 _FIRST = 1
+
+
+class Word(StrEnum):
+    """What a message between keeper, spare and daemon begins with. Who does not know one leaves it unheard."""
+
+    WARM = "warm"
+    """A spare can fork daemons; numbers follow, of the versions that it reads."""
+    PID = "pid"
+    """A daemon's process id follows."""
+    SERVING = "serving"
+    """A daemon answers the kernel."""
+    FAILED = "failed"
+    """A daemon could not start; its exit code and a line follow."""
+    HAND_OVER = "hand over"
+    """The daemon is to end and leave the mount; the number of a version may follow, in which it leaves the state."""
+    END = "end"
+    """The daemon is to end, and the mount with it."""
+
+    def message(self, rest: str = "") -> bytes:
+        return f"{self} {rest}".encode() if rest else self.encode()
 
 
 @dataclass(frozen=True)
@@ -110,7 +130,7 @@ def mark(state_fd: int, version: int) -> None:
 
 def warm() -> bytes:
     """What a spare of this package says when it can fork daemons. Version 1 says it without numbers."""
-    return _WARM + b" " + _words(READS).encode()
+    return Word.WARM.message(_words(READS))
 
 
 def read_by(words: str) -> tuple[int, ...]:
@@ -124,18 +144,16 @@ def hand_over(kept: Kept | None = None, version: int = VERSION) -> bytes:
     Without `kept` the successor is not known: the daemon leaves what every version reads. One of version 1 knows no
     number.
     """
-    if kept is None or kept.version == _FIRST:
-        return _HAND_OVER
-    return _HAND_OVER + f" {version}".encode()
+    return Word.HAND_OVER.message("" if kept is None or kept.version == _FIRST else str(version))
 
 
 def is_hand_over(message: bytes) -> bool:
-    return message.startswith(_HAND_OVER)
+    return message.startswith(Word.HAND_OVER.message())
 
 
 def asked_version(message: bytes) -> int | None:
     """In which version the state is to be left; None: the successor is not known."""
-    number = message.removeprefix(_HAND_OVER)
+    number = message.removeprefix(Word.HAND_OVER.message())
     return int(number) if number else None
 
 

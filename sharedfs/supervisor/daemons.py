@@ -21,6 +21,7 @@ from sharedfs.pool import schema
 from sharedfs.pool.cgroup import PoolCgroup
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import FILESYSTEM_TYPE, PoolOptions, written
+from sharedfs.pool.schema import Word
 from sharedfs.storage import fault_injection
 from sharedfs.supervisor.children import Child, end_leftovers, start_spare
 
@@ -127,27 +128,29 @@ class Daemons:
                 if self._daemon is None:
                     self._code = 0
                 else:
-                    self._daemon.tell(schema.hand_over() if self._stays else b"end")
+                    self._daemon.tell(schema.hand_over() if self._stays else Word.END.message())
 
     def _hear(self, child: Child) -> None:
-        kind, _, rest = child.hear().partition(" ")
-        if child is self._daemon:
-            match kind:
-                case "pid":
-                    child.process_id = int(rest)
-                case "serving":
-                    self._daemon_serves(child)
-                case "failed":
-                    code, _, text = rest.partition(" ")
-                    child.failure = int(code), text
-                case _:
-                    self._daemon_ended(child)
-        elif kind == "warm":
-            child.reads = schema.read_by(rest)
-            if child is self._next_spare:
-                self._replace_daemon(child, child.reads)
-        else:
-            self._spare_ended(child)
+        heard = child.hear()
+        word, _, rest = heard.partition(" ")
+        match word:
+            case "" if child is self._daemon:
+                self._daemon_ended(child)
+            case "":
+                self._spare_ended(child)
+            case Word.PID:
+                child.process_id = int(rest)
+            case Word.SERVING:
+                self._daemon_serves(child)
+            case Word.FAILED:
+                code, _, text = rest.partition(" ")
+                child.failure = int(code), text
+            case Word.WARM:
+                child.reads = schema.read_by(rest)
+                if child is self._next_spare:
+                    self._replace_daemon(child, child.reads)
+            case _:
+                log.warning("a child says what this version does not know: %r", heard)
 
     # -- the daemon --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import pytest
 from sharedfs.common.errors import HostFault
 from sharedfs.pool import schema
 from sharedfs.pool.handoff import Start
-from sharedfs.pool.schema import LEAVES, READS, UNMARKED, VERSION, Kept
+from sharedfs.pool.schema import LEAVES, READS, UNMARKED, VERSION, Kept, Word
 
 START = Start("/mnt", "p", "size=1m", True, 2, 40, False, "/pools/p", "/", ("/pools/p",), died=False, reloads=1)
 
@@ -75,6 +75,11 @@ def test_what_is_said_of_versions_is_understood() -> None:
     assert schema.hand_over(UNMARKED, 1) == b"hand over", "a daemon of version 1 compares it with this"
     assert schema.asked_version(b"hand over") is None
     assert not schema.is_hand_over(b"end")
+
+
+def test_words_stay_what_other_versions_say() -> None:
+    assert [word.message() for word in Word] == [b"warm", b"pid", b"serving", b"failed", b"hand over", b"end"]
+    assert Word.PID.message("12") == b"pid 12"
 
 
 def test_a_start_is_read_of_an_earlier_and_of_a_later_keeper() -> None:
