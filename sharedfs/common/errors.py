@@ -5,6 +5,11 @@
 `BrokenInvariant` our own books contradict themselves: never caught, the service stops and says so.
 """
 
+from errno import EMFILE, ENFILE
+
+SCARCE = frozenset({EMFILE, ENFILE})
+"""The errno of who finds that the process, or the host, has no descriptor left."""
+
 
 class CallerMistake(Exception):
     """What was asked for cannot be done; the message says what to do instead."""

@@ -11,8 +11,8 @@ from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers, Remembered
 from sharedfs.fuse.device import Device, InHand
 from sharedfs.fuse.relay import Channel
+from sharedfs.fuse.shortage import Shortage
 from sharedfs.linux.perf_events import TaskEvents
-from sharedfs.linux.shortage import Shortage
 from sharedfs.maintenance.giving_way import GivingWay
 from sharedfs.maintenance.unclaimed import UnclaimedFiles
 from sharedfs.ops.attributes import Attributes

@@ -33,8 +33,8 @@ from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.device import Device, InHand
 from sharedfs.fuse.fair_queue import FairQueue
 from sharedfs.fuse.protocol import UNANSWERED, Opcode
+from sharedfs.fuse.shortage import Shortage
 from sharedfs.fuse.validation import fault_of
-from sharedfs.linux.shortage import Shortage
 
 log = logging.getLogger("sharedfs")
 

@@ -16,11 +16,10 @@ import trio
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers
 from sharedfs.accounting.caps import Caps
-from sharedfs.common.errors import first_error
+from sharedfs.common.errors import SCARCE, first_error
 from sharedfs.linux.looker import NoLooks
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.perf_events import TaskEvents
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.maintenance.pins import Pins
 from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.unclaimed import Rule, UnclaimedFiles

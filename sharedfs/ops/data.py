@@ -22,10 +22,10 @@ from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.device import Device
 from sharedfs.fuse.protocol import BODY, Opcode
 from sharedfs.fuse.relay import RequestHandler, Shortcut
+from sharedfs.fuse.shortage import Shortage
 from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux import syscalls
 from sharedfs.linux.perf_events import TaskEvents
-from sharedfs.linux.shortage import Shortage
 from sharedfs.ops import shortcut
 from sharedfs.pages.allocation import Allocation
 from sharedfs.pages.growth import Growth

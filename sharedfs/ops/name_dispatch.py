@@ -21,7 +21,7 @@ from sharedfs.fuse.device import Device
 from sharedfs.fuse.messages import forgets
 from sharedfs.fuse.protocol import Opcode
 from sharedfs.fuse.relay import RequestHandler
-from sharedfs.linux.shortage import Shortage
+from sharedfs.fuse.shortage import Shortage
 from sharedfs.ops.attributes import Changes
 from sharedfs.ops.content import ContentOnDisk
 from sharedfs.ops.name_handlers import Act, NameRequests, changes_in

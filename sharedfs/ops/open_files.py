@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers
+from sharedfs.common.errors import SCARCE
 from sharedfs.fuse.device import Device
 from sharedfs.ledger.tenant import NOBODY, TenantId
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.ops.content import Content, ContentOnDisk
 from sharedfs.ops.recent_uses import RecentUses
 from sharedfs.pages.reconcile import Reconcile

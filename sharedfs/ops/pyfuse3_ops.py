@@ -11,8 +11,8 @@ from typing import NoReturn
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
+from sharedfs.common.errors import SCARCE
 from sharedfs.linux import procfs
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 from sharedfs.ops.namespace import Namespace
 from sharedfs.storage.tmpfs import HIDDEN_INODES

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux import syscalls
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.pages.allocation import Allocation
 from sharedfs.pages.reaper import Reaper
 from sharedfs.storage.inodes import Inodes

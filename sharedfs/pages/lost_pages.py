@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from functools import partial
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.common.lane import PAUSE_SECONDS
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, as_runs, gaps, without
 from sharedfs.linux import cachestat, syscalls
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.storage.inodes import Inodes
 from sharedfs.storage.node import Node
 

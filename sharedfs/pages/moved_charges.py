@@ -22,12 +22,12 @@ from functools import partial
 import numpy as np
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.common.lane import PAUSE_SECONDS
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, PageRange, Runs, as_runs, common, without
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import TenantId
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.pages.kernel_charges import PART_PAGES, Charged, KernelCharges
 from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.reconcile import Reconcile

@@ -19,8 +19,8 @@ from itertools import islice
 from typing import TypeVar
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.ledger.page_ranges import LAST_PAGE
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.pages.allocation import Allocation
 from sharedfs.storage.fault_injection import REAP, Faults, Point
 from sharedfs.storage.tree import Store

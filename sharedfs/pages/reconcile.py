@@ -13,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, Runs, as_runs, common, without
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import cachestat, huge_pages, syscalls
 from sharedfs.linux.huge_pages import ALWAYS, WITHIN_SIZE
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.pages.kernel_charges import Charged, KernelCharges
 from sharedfs.pages.lost_pages import LostPages
 from sharedfs.pages.page_moves import PageMoves, Round

@@ -26,11 +26,11 @@ from errno import EIO, ENOMEM, ENOSPC
 from typing import BinaryIO
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.ledger.page_ranges import LAST_PAGE, PageRange, byte_parts
 from sharedfs.ledger.tenant import NOBODY
 from sharedfs.linux import syscalls
-from sharedfs.linux.shortage import SCARCE
 from sharedfs.pool import spill_directory
 from sharedfs.storage.node import Node
 from sharedfs.storage.tree import Store

@@ -21,7 +21,7 @@ import trio
 from sharedfs.accounting.persistence import BooksState
 from sharedfs.common import paths
 from sharedfs.common.errors import first_error
-from sharedfs.linux.shortage import Shortage
+from sharedfs.fuse.shortage import Shortage
 from sharedfs.maintenance import tasks
 from tests.support.kills import run_in_child
 from tests.support.mount import MountedPool, mounted_pool

@@ -11,7 +11,7 @@ from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.device import Device
 from sharedfs.fuse.protocol import Opcode
 from sharedfs.fuse.relay import Channel, offers
-from sharedfs.linux.shortage import Shortage
+from sharedfs.fuse.shortage import Shortage
 from tests.support.tenants import wait_until
 
 INIT_EXT, PASSTHROUGH_2 = 1 << 30, 1 << 5

@@ -5,7 +5,7 @@ from errno import EDQUOT, EINVAL, EMFILE, ENOSPC
 
 import pytest
 
-from sharedfs.linux.shortage import Shortage
+from sharedfs.fuse.shortage import Shortage
 
 
 class Pool:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import EDQUOT, EMFILE, ENFILE, ENOSPC
+from errno import EDQUOT, ENOSPC
 from functools import partial
 from typing import Protocol, TypeVar
 
-SCARCE = frozenset({EMFILE, ENFILE})
-"""The errors of a process, or a host, that has no descriptor left."""
+from sharedfs.common.errors import SCARCE
 
 _MOST_PIECES_FOR_QUOTA = 4  # whose files are freed is not known
 
