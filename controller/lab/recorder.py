@@ -11,7 +11,7 @@ from controller.api.client import ask
 from controller.lab.events import NO_LIMIT, Event, Events
 from controller.lab.trace_file import TraceWriter
 from sharedfs.api import unix_client
-from sharedfs.api.types import TapeRows
+from sharedfs.api.types import TAPE_COLUMNS, TapeRows
 from sharedfs.api.unix_client import CONFLICT, NoAnswer, Response
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
@@ -84,7 +84,8 @@ def as_events(told: TapeRows, files: dict[int, int], budgets: dict[str, int]) ->
 
     A file is told of before anything that happens to it, a tenant's budget where it starts.
     """
-    time_us, event, tenant, inode, first, last, value = np.frombuffer(b64decode(told.rows), np.int64).reshape(-1, 7).T
+    rows = np.frombuffer(b64decode(told.rows), np.int64).reshape(-1, len(TAPE_COLUMNS))
+    time_us, event, tenant, inode, first, last, value = rows.T
     of_pages = event < Event.START
     new = [number for number in dict.fromkeys(inode[of_pages].tolist()) if number not in files]
     for number in new:

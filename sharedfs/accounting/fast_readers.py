@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from sharedfs.accounting.core import Core
-from sharedfs.accounting.unasked import used_bytes
+from sharedfs.ledger.holdings import used_bytes
 from sharedfs.ledger.open_readers import Reader
 from sharedfs.ledger.page_ranges import LAST_PAGE, NO_RUNS, Runs, as_runs
 from sharedfs.ledger.tenant import NOBODY, TenantId

@@ -9,8 +9,8 @@ from sharedfs.accounting.changes import Changes
 from sharedfs.accounting.core import Core, pause
 from sharedfs.accounting.recording import tell_anew
 from sharedfs.accounting.swapped import SwappedPages
-from sharedfs.accounting.unasked import used_bytes
 from sharedfs.api.types import Event
+from sharedfs.ledger.holdings import used_bytes
 from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, as_runs, batched, gaps
 from sharedfs.ledger.tenant import NOBODY, TenantId
 

@@ -23,24 +23,14 @@ from sharedfs.accounting.caps import Caps
 from sharedfs.common.headroom import DEFAULT_ROOM
 from sharedfs.common.units import UNLIMITED_BYTES
 from sharedfs.ledger.class_view import ClassView
+from sharedfs.ledger.holdings import even_shares
 from sharedfs.ledger.ledger import Ledger
-from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux.memory_limits import Reading
 
 LOOKED_AT_CLASSES = 1024
 """Of a tenant that has used its allowance up: a millisecond."""
 _NEVER = float("-inf")
-
-
-def even_shares(holdings: Iterable[tuple[SharingClass, int]]) -> dict[TenantId, int]:
-    """Each class divided by its payers, rounded down: what each tenant pays if all pay alike. O(classes x payers)."""
-    shares: dict[TenantId, int] = {}
-    for held, held_bytes in holdings:
-        payers = held.payers
-        for payer in payers:
-            shares[payer] = shares.get(payer, 0) + held_bytes // len(payers)
-    return shares
 
 
 def first_allowance(limits: Iterable[Reading]) -> int | None:

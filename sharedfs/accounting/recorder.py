@@ -11,13 +11,25 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sharedfs.api.types import LAST_TRACE_PAGE, NO_LIMIT, Event
 from sharedfs.ledger.page_ranges import PageRange, gaps, merged
 from sharedfs.ledger.tenant import TenantId
 
-COLUMNS = 7
 _MOST_ROWS = 1 << 20
+
+
+class Taken(NamedTuple):
+    """Rows as bytes of `Tape`, the paths of tenants that start in them, and the files that they are about.
+
+    `full`: that was the last of it.
+    """
+
+    rows: bytes
+    tenants: dict[TenantId, str]
+    files: frozenset[int]
+    full: bool
 
 
 @dataclass(slots=True)
@@ -37,7 +49,7 @@ class Use:
 
 
 class Tape:
-    """Rows of `time_us, event, tenant, file, first_page, last_page, value`, as integers."""
+    """Rows of TAPE_COLUMNS, as integers."""
 
     def __init__(self, path_of: Callable[[TenantId], str], clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._path_of = path_of
@@ -104,13 +116,14 @@ class Tape:
             self._started.discard(tenant)
             self._mapped = {key: ranges for key, ranges in self._mapped.items() if key[1] != tenant}
 
-    def take(self) -> tuple[bytes, dict[TenantId, str]]:
-        """What there is, in the order of time, and the paths of tenants that start in it; the tape goes on without."""
+    def take(self) -> Taken:
+        """What there is, in the order of time; the tape goes on without."""
         self._end_all()
         rows, self._rows = self._rows, []
         paths, self._paths = self._paths, {}
         rows.sort(key=lambda row: row[0])  # stable: what happened at one time stays in its order
-        return array("q", [value for row in rows for value in row]).tobytes(), paths
+        files = frozenset(row[3] for row in rows if row[3])
+        return Taken(array("q", [value for row in rows for value in row]).tobytes(), paths, files, self.full)
 
     def _start(self, tenant: TenantId) -> None:
         if tenant not in self._started:

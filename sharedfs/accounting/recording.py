@@ -1,7 +1,7 @@
 """Recording for `sharedctl record`: a tape (`recorder.py`) is put in, told what is there, read off and taken out."""
 
 from sharedfs.accounting.core import Core
-from sharedfs.accounting.recorder import Tape
+from sharedfs.accounting.recorder import Taken, Tape
 from sharedfs.api.types import NOBODY_PATH, Event
 from sharedfs.ledger.ledger import Ledger
 from sharedfs.ledger.tenant import TenantId
@@ -24,16 +24,16 @@ class Recording:
                 _tell(core.tape, core.ledger, inode)
             return True
 
-    def take(self) -> tuple[bytes, dict[TenantId, str], bool] | None:
-        """What `Tape.take` gives, and whether that was the last of it; None when nobody records."""
+    def take(self) -> Taken | None:
+        """What there is since the last call; None when nobody records."""
         core = self._core
         with core.lock:
             if core.tape is None:
                 return None
-            taken, full = core.tape.take(), core.tape.full
-            if full:
+            taken = core.tape.take()
+            if taken.full:
                 core.tape = None
-            return *taken, full
+            return taken
 
     def end(self) -> None:
         with self._core.lock:

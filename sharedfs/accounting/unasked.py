@@ -5,10 +5,8 @@ tenant for the user of pages that it may have used while the kernel moved them.
 """
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import TenantId
 
 
@@ -28,8 +26,3 @@ class Unasked:
         """It has exited."""
         self.handed.pop(tenant, None)
         self.added.pop(tenant, None)
-
-
-def used_bytes(holdings: Iterable[tuple[SharingClass, int]], tenant: TenantId) -> int:
-    """How much of these `tenant` uses: what is counted is the difference that an act makes."""
-    return sum(held_bytes for held, held_bytes in holdings if tenant in held.payers)

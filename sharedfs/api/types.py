@@ -307,11 +307,14 @@ class AllowanceOrder(_Body):
     tenants: tuple[Allowance, ...]
 
 
+TAPE_COLUMNS = ("time_us", "event", "tenant", "file", "first_page", "last_page", "value")
+
+
 class TapeRows(_Frozen):
     """What happened since the tape was taken last.
 
-    `rows` are base64 of 64-bit integers in the host's order, seven a row (sharedfs/accounting/recorder.py); `tenants`
-    and `files` name those in them: the cgroups' paths, and paths relative to the pool's root ("" for a file that has no
+    `rows` are base64 of 64-bit integers in the host's order, a row of them for each event: TAPE_COLUMNS. `tenants` and
+    `files` name those in them: the cgroups' paths, and paths relative to the pool's root ("" for a file that has no
     name any more).
     """
 

@@ -13,9 +13,6 @@ from fastapi import FastAPI, HTTPException, Response
 
 from sharedfs import __version__
 from sharedfs.accounting.books import Books
-from sharedfs.accounting.quota import even_shares
-from sharedfs.accounting.recorder import COLUMNS
-from sharedfs.accounting.unasked import Unasked
 from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import (
     FILES_OF_A_PAGE,
@@ -40,6 +37,7 @@ from sharedfs.api.types import (
 from sharedfs.common.errors import CallerMistake
 from sharedfs.daemon.named_files import find_named
 from sharedfs.daemon.ownership import NoSuchName, Ownership
+from sharedfs.ledger.holdings import even_shares
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import Tenant, TenantId
 from sharedfs.linux.cgroups import CgroupRef
@@ -76,7 +74,7 @@ def make_feed(
     def get_holdings() -> Holdings:
         swap_looks, swapped = books.swapped.looks, books.swapped.by_class()
         reading = books.questions.reading()
-        rows = _classes(reading.holdings, swapped)
+        rows, even = _classes(reading.holdings, swapped), even_shares(reading.holdings)
         return Holdings(
             pool=name,
             sequence=reading.sequence + swap_looks,
@@ -84,7 +82,17 @@ def make_feed(
             foreign_bytes=reading.foreign_bytes,
             swapped_bytes=sum(row.bytes for row in rows if row.swapped),
             size_bytes=store.tmpfs.room.size_bytes,
-            tenants=_tenants(reading.tenants, even_shares(reading.holdings), reading.unasked),
+            tenants=tuple(
+                TenantRef(
+                    id=tenant.id,
+                    path=tenant.path,
+                    inode=tenant.inode,
+                    even_bytes=even.get(tenant.id, 0),
+                    handed_bytes=reading.unasked.handed[tenant.id],
+                    added_bytes=reading.unasked.added[tenant.id],
+                )
+                for tenant in reading.tenants
+            ),
             classes=rows,
             detached_bytes=sum(reading.detached.values()),
             detached=tuple(DetachedPart(tenant=tenant, bytes=part) for tenant, part in reading.detached.items()),
@@ -256,13 +264,11 @@ def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
         taken = books.recording.take()
         if taken is None:
             raise HTTPException(404, f"nobody records pool {name}")
-        rows, tenants, full = taken
-        files = {row for row in memoryview(rows).cast("q")[3::COLUMNS].tolist() if row}
         return TapeRows(
-            rows=b64encode(rows).decode(),
-            tenants={int(tenant): path for tenant, path in tenants.items()},
-            files={inode: file_path(inode) for inode in files},
-            full=full,
+            rows=b64encode(taken.rows).decode(),
+            tenants={int(tenant): path for tenant, path in taken.tenants.items()},
+            files={inode: file_path(inode) for inode in taken.files},
+            full=taken.full,
         )
 
     @app.delete("/v1/tape", status_code=204)
@@ -270,22 +276,8 @@ def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
         books.recording.end()
 
 
-def _tenants(
-    live: Iterable[Tenant], even: Mapping[TenantId, int] | None = None, unasked: Unasked | None = None
-) -> tuple[TenantRef, ...]:
-    shares = {} if even is None else even
-    counted = Unasked() if unasked is None else unasked
-    return tuple(
-        TenantRef(
-            id=tenant.id,
-            path=tenant.path,
-            inode=tenant.inode,
-            even_bytes=shares.get(tenant.id, 0),
-            handed_bytes=counted.handed[tenant.id],
-            added_bytes=counted.added[tenant.id],
-        )
-        for tenant in live
-    )
+def _tenants(live: Iterable[Tenant]) -> tuple[TenantRef, ...]:
+    return tuple(TenantRef(id=tenant.id, path=tenant.path, inode=tenant.inode) for tenant in live)
 
 
 def _classes(

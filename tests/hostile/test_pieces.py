@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from sharedfs.accounting.books import Books
-from sharedfs.accounting.quota import even_shares
 from sharedfs.fuse.device import Device
 from sharedfs.fuse.protocol import Opcode
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
+from sharedfs.ledger.holdings import even_shares
 from sharedfs.ledger.ledger import Ledger
 from sharedfs.ledger.page_map import PageMap
 from sharedfs.ledger.page_ranges import LAST_PAGE, as_runs

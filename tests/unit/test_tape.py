@@ -4,8 +4,8 @@ from array import array
 from itertools import count
 
 from sharedfs.accounting import recorder as tape_module
-from sharedfs.accounting.recorder import COLUMNS, Tape
-from sharedfs.api.types import LAST_TRACE_PAGE, Event
+from sharedfs.accounting.recorder import Tape
+from sharedfs.api.types import LAST_TRACE_PAGE, TAPE_COLUMNS, Event
 from sharedfs.ledger.tenant import TenantId
 
 A, B, FILE, OTHER = TenantId(1), TenantId(2), 10, 11
@@ -19,8 +19,9 @@ def made() -> Tape:
 def rows_of(tape: Tape) -> list[tuple[int, ...]]:
     """Without times, which rise."""
     values = array("q")
-    values.frombytes(tape.take()[0])
-    rows = [tuple(values[start : start + COLUMNS]) for start in range(0, len(values), COLUMNS)]
+    values.frombytes(tape.take().rows)
+    width = len(TAPE_COLUMNS)
+    rows = [tuple(values[start : start + width]) for start in range(0, len(values), width)]
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
     return [row[1:] for row in rows if row[1] != Event.START]
 
@@ -77,12 +78,12 @@ def test_a_tenant_is_named_where_it_starts_and_ends_with_its_exit() -> None:
     tape.exit(B)
     tape.use(Event.TOUCH, A, FILE, 0, 0)
     tape.exit(A)
-    rows, paths = tape.take()
-    assert paths == {A: "/t1"}
+    taken = tape.take()
+    assert (taken.tenants, taken.files) == ({A: "/t1"}, {FILE})
     events = array("q")
-    events.frombytes(rows)
-    assert events[1::COLUMNS].tolist() == [Event.START, Event.TOUCH, Event.EXIT]
-    assert tape.take() == (b"", {})
+    events.frombytes(taken.rows)
+    assert events[1 :: len(TAPE_COLUMNS)].tolist() == [Event.START, Event.TOUCH, Event.EXIT]
+    assert tape.take() == (b"", {}, frozenset(), False)
 
 
 def test_a_tape_that_nobody_takes_is_full_some_day(monkeypatch) -> None:
