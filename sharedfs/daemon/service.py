@@ -319,9 +319,7 @@ class Pool:
 
 
 def _make_store(fd: int, size_bytes: int, limits: MemoryLimits, state: StateFiles, journal: Journal) -> Store:
-    tmpfs = PrivateTmpfs(fd)
-    tmpfs.room = Room(tmpfs.mount_fd, size_bytes, limits)
-    return Store(tmpfs, state, journal)
+    return Store(PrivateTmpfs(fd, Room(fd, size_bytes, limits)), state, journal)
 
 
 def _say_what_is_missing(limits: MemoryLimits) -> None:

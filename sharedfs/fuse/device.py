@@ -41,10 +41,10 @@ class Device:
         """The backing ids of passthrough; None without it: the kernel then refuses to hear of them (EPERM)."""
         self._backing = BackingFiles(fd)
 
-    def use_passthrough(self, *, offered: bool) -> None:
-        """What became of passthrough, before anything is opened."""
-        self.passthrough = offered
-        self.backing = self._backing if offered else None
+    def agree(self, *, passthrough: bool, in_hand: InHand | None) -> None:
+        """What the kernel and the daemon agreed on, before anything is opened or answered."""
+        self.passthrough, self.in_hand = passthrough, in_hand
+        self.backing = self._backing if passthrough else None
 
     # -- answers -----------------------------------------------------------------------------------------------------
 

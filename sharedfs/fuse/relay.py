@@ -289,10 +289,12 @@ class Channel:
         self._init_unique = _number(request)
         request = _without(request, self._hidden_features)
         body = request[wire.IN_HEADER.size :]
-        self._device.use_passthrough(offered=self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH))
         self.resends = offers(body, wire.INIT_HAS_RESEND)
         self._maps_ids = offers(body, wire.INIT_ALLOW_IDMAP)
-        self._device.in_hand = None if self.resends else self._keeps_in_hand
+        self._device.agree(
+            passthrough=self._want_passthrough and offers(body, wire.INIT_PASSTHROUGH),
+            in_hand=None if self.resends else self._keeps_in_hand,
+        )
         self.forwarded += 1
         self._ours.sendall(request)
 

@@ -61,10 +61,10 @@ def make_state() -> int:
 class PrivateTmpfs:
     """The tmpfs by a descriptor of its root, which becomes ours, and its two directories."""
 
-    def __init__(self, mount_fd: int) -> None:
+    def __init__(self, mount_fd: int, room: Room | None = None) -> None:
+        """`room` is what the limits of memory leave it; without one none bounds it."""
         self.mount_fd = mount_fd
-        self.room = Room(mount_fd, 0)
-        """What the limits of memory leave it; the daemon's is another one."""
+        self.room = Room(mount_fd, 0) if room is None else room
         self.removed_fd = os.open(REMOVED, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount_fd)
         self.tree_inode = os.stat(TREE, dir_fd=mount_fd).st_ino
         # Numbers of tmpfs's that a listing shows and that are FUSE's node 1: the tree's root, and what is above it.

@@ -102,7 +102,7 @@ def served(engine: str) -> Iterator[Wire]:
         parts = build_parts(
             resources, store, books, ended=ended, device_fd=device.fileno(), events=events, passthrough=True
         )
-        parts.device.use_passthrough(offered=True)
+        parts.device.agree(passthrough=True, in_hand=None)
         channel, data_path = parts.channel, parts.data_path
         channel.start()
 
