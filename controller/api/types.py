@@ -17,7 +17,8 @@ class TenantBill:
     what the container is called by its runtime, where that is known. `inherited_bytes` of what is due were put on it by
     others' acts, `borne_bytes` included; the limit yields so much to the tenant's own demand.
     `swapped_bytes` are the part of the share that is in swap: it comes off the limit of swap, where the manager has
-    set one (v2), and off no memory limit. `detached_bytes` are the part that is in no file any more. The `swap_`
+    set one (v2), and off no memory limit. `detached_bytes` are the part that is in no file any more,
+    `inode_bytes` what names and inodes take that it made, beyond those that come with the pool's size. The `swap_`
     fields are as those for memory, the tenant's own; None is no limit.
     """
 
@@ -27,6 +28,7 @@ class TenantBill:
     share_bytes: int
     swapped_bytes: int
     detached_bytes: int = 0
+    inode_bytes: int = 0
     used_bytes: int
     budget_bytes: int | None
     limit_bytes: int | None
@@ -76,8 +78,9 @@ class PoolAnswers:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bills:
-    """The shares and `unclaimed_bytes` sum to `pool_resident_bytes` and `detached_bytes`, which are in no file (I1).
+    """The shares and `unclaimed_bytes` sum to `pool_resident_bytes`, and what is no page of a file (I1).
 
+    That is `detached_bytes`, which are in no file any more, and `inode_bytes`, which names and inodes take.
     Of the debts of all tenants, `borne_bytes` are taken off limits of others; the rest stays with the pool.
     """
 
@@ -90,6 +93,7 @@ class Bills:
     borne_bytes: int
     swapped_bytes: int
     detached_bytes: int = 0
+    inode_bytes: int = 0
     tenants: tuple[TenantBill, ...]
     groups: tuple[GroupBill, ...]
 
@@ -121,6 +125,7 @@ class ExplainedClass:
     foreign: bool
     swapped: bool
     detached: bool = False
+    inodes: bool = False
     bytes: int
     share_bytes: int
 

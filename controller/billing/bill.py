@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from controller.billing.holdings import Books
+from controller.billing.holdings import Beside, Books
 from controller.policies.policy import Policy
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.linux.cgroups import CgroupRef
@@ -17,7 +17,7 @@ class TenantShare:
     `used_bytes` is its share if nobody else paid for the pages that it allocated or uses; `foreign_bytes` the pool's
     pages that the kernel charges to it (I2), whoever uses them. `swapped_bytes` are the part of `share_bytes`,
     `foreign_swapped_bytes` the part of `foreign_bytes`, that is in swap and takes no memory. `detached_bytes` are the
-    part of `share_bytes` that is in no file any more.
+    part of `share_bytes` that is in no file any more, `inode_bytes` the part that names and inodes take.
     """
 
     share_bytes: int = 0
@@ -26,6 +26,7 @@ class TenantShare:
     swapped_bytes: int = 0
     foreign_swapped_bytes: int = 0
     detached_bytes: int = 0
+    inode_bytes: int = 0
 
     def __add__(self, other: "TenantShare") -> "TenantShare":
         return TenantShare(
@@ -35,6 +36,7 @@ class TenantShare:
             self.swapped_bytes + other.swapped_bytes,
             self.foreign_swapped_bytes + other.foreign_swapped_bytes,
             self.detached_bytes + other.detached_bytes,
+            self.inode_bytes + other.inode_bytes,
         )
 
 
@@ -46,17 +48,19 @@ class Bill:
     swapped_bytes: int
     tenants: Mapping[CgroupRef, TenantShare]
     detached_bytes: int = 0
+    inode_bytes: int = 0
 
     def check(self) -> None:
-        """Raises BrokenInvariant when shares and unclaimed bytes are not what is resident, or in no file (I1)."""
+        """Raises BrokenInvariant when shares and unclaimed bytes are not what is resident, and beside files (I1)."""
         shares_bytes = sum(line.share_bytes for line in self.tenants.values())
-        if shares_bytes + self.unclaimed_bytes != self.pool_resident_bytes + self.detached_bytes:
-            raise BrokenInvariant(f"I1: shares {shares_bytes} + unclaimed do not make what is resident: {self}")
+        held_bytes = self.pool_resident_bytes + self.detached_bytes + self.inode_bytes
+        if shares_bytes + self.unclaimed_bytes != held_bytes:
+            raise BrokenInvariant(f"I1: shares {shares_bytes} + unclaimed do not make what is there: {self}")
         for tenant, line in self.tenants.items():
             parts = (
                 (line.swapped_bytes, line.share_bytes),
                 (line.foreign_swapped_bytes, line.foreign_bytes),
-                (line.detached_bytes, line.share_bytes),
+                (line.detached_bytes + line.inode_bytes, line.share_bytes),
             )
             if line.used_bytes < 0 or any(not 0 <= part <= whole for part, whole in parts):
                 raise BrokenInvariant(f"I1: {tenant} has a line that no books give: {line}")
@@ -78,6 +82,7 @@ def add_up(bills: Collection[Bill], tenants: Iterable[CgroupRef]) -> Bill:
         sum(bill.swapped_bytes for bill in bills),
         lines,
         sum(bill.detached_bytes for bill in bills),
+        sum(bill.inode_bytes for bill in bills),
     )
 
 
@@ -91,18 +96,19 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
     charged: Counter[CgroupRef] = Counter()
     swapped: Counter[CgroupRef] = Counter()
     charged_swap: Counter[CgroupRef] = Counter()
-    detached: Counter[CgroupRef] = Counter()
-    resident_bytes = unclaimed_bytes = foreign_bytes = swapped_bytes = detached_bytes = 0
+    beside: dict[Beside, Counter[CgroupRef]] = {what: Counter() for what in Beside}
+    beside_bytes: Counter[Beside] = Counter()
+    resident_bytes = unclaimed_bytes = foreign_bytes = swapped_bytes = 0
     for pool in books:
         for held, held_bytes in pool.items():
             parts = policy.charge(held, held_bytes)
             share.update(parts)
             used.update(dict.fromkeys(held.payers, held_bytes))
-            if held.detached:
-                detached.update(parts)
-                detached_bytes += held_bytes
-            else:
+            if held.beside is None:
                 resident_bytes += held_bytes
+            else:
+                beside[held.beside].update(parts)
+                beside_bytes[held.beside] += held_bytes
             if held.swapped:
                 swapped.update(parts)
                 swapped_bytes += held_bytes
@@ -116,11 +122,25 @@ def make_bill(books: Iterable[Books], tenants: Iterable[CgroupRef], policy: Poli
     listed = {*tenants, *share, *used, *charged}
     lines = {
         tenant: TenantShare(
-            share[tenant], used[tenant], charged[tenant], swapped[tenant], charged_swap[tenant], detached[tenant]
+            share[tenant],
+            used[tenant],
+            charged[tenant],
+            swapped[tenant],
+            charged_swap[tenant],
+            beside[Beside.DETACHED][tenant],
+            beside[Beside.INODES][tenant],
         )
         for tenant in listed
     }
-    bill = Bill(resident_bytes, unclaimed_bytes, foreign_bytes, swapped_bytes, lines, detached_bytes)
+    bill = Bill(
+        resident_bytes,
+        unclaimed_bytes,
+        foreign_bytes,
+        swapped_bytes,
+        lines,
+        beside_bytes[Beside.DETACHED],
+        beside_bytes[Beside.INODES],
+    )
     if policy.conserves:
         bill.check()
     return bill

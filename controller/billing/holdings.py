@@ -6,18 +6,27 @@ Numbers are a pool's own and mean nothing outside one answer; a tenant is its cg
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from sharedfs.api.types import NOBODY, ClassHolding, Holdings, TenantRef
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.linux.cgroups import CgroupRef
 
 
+class Beside(StrEnum):
+    """What a pool holds beside the pages of its files. In memory, and one tenant's, or nobody's."""
+
+    DETACHED = "in no file"
+    """Pages that are in no file any more."""
+    INODES = "names and inodes"
+    """The kernel's memory of them, beyond what comes with the pool's size."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharingClass:
     """Pages of one pool with one owner and the same payers, either in memory or in swap.
 
-    `owner` allocated them, and is one of the `payers`; None when it is gone. `detached` ones are in no file any more,
-    and still in memory: the owner is who pays for them.
+    `owner` allocated them, and is one of the `payers`; None when it is gone. `beside` says what is no page of a file.
     """
 
     pool: str
@@ -26,7 +35,7 @@ class SharingClass:
     mapped: frozenset[CgroupRef]
     foreign: bool
     swapped: bool = False
-    detached: bool = False
+    beside: Beside | None = None
 
 
 Books = Mapping[SharingClass, int]
@@ -103,18 +112,19 @@ def read_classes(pool: str, tenants: Iterable[TenantRef], rows: Iterable[ClassHo
     return books
 
 
-def detached_class(pool: str, payer: CgroupRef | None) -> SharingClass:
-    """What is in no file of `pool` and `payer` pays for, or nobody."""
+def class_beside(pool: str, what: Beside, payer: CgroupRef | None) -> SharingClass:
+    """What `payer` pays for, or nobody, and is no page of a file of `pool`."""
     payers = frozenset(() if payer is None else (payer,))
-    return SharingClass(pool, payer, payers, frozenset(), foreign=False, detached=True)
+    return SharingClass(pool, payer, payers, frozenset(), foreign=False, beside=what)
 
 
-def read_detached(holdings: Holdings) -> Books:
-    """What is in no file, by who pays. Of a tenant that has exited meanwhile it is nobody's."""
+def read_beside(holdings: Holdings) -> Books:
+    """What is no page of a file, by who pays. Of a tenant that has exited meanwhile it is nobody's."""
     known = {tenant.id: cgroup_of(tenant) for tenant in holdings.tenants}
     books: Counter[SharingClass] = Counter()
-    for part in holdings.detached:
-        books[detached_class(holdings.pool, known.get(part.tenant))] += part.bytes
+    for what, parts in ((Beside.DETACHED, holdings.detached), (Beside.INODES, holdings.inodes)):
+        for part in parts:
+            books[class_beside(holdings.pool, what, known.get(part.tenant))] += part.bytes
     return books
 
 
@@ -127,7 +137,7 @@ def read_holdings(holdings: Holdings) -> Books:
             f"I1: pool {holdings.pool} has {holdings.resident_bytes} bytes resident"
             f" and {total_bytes} in its classes, at sequence {holdings.sequence}"
         )
-    return {**books, **read_detached(holdings)}
+    return {**books, **read_beside(holdings)}
 
 
 def without(books: Books, gone: Set[CgroupRef]) -> Books:

@@ -66,6 +66,7 @@ def bills(answer: Bills) -> None:
         f"resident {_size(answer.pool_resident_bytes)}, of this unclaimed {_size(answer.unclaimed_bytes)},"
         f" foreign {_size(answer.foreign_bytes)}, in swap {_size(answer.swapped_bytes)}"
         + (f"; in no file any more {_size(answer.detached_bytes)}" if answer.detached_bytes else "")
+        + (f"; names and inodes {_size(answer.inode_bytes)}" if answer.inode_bytes else "")
         + (f"; debts {_size(answer.debt_bytes)}" if answer.debt_bytes else "")
         + (f", of these borne by others {_size(answer.borne_bytes)}" if answer.borne_bytes else "")
     )
@@ -189,7 +190,8 @@ def explain(answer: Explanation) -> None:
             (held.owner or "-")
             + (" (foreign)" if held.foreign else "")
             + (" (in swap)" if held.swapped else "")
-            + (" (in no file)" if held.detached else ""),
+            + (" (in no file)" if held.detached else "")
+            + (" (names and inodes)" if held.inodes else ""),
             _size(held.bytes),
             _size(held.share_bytes),
         )

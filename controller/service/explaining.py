@@ -9,13 +9,13 @@ from collections.abc import Iterable, Set
 from itertools import chain
 
 from controller.api.types import ExplainedClass, ExplainedFile, Explanation
-from controller.billing.holdings import SharingClass, cgroup_of, detached_class, read_classes, without
+from controller.billing.holdings import Beside, SharingClass, cgroup_of, class_beside, read_classes, without
 from controller.policies.policy import Policy
 from controller.policies.split import apportion, by_path
 from sharedfs.api.types import FileHoldings, FilesOfTenant
 from sharedfs.linux.cgroups import CgroupRef
 
-IN_NO_FILE = "(in no file any more)"
+_SHOWN = {Beside.DETACHED: "(in no file any more)", Beside.INODES: "(names and inodes)"}
 
 _File = tuple[str, int]
 """Its path and its inode number: deleted files may have had one name."""
@@ -34,10 +34,11 @@ class PoolFiles:
 
     def add(self, page: FilesOfTenant) -> None:
         """O(files and their classes), whatever the number of tenants that the page lists."""
-        if page.detached_bytes:
-            held, place = detached_class(self.pool, self._tenant), (IN_NO_FILE, 0)
-            self.classes[held] = {place: page.detached_bytes}
-            self.files[place] = Counter({held: page.detached_bytes})
+        for what, held_bytes in ((Beside.DETACHED, page.detached_bytes), (Beside.INODES, page.inode_bytes)):
+            if held_bytes:
+                held, place = class_beside(self.pool, what, self._tenant), (_SHOWN[what], 0)
+                self.classes[held] = {place: held_bytes}
+                self.files[place] = Counter({held: held_bytes})
         tenants = {tenant.id: tenant for tenant in page.tenants}
         own = {tenant.id for tenant in page.tenants if cgroup_of(tenant) == self._tenant}
         for file in page.files:
@@ -92,7 +93,8 @@ def _explain_class(held: SharingClass, held_bytes: int, share_bytes: int) -> Exp
         mapped=_paths(held.mapped),
         foreign=held.foreign,
         swapped=held.swapped,
-        detached=held.detached,
+        detached=held.beside is Beside.DETACHED,
+        inodes=held.beside is Beside.INODES,
         bytes=held_bytes,
         share_bytes=share_bytes,
     )

@@ -48,6 +48,7 @@ def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRe
         foreign_bytes=bill.foreign_bytes,
         swapped_bytes=bill.swapped_bytes,
         detached_bytes=bill.detached_bytes,
+        inode_bytes=bill.inode_bytes,
         debt_bytes=sum(position.debt_bytes(position.account.limits) for position in snapshot.positions.values()),
         borne_bytes=sum(snapshot.planned.borne.values()),
         groups=tuple(
@@ -79,6 +80,7 @@ def _line(
         share_bytes=share.share_bytes,
         swapped_bytes=share.swapped_bytes,
         detached_bytes=share.detached_bytes,
+        inode_bytes=share.inode_bytes,
         used_bytes=share.used_bytes,
         budget_bytes=min((budget for bound in bounds if (budget := bound.budget_bytes) is not None), default=None),
         limit_bytes=None if bound_by is None else limits[bound_by],

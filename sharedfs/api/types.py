@@ -105,11 +105,19 @@ class DetachedPart(_Frozen):
     bytes: int
 
 
+class InodesPart(_Frozen):
+    """Bytes that names and inodes take beyond those that come with the size, and the tenant that made them."""
+
+    tenant: int
+    bytes: int
+
+
 class Holdings(_Frozen):
     """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1), `swapped_bytes` among them.
 
-    `detached_bytes`, the sum over `detached`, come on top: pages that are in no file any more. `size_bytes` is what
-    the pool was given; what limits of memory leave it may be less.
+    What is no page of a file comes on top: `detached_bytes`, the sum over `detached`, pages that are in no file any
+    more; and `inode_bytes`, the sum over `inodes`. `size_bytes` is what the pool was given; what limits of memory leave
+    it may be less.
     """
 
     pool: str
@@ -122,6 +130,8 @@ class Holdings(_Frozen):
     classes: tuple[ClassHolding, ...]
     detached_bytes: int = 0
     detached: tuple[DetachedPart, ...] = ()
+    inode_bytes: int = 0
+    inodes: tuple[InodesPart, ...] = ()
 
 
 class FileHoldings(_Frozen):
@@ -148,13 +158,14 @@ FILES_OF_A_PAGE = 1000
 class FilesOfTenant(_Frozen):
     """Files of which a tenant pays for pages, by inode number: one page of the list.
 
-    `next_after` is what to ask for the next page with; None: this is the last one. `detached_bytes` are those in no
-    file that it pays for.
+    `next_after` is what to ask for the next page with; None: this is the last one. It pays for `detached_bytes` that
+    are in no file, and for `inode_bytes` of names and inodes, too.
     """
 
     tenants: tuple[TenantRef, ...]
     files: tuple[FileHoldings, ...]
     detached_bytes: int = 0
+    inode_bytes: int = 0
     next_after: int | None = None
 
 
@@ -224,7 +235,7 @@ class UsersOfFile(_Frozen):
     file: FileHoldings
 
 
-NEW_IN_STATUS = ("moved_charge_bytes", "detached_bytes")
+NEW_IN_STATUS = ("moved_charge_bytes", "detached_bytes", "inode_bytes")
 """Of `PoolStatus`, in the order in which they came: told to who asks for so many of them."""
 
 
@@ -235,7 +246,8 @@ class PoolStatus(_Answer):
     options that are in force: the kernel's and the pool's own.
     `recharged_bytes` were foreign, of a cgroup that is gone or beside such pages in a window of 2 MiB, and are the
     pool's now; `stranded_bytes` still are not, and `recharge_refusal` says why, "" when nothing keeps them.
-    `moved_charge_bytes` are pages whose charge a tenant moved to itself, and that go back. `deleted_*` and
+    `moved_charge_bytes` are pages whose charge a tenant moved to itself, and that go back. `detached_bytes` and
+    `inode_bytes` are as of `Holdings`. `deleted_*` and
     `brought_back_files` count what the rule for unclaimed files did, `spilled_*` is what is on disk now. `requests`
     counts served requests, `mapping_scans` finished scans, all since this daemon took over. `restarts` is how many
     daemons there were before it, `reloads` how often this keeper had the installed version take over (an earlier one
@@ -267,6 +279,7 @@ class PoolStatus(_Answer):
     stranded_bytes: int
     moved_charge_bytes: int = 0
     detached_bytes: int = 0
+    inode_bytes: int = 0
     recharge_refusal: str
     deleted_files: int
     deleted_bytes: int

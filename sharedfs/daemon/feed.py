@@ -6,6 +6,7 @@ and the answer is made of it without the lock. OpenAPI is at /openapi.json.
 
 import stat
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
@@ -26,6 +27,7 @@ from sharedfs.api.types import (
     FilesOfTenant,
     HandedOver,
     Holdings,
+    InodesPart,
     PoolStatus,
     Remount,
     StateVersion,
@@ -39,7 +41,7 @@ from sharedfs.daemon.named_files import find_named
 from sharedfs.daemon.ownership import NoSuchName, Ownership
 from sharedfs.ledger.holdings import even_shares
 from sharedfs.ledger.sharing_class import SharingClass
-from sharedfs.ledger.tenant import Tenant, TenantId
+from sharedfs.ledger.tenant import NOBODY, Tenant, TenantId
 from sharedfs.linux.cgroups import CgroupRef
 from sharedfs.pages.audit import Audit
 from sharedfs.pool import schema
@@ -72,12 +74,13 @@ def make_feed(
 
     @app.get("/v1/holdings")
     def get_holdings() -> Holdings:
-        swap_looks, swapped = books.swapped.looks, books.swapped.by_class()
+        swap_looks, swapped, makings = books.swapped.looks, books.swapped.by_class(), store.table.makings
         reading = books.questions.reading()
         rows, even = _classes(reading.holdings, swapped), even_shares(reading.holdings)
+        inodes = _of_live(store.billed_inodes(), reading.tenants)
         return Holdings(
             pool=name,
-            sequence=reading.sequence + swap_looks,
+            sequence=reading.sequence + swap_looks + makings,
             resident_bytes=sum(held_bytes for _, held_bytes in reading.holdings),
             foreign_bytes=reading.foreign_bytes,
             swapped_bytes=sum(row.bytes for row in rows if row.swapped),
@@ -96,6 +99,8 @@ def make_feed(
             classes=rows,
             detached_bytes=sum(reading.detached.values()),
             detached=tuple(DetachedPart(tenant=tenant, bytes=part) for tenant, part in reading.detached.items()),
+            inode_bytes=sum(inodes.values()),
+            inodes=tuple(InodesPart(tenant=tenant, bytes=part) for tenant, part in inodes.items()),
         )
 
     @app.put("/v1/allowances", status_code=204)
@@ -160,6 +165,7 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
             tenants=_tenants(named.values()),
             files=files,
             detached_bytes=books.questions.detached_of(tenant),
+            inode_bytes=store.billed_inodes().get(tenant, 0),
             next_after=next_after,
         )
 
@@ -274,6 +280,14 @@ def _add_tape(app: FastAPI, name: str, store: Store, books: Books) -> None:
     @app.delete("/v1/tape", status_code=204)
     async def delete_tape() -> None:
         books.recording.end()
+
+
+def _of_live(billed: Mapping[int, int], live: Iterable[Tenant]) -> dict[int, int]:
+    """What makers pay that live; what others made is nobody's."""
+    known, parts = {tenant.id for tenant in live}, Counter[int]()
+    for maker, part in billed.items():
+        parts[maker if maker in known else NOBODY] += part
+    return dict(parts)
 
 
 def _tenants(live: Iterable[Tenant]) -> tuple[TenantRef, ...]:

@@ -102,6 +102,9 @@ def _show_remarks(pool: PoolStatus) -> None:
     if pool.detached_bytes:
         held = format_size(pool.detached_bytes)
         say(f"{pool.name}: {held} are in no file any more: processes hold the pages in pipes or io_uring, and pay")
+    if pool.inode_bytes:
+        taken = format_size(pool.inode_bytes)
+        say(f"{pool.name}: names and inodes take {taken} of its size, beyond one inode for each 64 KiB")
     if pool.hides_limits:
         say(f"{pool.name}: limits above are not visible: give the pool a limit of its own that they leave room for")
     if pool.oom_score_adj > NEVER_KILLED:

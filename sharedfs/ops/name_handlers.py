@@ -99,15 +99,15 @@ class NameRequests:
 
     # -- names -------------------------------------------------------------------------------------------------------
 
-    def _mkdir(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+    def _mkdir(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         mode, umask = messages.MKDIR_IN.unpack_from(request, BODY)
         name = bytes(request[BODY + messages.MKDIR_IN.size : -1])
-        return self._entry(self._names.make_directory(parent, name, mode, umask, *_owner(request)))
+        return self._entry(self._names.make_directory(parent, name, mode, umask, *_owner(request), thread_id))
 
-    def _mknod(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+    def _mknod(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         mode, device, umask, _ = messages.MKNOD_IN.unpack_from(request, BODY)
         name = bytes(request[BODY + messages.MKNOD_IN.size : -1])
-        return self._entry(self._names.make(parent, name, mode, umask, *_owner(request), device))
+        return self._entry(self._names.make(parent, name, mode, umask, *_owner(request), device, thread_id))
 
     def _symlink(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         name, target = messages.names(request, BODY)
@@ -148,13 +148,13 @@ class NameRequests:
     def _create(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         flags, mode, umask, _ = messages.CREATE_IN.unpack_from(request, BODY)
         name = bytes(request[BODY + messages.CREATE_IN.size : -1])
-        made = self._open_files.create(parent, name, flags, mode, umask, *_owner(request))
+        made = self._open_files.create(parent, name, flags, mode, umask, *_owner(request), thread_id)
         self._open_files.expect(made[0].inode, flags, thread_id)
         return self._entry(made) + self._opened(made[0].inode)
 
-    def _tmpfile(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+    def _tmpfile(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         flags, mode, umask, _ = messages.CREATE_IN.unpack_from(request, BODY)
-        made = self._open_files.create_nameless(parent, flags, mode, umask, *_owner(request))
+        made = self._open_files.create_nameless(parent, flags, mode, umask, *_owner(request), thread_id)
         return self._entry(made) + self._opened(made[0].inode)
 
     def _opened(self, inode: int, reader: TenantId = NOBODY) -> bytes:

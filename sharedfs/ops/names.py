@@ -24,16 +24,22 @@ class Names:
         self._store.refer(node)
         return node, found
 
-    def make(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int) -> Found:
+    def make(
+        self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, device: int, thread_id: int
+    ) -> Found:
+        maker = self._callers.tenant_of(thread_id)
         self._room.afford()
         node, found = self._store.make(self._store.node(parent), name, mode, umask, uid, gid, device)
-        self._store.refer(node)
+        self._store.made(node, maker)
         return node, found
 
-    def make_directory(self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int) -> Found:
+    def make_directory(
+        self, parent: int, name: bytes, mode: int, umask: int, uid: int, gid: int, thread_id: int
+    ) -> Found:
+        maker = self._callers.tenant_of(thread_id)
         self._room.afford()
         node, found = self._store.make_directory(self._store.node(parent), name, mode, umask, uid, gid)
-        self._store.refer(node)
+        self._store.made(node, maker)
         return node, found
 
     def make_symlink(self, parent: int, name: bytes, target: bytes, uid: int, gid: int, thread_id: int) -> Found:
@@ -42,7 +48,7 @@ class Names:
         node, found = self._store.make_symlink(self._store.node(parent), name, target, uid, gid)
         if found.st_blocks:  # tmpfs keeps a long target in a page
             self._books.pages.charge(node.inode, 0, found.st_blocks * syscalls.STAT_BLOCK_BYTES, tenant)
-        self._store.refer(node)
+        self._store.made(node, tenant)
         return node, found
 
     def link(self, inode: int, parent: int, name: bytes) -> Found:

@@ -58,8 +58,10 @@ class OpenFiles:
         self._aftermath = NOTHING
         self._opened_directly: set[int] = set()  # for direct I/O, and not closed by all since
 
-    def create(self, parent: int, name: bytes, flags: int, mode: int, umask: int, uid: int, gid: int) -> Found:
-        directory = self._store.node(parent)
+    def create(
+        self, parent: int, name: bytes, flags: int, mode: int, umask: int, uid: int, gid: int, thread_id: int
+    ) -> Found:
+        directory, maker = self._store.node(parent), self._callers.tenant_of(thread_id)
         self._room.afford()
         try:
             node, found, fd = self._store.create(directory, name, mode, umask, uid, gid)
@@ -73,13 +75,17 @@ class OpenFiles:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
             self._store.refer(node)
             return node, found
-        return self._created(node, found, fd, flags)
+        return self._created(node, found, fd, flags, maker)
 
-    def create_nameless(self, parent: int, flags: int, mode: int, umask: int, uid: int, gid: int) -> Found:
+    def create_nameless(
+        self, parent: int, flags: int, mode: int, umask: int, uid: int, gid: int, thread_id: int
+    ) -> Found:
+        maker = self._callers.tenant_of(thread_id)
         self._room.afford()
-        return self._created(*self._store.create_nameless(self._store.node(parent), mode, umask, uid, gid), flags)
+        created = self._store.create_nameless(self._store.node(parent), mode, umask, uid, gid)
+        return self._created(*created, flags, maker)
 
-    def _created(self, node: Node, found: os.stat_result, fd: int, flags: int) -> Found:
+    def _created(self, node: Node, found: os.stat_result, fd: int, flags: int, maker: TenantId) -> Found:
         try:
             self._register(node, fd)
         except OSError:
@@ -87,7 +93,7 @@ class OpenFiles:
             raise
         self._files.put(node.inode, fd)  # who makes a file writes to it, as a rule
         node.opens, node.may_be_mapped, node.mappable = 1, True, _reads(flags)
-        self._store.refer(node)
+        self._store.made(node, maker)
         return node, found
 
     def open(self, inode: int, flags: int) -> None:

@@ -15,7 +15,7 @@ from sharedfs.common.errors import SCARCE
 from sharedfs.linux import procfs
 from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 from sharedfs.ops.namespace import Namespace
-from sharedfs.storage.tmpfs import HIDDEN_INODES
+from sharedfs.storage.inode_cost import HIDDEN_INODES
 
 
 class RareRequests(pyfuse3.Operations):
@@ -34,8 +34,10 @@ class RareRequests(pyfuse3.Operations):
         answer = StatvfsData()
         for field in ("f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail"):
             setattr(answer, field, getattr(pool, field))
-        if answer.f_files:  # bounded
-            answer.f_files -= HIDDEN_INODES
+        if answer.f_files:  # bounded, and by the size as well
+            left = self._namespace.store.tmpfs.room.inodes_left(pool)
+            answer.f_files += left - pool.f_ffree - HIDDEN_INODES
+            answer.f_ffree = answer.f_favail = left
         answer.f_namemax = LONGEST_NAME_BYTES
         return answer
 

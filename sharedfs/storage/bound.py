@@ -5,20 +5,22 @@ its processes use, the kernel's own records of files, and everything that siblin
 kills anybody (clean page cache) does not count. A reserve stays free, for what the pool's processes may come to need.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from sharedfs.linux.memory_limits import Reading
 
 IN_NO_FILE = "pages that are in no file"
+INODES = "names and inodes"
 """What bounds a pool a part of whose size they take."""
+_NOTHING: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
     """`room_bytes` may be charged to the pool from now on, None where no limit says so; negative when there is less
-    than the reserve. `bytes` is what its files may hold all together, and `by` what says so: the limit, "size" or
-    IN_NO_FILE.
+    than the reserve. `bytes` is what its files may hold all together, and `by` what says so: the limit, "size",
+    IN_NO_FILE or INODES.
     """
 
     bytes: int
@@ -27,18 +29,20 @@ class Bound:
 
 
 def bound(
-    size_bytes: int, used_bytes: int, limits: Iterable[Reading], reserve_bytes: int, aside_bytes: int = 0
+    size_bytes: int, used_bytes: int, limits: Iterable[Reading], reserve_bytes: int, aside: Mapping[str, int] = _NOTHING
 ) -> Bound:
     """The bound of a pool of `size_bytes` whose files hold `used_bytes`. Never below what is used, nor above the size.
 
-    `aside_bytes` of the size are taken by what is in no file.
+    `aside` are bytes of the size that something else takes, by what it is.
 
     >>> bound(512, 10, [Reading("/a", 160, 70)], 64)
     Bound(bytes=36, by='/a', room_bytes=26)
     """
     left_bytes, by = size_bytes, "size"
+    aside_bytes = sum(aside.values())
     if aside_bytes:
-        left_bytes, by = min(size_bytes, max(used_bytes, size_bytes - aside_bytes)), IN_NO_FILE
+        left_bytes = min(size_bytes, max(used_bytes, size_bytes - aside_bytes))
+        by = max(aside, key=lambda what: aside[what])
     tightest = min(limits, key=lambda limit: limit.free_bytes, default=None)
     if tightest is None:
         return Bound(left_bytes, by, None)

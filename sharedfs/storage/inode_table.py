@@ -1,17 +1,24 @@
-"""What must be known of an inode when the daemon comes back: a generation, and two words while the kernel knows it.
+"""What must be known of an inode when the daemon comes back: a generation, its maker, and two words while the kernel
+knows it.
 
 The generation makes a file handle of tmpfs out of the number that the kernel (or an NFS client, by the kernel) has. It
-stays until the inode is gone, four bytes; the words (counts of look-ups and opens, see `Node`) are sixteen bytes more
-for as long as one of them is not zero. tmpfs numbers inodes one by one, so both are arrays by inode number in files of
-the state, mapped a window at a time; a page of them in which nothing is left is given back.
+and the maker, the tenant that the inode's memory is billed to, stay until the inode is gone, four bytes each; the words
+(counts of look-ups and opens, see `Node`) are sixteen bytes more for as long as one of them is not zero. tmpfs numbers
+inodes one by one, so these are arrays by inode number in files of the state, mapped a window at a time; a page of them
+in which nothing is left is given back.
 """
 
 import mmap
 import os
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
-from errno import ESTALE
+from errno import ENXIO, ESTALE
 from struct import Struct
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sharedfs.common.errors import HostFault
 from sharedfs.linux import syscalls
@@ -21,6 +28,7 @@ from sharedfs.storage.state_files import StateFiles
 _HANDLE = Struct("<IiIQ")
 _HANDLE_BYTES, _HANDLE_TYPE = 12, 1
 _WINDOW_INODES = 1 << 18
+_PIECE_BYTES = 1 << 20
 _NOTHING = bytes(mmap.PAGESIZE)
 _UNUSED = 0  # of a generation; one inode in four billion has it and is not found again once the kernel forgot it
 
@@ -65,6 +73,29 @@ class _Array:
         if page < self._newest_page and mapped[start : start + mmap.PAGESIZE] == _NOTHING:
             syscalls.punch_hole(self._fd, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
+    def pieces(self) -> Iterator[tuple[int, NDArray[np.uint32]]]:
+        """The items where there are any, from which inode on. O(inodes): for the start."""
+        end = 0
+        while (start := self._next_data(end)) is not None:
+            end = os.lseek(self._fd, start, os.SEEK_HOLE)
+            for piece in range(start, end, _PIECE_BYTES):
+                first = piece // self._inode_bytes
+                yield first, self.items(first, min(_PIECE_BYTES, end - piece) // self._inode_bytes)
+
+    def items(self, first: int, inodes: int) -> NDArray[np.uint32]:
+        """Of so many inodes, as they are."""
+        wanted_bytes = inodes * self._inode_bytes
+        found = os.pread(self._fd, wanted_bytes, first * self._inode_bytes)
+        return np.frombuffer(found.ljust(wanted_bytes, b"\0"), np.uint32)
+
+    def _next_data(self, offset: int) -> int | None:
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != ENXIO:  # there is no more
+                raise
+            return None
+
     def close(self) -> None:
         for mapped, items in self._windows.values():
             items.release()
@@ -78,6 +109,12 @@ class NodeTable:
     def __init__(self, state: StateFiles) -> None:
         self._generations = _Array(state, "generations", "I", 1)
         self._words = _Array(state, "nodes", "Q", 2)
+        self._makers = _Array(state, "makers", "I", 1)
+        self.made_by: Counter[int] = Counter()
+        """How many inodes there are by the number of the tenant that made them; of others it is not known."""
+        self.makings = 0
+        """Rises with each change of `made_by`."""
+        self._count_makers()
 
     def remember(self, handle: bytes) -> int:
         """Keep the generation in a file handle of tmpfs; the inode's number. HostFault for a handle of another kind."""
@@ -116,12 +153,44 @@ class NodeTable:
         else:
             self._words.cleared(inode)
 
+    def _count_makers(self) -> None:
+        """An earlier version forgets inodes and not their makers: without a generation there is no such inode."""
+        for first, makers in self._makers.pieces():
+            is_there = self._generations.items(first, len(makers)) != _UNUSED
+            numbers, counts = np.unique(makers[is_there & (makers != 0)], return_counts=True)
+            self.made_by.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+            for place in np.flatnonzero(~is_there & (makers != 0)).tolist():
+                self._makers.window((first + place) // _WINDOW_INODES)[(first + place) % _WINDOW_INODES] = 0
+
+    def made(self, inode: int, maker: int) -> None:
+        """A tenant has made an inode."""
+        self._unmade(inode)
+        window = self._makers.window(inode // _WINDOW_INODES)
+        window[inode % _WINDOW_INODES] = maker
+        self._makers.added(inode)
+        self.made_by[maker] += 1
+        self.makings += 1
+
+    def _unmade(self, inode: int) -> None:
+        if inode >= self._makers.end:
+            return
+        window, place = self._makers.window(inode // _WINDOW_INODES), inode % _WINDOW_INODES
+        maker = window[place]
+        if maker:
+            window[place] = 0
+            self._makers.cleared(inode)
+            self.made_by[maker] -= 1
+            if not self.made_by[maker]:
+                del self.made_by[maker]
+            self.makings += 1
+
     def forget(self, inode: int) -> None:
         """The inode is gone: nothing is left of it."""
+        self._unmade(inode)
         self._generations.window(inode // _WINDOW_INODES)[inode % _WINDOW_INODES] = _UNUSED
         self._generations.cleared(inode)
         self.save(inode, 0, 0)
 
     def close(self) -> None:
-        self._generations.close()
-        self._words.close()
+        for array in (self._generations, self._words, self._makers):
+            array.close()

@@ -16,6 +16,7 @@ from sharedfs.common.names import printable
 from sharedfs.fuse.protocol import ROOT_NODE
 from sharedfs.linux import syscalls
 from sharedfs.linux.file_paths import long_path, short_path
+from sharedfs.storage import inode_cost
 from sharedfs.storage.fd_cache import Descriptors, open_for_data
 from sharedfs.storage.inode_table import NodeTable
 from sharedfs.storage.journal import PUMP, Journal
@@ -80,10 +81,23 @@ class Inodes:
 
     # -- what outlives us --------------------------------------------------------------------------------------------
 
+    def billed_inodes(self) -> dict[int, int]:
+        """What names and inodes take beyond those that come with the size, by maker, in bytes. From any thread."""
+        made_by, inodes = dict(self.table.made_by), self.tmpfs.inodes()
+        return inode_cost.billed(
+            self.tmpfs.room.size_bytes, sum(made_by.values()) if inodes is None else inodes, made_by
+        )
+
     def refer(self, node: Node) -> None:
         """The kernel is told of an inode once more."""
         node.lookups += 1
         self.changed(node)
+
+    def made(self, node: Node, maker: int) -> None:
+        """The kernel is told of a new inode; its memory is billed to tenant `maker`, 0 for nobody."""
+        if maker:
+            self.table.made(node.inode, maker)
+        self.refer(node)
 
     def changed(self, node: Node) -> None:
         """To be saved with the answer to the request under way."""

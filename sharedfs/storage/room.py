@@ -8,7 +8,8 @@ one. Near a bound each write looks; far from it none does but every 64 MiB. Wher
 small as it is full: what is there can still be changed, and the kernel refuses what is new.
 
 A credit is less than the reserve, so what others do between two looks is never on top of what the pool did. Without any
-limit the looks are for what is in no file: that takes room, too.
+limit the looks are for what is in no file: that takes room, too. So do names and inodes, of which some thousands may be
+made between two looks (`inode_cost.py`).
 """
 
 import logging
@@ -24,7 +25,8 @@ from sharedfs.common.units import PAGE_BYTES, UNLIMITED_BYTES, format_size
 from sharedfs.linux import syscalls
 from sharedfs.linux.cgroups import MemoryHierarchy
 from sharedfs.linux.memory_limits import MemoryLimits
-from sharedfs.storage.bound import Bound, bound
+from sharedfs.storage import inode_cost
+from sharedfs.storage.bound import IN_NO_FILE, INODES, Bound, bound
 
 log = logging.getLogger("sharedfs")
 
@@ -40,6 +42,8 @@ _CREDIT_BYTES = RESERVE_BYTES
 _LEAST_CREDIT_BYTES = 1 << 20
 NAME_BYTES = 4096
 """Taken for an inode and its name, which are 1 KiB in the kernel and some hundred bytes of ours."""
+_MOST_INODES_AT_ONCE = 4096
+_ATTRIBUTE_BYTES = 1024  # of which tmpfs counts one for an inode
 _EDGE_BYTES = 2 * PAGE_BYTES  # a write touches a page more at each end
 _NEAR_BYTES = 1 << 30
 _OFTEN_SECONDS, _SELDOM_SECONDS = 0.05, 0.5
@@ -61,6 +65,8 @@ class Room:
         """Bytes that may be made before the limits are looked at again. Also for sharedfs/ops/fastpath.c."""
         self.credit[0] = UNLIMITED_BYTES
         self.bound = Bound(size_bytes, "size", None)
+        self._detached_bytes = 0
+        self._inodes_credit = UNLIMITED_BYTES
         if limits is not None:
             self.look()
 
@@ -108,12 +114,13 @@ class Room:
         if self._limits is None:
             self.credit[0] = UNLIMITED_BYTES
             return self.bound
-        aside_bytes = 0 if self._aside is None else self._aside()
+        self._detached_bytes = 0 if self._aside is None else self._aside()
         for _ in range(_TRIES):  # who maps a hole takes room without asking
             pool = os.fstatvfs(self._mount_fd)
             used_bytes = (pool.f_blocks - pool.f_bfree) * pool.f_frsize
+            aside = {IN_NO_FILE: self._detached_bytes, INODES: self._beyond_bytes(pool)}
             readings = self._limits.read(RESERVE_BYTES + self._allocating_bytes + 2 * _CREDIT_BYTES)
-            found = bound(self._size_bytes, used_bytes, readings, RESERVE_BYTES, aside_bytes)
+            found = bound(self._size_bytes, used_bytes, readings, RESERVE_BYTES, aside)
             size_bytes = max(PAGE_BYTES, found.bytes // PAGE_BYTES * PAGE_BYTES)  # 0 is no bound to tmpfs
             size_bytes += self._lent_bytes
             if self._let_hold(size_bytes, pool.f_blocks * pool.f_frsize):
@@ -121,7 +128,20 @@ class Room:
         self._tell(found)
         self.bound = found
         self.credit[0] = self._credit_in(found)
+        some = max(1, self._size_bytes // 16 // inode_cost.INODE_BYTES)
+        self._inodes_credit = min(self.inodes_left(pool), some, _MOST_INODES_AT_ONCE)
         return found
+
+    def inodes_left(self, pool: os.statvfs_result) -> int:
+        """How many more inodes there may be when the tmpfs is as full as it says."""
+        if not pool.f_files:
+            return UNLIMITED_BYTES
+        used_bytes = (pool.f_blocks - pool.f_bfree) * pool.f_frsize
+        free_bytes = self._size_bytes - self._detached_bytes - self._beyond_bytes(pool) - used_bytes
+        return min(pool.f_ffree, inode_cost.left(self._size_bytes, _inodes(pool), free_bytes))
+
+    def _beyond_bytes(self, pool: os.statvfs_result) -> int:
+        return inode_cost.beyond_bytes(self._size_bytes, _inodes(pool)) if pool.f_files else 0
 
     def _let_hold(self, size_bytes: int, now_bytes: int) -> bool:
         if size_bytes == now_bytes:
@@ -164,9 +184,13 @@ class Room:
         return self.look().bytes > before
 
     def afford(self, new_bytes: int = 0) -> None:
-        """A name, and so many bytes that tmpfs does not count, are about to be made. Raises OSError (ENOSPC)."""
-        if not self._has(new_bytes + NAME_BYTES, 0):
+        """A name, and so many bytes that are in no page, are about to be made. Raises OSError (ENOSPC)."""
+        inodes = 1 + new_bytes // _ATTRIBUTE_BYTES
+        if self._inodes_credit < inodes:
+            self.look()
+        if self._inodes_credit < inodes or not self._has(new_bytes + NAME_BYTES, 0):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
+        self._inodes_credit -= inodes
 
     def afford_open(self) -> None:
         """The kernel is about to hold another file open for the pool, which may take half of the reserve. ENFILE."""
@@ -208,6 +232,10 @@ class Room:
     def close(self) -> None:
         if self._limits is not None:
             self._limits.close()
+
+
+def _inodes(pool: os.statvfs_result) -> int:
+    return pool.f_files - pool.f_ffree - inode_cost.HIDDEN_INODES
 
 
 def check_room(hierarchy: MemoryHierarchy, path: str, size_bytes: int) -> None:

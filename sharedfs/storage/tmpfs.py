@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from sharedfs.fuse.protocol import ROOT_NODE
 from sharedfs.linux import syscalls
 from sharedfs.linux.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
+from sharedfs.storage.inode_cost import HIDDEN_INODES
 from sharedfs.storage.room import Room
 
 TREE, REMOVED = b"tree", b"removed"
-HIDDEN_INODES = 2  # the tmpfs's own root, and removed/
 
 
 def make_tmpfs(
@@ -137,6 +137,11 @@ class PrivateTmpfs:
     def used_bytes(self) -> int:
         pool = os.fstatvfs(self.mount_fd)
         return (pool.f_blocks - pool.f_bfree) * pool.f_frsize
+
+    def inodes(self) -> int | None:
+        """How many there are that tenants see; None where nothing bounds and counts them (`nr_inodes=0`)."""
+        pool = os.fstatvfs(self.mount_fd)
+        return pool.f_files - pool.f_ffree - HIDDEN_INODES if pool.f_files else None
 
     def free_bytes(self) -> int:
         pool = os.fstatvfs(self.mount_fd)

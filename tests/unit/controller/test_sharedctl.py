@@ -157,6 +157,7 @@ def test_shares_come_off_limits_and_an_exit_makes_the_others_fall(host: Host) ->
         "inherited_bytes": 0,
         "swapped_bytes": 0,
         "detached_bytes": 0,
+        "inode_bytes": 0,
         "swap_budget_bytes": None,
         "swap_limit_bytes": None,
         "swap_debt_bytes": 0,
