@@ -143,7 +143,7 @@ def test_statfs_tells_size_and_use(place: Path) -> None:
     after = os.statvfs(place)
     assert (before.f_bfree - after.f_bfree) * 4096 == 1 << 20
     assert before.f_bavail - after.f_bavail == before.f_bfree - after.f_bfree
-    assert before.f_ffree - after.f_ffree == 1
+    assert before.f_ffree - after.f_ffree >= 1, "one, and on a pool what the data leaves no room for"
     os.unlink(place / "f")
     time.sleep(0.1)
     assert os.statvfs(place).f_bfree == before.f_bfree
