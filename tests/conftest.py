@@ -60,6 +60,7 @@ def pool(run_dir: Path, unique_name: str) -> Iterator[MountedPool]:
     options = ("--size", "256M", "--cgroup-parent", f"{unique_name}-pools")
     with mounted_pool(run_dir / "mnt", unique_name, *options) as mounted:
         yield mounted
+        mounted.check_audit()
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def shared_pool() -> Iterator[MountedPool]:
         options = ("--size", "512M", "--cgroup-parent", f"{name}-pools")
         with mounted_pool(Path(directory) / "mnt", name, *options) as mounted:
             yield mounted
+            mounted.check_audit()
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import httpx
 
 from sharedfs.api.types import NEW_IN_STATUS, Holdings, PoolStatus
 from sharedfs.common import paths
+from sharedfs.linux import cachestat
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.pool import registry
 from tests.support.tenants import PATIENCE, Tenant, wait_until
@@ -128,6 +129,33 @@ class MountedPool:
             return wait_until(books_and_tmpfs_agree, "the books have what the tmpfs holds")
         except AssertionError as failure:
             raise AssertionError(f"{failure}: {self.what_is_where()}") from failure
+
+    def differences(self) -> list[dict[str, Any]]:
+        """What `sharedctl audit` finds, page by page."""
+        found: list[dict[str, Any]] = []
+        after: int | None = 0
+        while after is not None:
+            transport = httpx.HTTPTransport(uds=str(paths.feed_socket(self.name)))
+            with httpx.Client(transport=transport, base_url="http://pool", timeout=60 * PATIENCE) as client:
+                page = client.post("/v1/audit", params={"after": str(after)}).raise_for_status().json()
+            found += page["differences"]
+            after = page["next_after"]
+        return found
+
+    def check_audit(self) -> None:
+        """Nothing differs, but for pages that become the pool's again in their time. Of a pool that is served."""
+        if not cachestat.can_be_asked() or self.status_or_none() is None:
+            return
+        found: list[dict[str, Any]] = []
+
+        def finds_nothing() -> bool:
+            found[:] = self.differences()
+            return not found
+
+        try:
+            wait_until(finds_nothing, "an audit finds nothing", 20)
+        except AssertionError as failure:
+            raise AssertionError(f"{failure}: {found[:5]}") from failure
 
     def what_is_where(self) -> str:
         """For a message: the pages of each file in the tmpfs, and its bytes in the books."""
