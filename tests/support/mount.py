@@ -142,7 +142,7 @@ class MountedPool:
             after = page["next_after"]
         return found
 
-    def check_audit(self) -> None:
+    def check_audit(self, seconds: float = 20) -> None:
         """Nothing differs, but for pages that become the pool's again in their time. Of a pool that is served."""
         if not cachestat.can_be_asked() or self.status_or_none() is None:
             return
@@ -153,7 +153,7 @@ class MountedPool:
             return not found
 
         try:
-            wait_until(finds_nothing, "an audit finds nothing", 20)
+            wait_until(finds_nothing, "an audit finds nothing", seconds)
         except AssertionError as failure:
             raise AssertionError(f"{failure}: {found[:5]}") from failure
 
