@@ -36,6 +36,7 @@ from sharedfs.storage.inodes import Inodes
 # Of a CPU: to go through all files, where a change time tells of something, and where the pool's charge does.
 _ALWAYS_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.002, 0.02, 0.2
 _MOST_SECONDS = 0.1  # at a time
+_WORK_SECONDS = 0.0002  # between two pauses
 SLACK_BYTES = 1 << 20
 """By so much the pool's charge may be smaller than the books: both are read while files change."""
 _FIRST_ALARM_SECONDS, _LAST_ALARM_SECONDS = 10.0, 600.0  # between two: twice as long after one that found nothing
@@ -64,6 +65,7 @@ class MovedCharges:
         self._suspects: dict[int, None] = {}
         self._is_suspects_turn = False
         self._round: list[int] = []
+        self._may_begin_round = True  # one at a look
         self._asked: list[int] = []
         self._changed_ns: dict[int, int] = {}
         self._under_way: Iterator[None] = iter(())
@@ -148,11 +150,15 @@ class MovedCharges:
         self._suspects |= dict.fromkeys([*self._mapped, *self._mappable()])
 
     def _spend(self) -> None:
+        """Work for what may be spent, or to the end of the round. A pause costs as much as a look at a small file."""
+        self._may_begin_round = True
         while self._seconds > 0:
             started = time.monotonic()
-            if next(self._under_way, self) is self and not self._begin_next():
-                self._seconds = 0.0
-            self._seconds -= time.monotonic() - started
+            while (now := time.monotonic()) < started + _WORK_SECONDS:
+                if next(self._under_way, self) is self and not self._begin_next():
+                    self._seconds = 0.0
+                    return
+            self._seconds -= now - started
             time.sleep(PAUSE_SECONDS)
 
     def _mappable(self) -> list[int]:
@@ -160,8 +166,8 @@ class MovedCharges:
 
     def _begin_next(self) -> bool:
         """Begin to look at another file, a suspect and another one by turns; whether there is one."""
-        if not self._round:
-            self._round = self._mappable()
+        if not self._round and self._may_begin_round:
+            self._round, self._may_begin_round = self._mappable(), False
         self._is_suspects_turn = bool(self._suspects) and (not self._is_suspects_turn or not self._round)
         if self._is_suspects_turn:
             inode = next(iter(self._suspects))
