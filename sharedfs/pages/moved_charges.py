@@ -15,9 +15,11 @@ found by going through all files that can be mapped, again and again, with a sma
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -42,6 +44,9 @@ SLACK_BYTES = 1 << 20
 _FIRST_ALARM_SECONDS, _LAST_ALARM_SECONDS = 10.0, 600.0  # between two: twice as long after one that found nothing
 _FILES_AT_ONCE = 50  # some 10 us each
 
+_Queue = OrderedDict[int, None]
+"""Files to be looked at, each once, the first one first."""
+
 
 class MovedCharges:
     """Of one pool. `look` is for one thread, the rest safe from any."""
@@ -62,9 +67,10 @@ class MovedCharges:
         self._lock = threading.Lock()
         self._moved: dict[int, Runs] = {}
         self._mapped: frozenset[int] = frozenset()
-        self._suspects: dict[int, None] = {}
-        self._is_suspects_turn = False
-        self._round: list[int] = []
+        self._suspects = _Queue()
+        self._changed = _Queue()
+        self._round = _Queue()
+        self._turns = cycle((self._suspects, self._changed, self._round))
         self._may_begin_round = True  # one at a look
         self._asked: list[int] = []
         self._changed_ns: dict[int, int] = {}
@@ -125,7 +131,7 @@ class MovedCharges:
         """Files with another change time than at the last look at them.
 
         Those that are mapped, or were at the look before; of others that can be mapped some at each look, for a mapping
-        may come and go between two scans.
+        may come and go between two scans. The latter wait for the small part of a CPU: files are written all the time.
         """
         before, self._mapped = self._mapped, mapped
         if not self._asked:
@@ -138,7 +144,8 @@ class MovedCharges:
                 changed_ns = self._inodes.stat(self._inodes.find(inode)).st_ctime_ns
                 if self._changed_ns.get(inode) != changed_ns:
                     self._changed_ns[inode] = changed_ns
-                    self._suspects[inode] = None
+                    is_seen = inode in mapped or inode in before
+                    (self._suspects if is_seen else self._changed)[inode] = None
 
     def _suspect_all(self) -> None:
         """All that can be mapped; those first that are."""
@@ -147,7 +154,7 @@ class MovedCharges:
             return
         self._alarm_seconds = _FIRST_ALARM_SECONDS if self._found else min(_LAST_ALARM_SECONDS, 2 * self._alarm_seconds)
         self._alarm_at, self._found = now + self._alarm_seconds, False
-        self._suspects |= dict.fromkeys([*self._mapped, *self._mappable()])
+        self._suspects.update(dict.fromkeys([*self._mapped, *self._mappable()]))
 
     def _spend(self) -> None:
         """Work for what may be spent, or to the end of the round. A pause costs as much as a look at a small file."""
@@ -165,18 +172,14 @@ class MovedCharges:
         return [node.inode for node in list(self._inodes.nodes.values()) if node.may_be_mapped]
 
     def _begin_next(self) -> bool:
-        """Begin to look at another file, a suspect and another one by turns; whether there is one."""
+        """Begin to look at another file, by turns one of each queue; whether there is one."""
         if not self._round and self._may_begin_round:
-            self._round, self._may_begin_round = self._mappable(), False
-        self._is_suspects_turn = bool(self._suspects) and (not self._is_suspects_turn or not self._round)
-        if self._is_suspects_turn:
-            inode = next(iter(self._suspects))
-            del self._suspects[inode]
-        elif self._round:
-            inode = self._round.pop()
-        else:
+            self._round.update(dict.fromkeys(self._mappable()))
+            self._may_begin_round = False
+        queue = next((queue for queue in islice(self._turns, 3) if queue), None)
+        if queue is None:
             return False
-        self._under_way = self._compare(inode)
+        self._under_way = self._compare(queue.popitem(last=False)[0])
         return True
 
     def compare(self, inode: int) -> None:
