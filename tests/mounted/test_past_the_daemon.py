@@ -166,7 +166,11 @@ class World:
             expected = PAGE * sum(name in users for users in self.users.values())
             wait_until(lambda: self._uses(tenant, expected), f"{name} uses {expected} bytes", PATIENCE)  # noqa: B023
         # What lies among holes of a file in use cannot become the pool's again before the file is left.
-        assert {one["books"] for one in self.pool.differences()} <= {"charged to the pool"}
+        wait_until(
+            lambda: {one["books"] for one in self.pool.differences()} <= {"charged to the pool"},
+            "an audit finds nothing else",
+            PATIENCE,
+        )
         self.pool.check_conservation()
         for file, path in self.paths.items():
             there = path.read_bytes()
