@@ -164,9 +164,10 @@ class NodeTable:
 
     def made(self, inode: int, maker: int) -> None:
         """A tenant has made an inode."""
-        self._unmade(inode)
-        window = self._makers.window(inode // _WINDOW_INODES)
-        window[inode % _WINDOW_INODES] = maker
+        window, place = self._makers.window(inode // _WINDOW_INODES), inode % _WINDOW_INODES
+        if window[place]:
+            self._unmade(inode)
+        window[place] = maker
         self._makers.added(inode)
         self.made_by[maker] += 1
         self.makings += 1
