@@ -72,6 +72,27 @@ def make_feed(
         unknown = set(NEW_IN_STATUS[max(0, knows) :])
         return Response(status().model_dump_json(exclude=unknown), media_type="application/json")
 
+    _add_books(app, name, store, books)
+    _add_files(app, name, store, books)
+    _add_remount(app, reconfigure)
+    _add_unclaimed(app, unclaimed)
+    _add_owner(app, ownership)
+    _add_audit(app, store, books, audit)
+    _add_tape(app, name, store, books)
+    return app
+
+
+def add_state_version(app: FastAPI, state_fd: int) -> None:
+    @app.get("/v1/state-version")
+    def get_state_version() -> StateVersion:
+        """What outlives this daemon, for a package that is to follow it. Daemons of version 1 do not answer."""
+        kept = schema.kept_in(state_fd)
+        return StateVersion(version=kept.version, leaves=kept.leaves)
+
+
+def _add_books(app: FastAPI, name: str, store: Store, books: Books) -> None:
+    """What the controller asks and says each second."""
+
     @app.get("/v1/holdings")
     def get_holdings() -> Holdings:
         swap_looks, swapped, makings = books.swapped.looks, books.swapped.by_class(), store.table.makings
@@ -109,22 +130,6 @@ def make_feed(
         marks = {CgroupRef(allowance.path, allowance.inode): allowance.until_bytes for allowance in order.tenants}
         if not books.admission.put(order.sequence, marks, order.valid_seconds):
             raise HTTPException(409, "later allowances are in force")
-
-    _add_files(app, name, store, books)
-    _add_remount(app, reconfigure)
-    _add_unclaimed(app, unclaimed)
-    _add_owner(app, ownership)
-    _add_audit(app, store, books, audit)
-    _add_tape(app, name, store, books)
-    return app
-
-
-def add_state_version(app: FastAPI, state_fd: int) -> None:
-    @app.get("/v1/state-version")
-    def get_state_version() -> StateVersion:
-        """What outlives this daemon, for a package that is to follow it. Daemons of version 1 do not answer."""
-        kept = schema.kept_in(state_fd)
-        return StateVersion(version=kept.version, leaves=kept.leaves)
 
 
 def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
