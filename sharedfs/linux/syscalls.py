@@ -30,6 +30,7 @@ MNT_FORCE, MNT_DETACH = 0x1, 0x2  # force: a FUSE connection is aborted, and who
 AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE = 0x1
 RENAME_EXCHANGE = 0x2
+RENAME_WHITEOUT = 0x4
 
 FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602  # linux/fs.h: an int of flags, though the number says long
 FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820  # struct fsxattr

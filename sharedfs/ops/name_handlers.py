@@ -128,13 +128,13 @@ class NameRequests:
     def _rename(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
         (new_parent,) = messages.RENAME_IN.unpack_from(request, BODY)
         old, new = messages.names(request, BODY + messages.RENAME_IN.size)
-        self._names.rename(parent, old, new_parent, new, 0)
+        self._names.rename(parent, old, new_parent, new)
         return b""
 
-    def _rename2(self, parent: int, _thread_id: int, request: memoryview) -> bytes:
+    def _rename2(self, parent: int, thread_id: int, request: memoryview) -> bytes:
         new_parent, flags, _ = messages.RENAME2_IN.unpack_from(request, BODY)
         old, new = messages.names(request, BODY + messages.RENAME2_IN.size)
-        self._names.rename(parent, old, new_parent, new, flags)
+        self._names.rename(parent, old, new_parent, new, flags, thread_id)
         return b""
 
     # -- open files --------------------------------------------------------------------------------------------------

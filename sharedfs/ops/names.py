@@ -2,6 +2,7 @@
 
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers
+from sharedfs.ledger.tenant import NOBODY
 from sharedfs.linux import syscalls
 from sharedfs.ops.content import Content
 from sharedfs.ops.references import References
@@ -55,7 +56,8 @@ class Names:
         node = self._store.node(inode)
         self._content.refuse_given_way(node)
         self._store.stat(node)  # what wants a descriptor of it fails before there is a name
-        self._room.afford()
+        if inode not in self._store.removed:  # else it is a nameless file, which was counted when it was made
+            self._room.afford()
         self._store.link(node, self._store.node(parent), name)
         self._store.refer(node)
         return node, self._store.stat(node)
@@ -72,7 +74,14 @@ class Names:
     def remove_directory(self, parent: int, name: bytes) -> None:
         self._store.remove_directory(self._store.node(parent), name)
 
-    def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
-        self._references.ended(
-            self._store.rename(self._store.node(parent), name, self._store.node(new_parent), new_name, flags)
-        )
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int = 0, thread_id: int = 0
+    ) -> None:
+        """With RENAME_WHITEOUT the thread makes an inode, which has the old name."""
+        old, makes_one = self._store.node(parent), flags & syscalls.RENAME_WHITEOUT
+        maker = self._callers.tenant_of(thread_id) if makes_one else NOBODY
+        if makes_one:
+            self._room.afford()
+        self._references.ended(self._store.rename(old, name, self._store.node(new_parent), new_name, flags))
+        if maker != NOBODY:
+            self._store.note_maker(old, name, maker)

@@ -2,12 +2,11 @@
 
 An empty file takes up to 1.5 KB: its inode in tmpfs, the entry of its name, and the daemon's records of it; extended
 attributes come on top by the KiB, where tmpfs counts them (Linux 6.6). One inode for each 64 KiB of the size comes with
-the size. Those beyond it take room from the pool's files, and are billed to who made them.
+the size. Those beyond it take room from the pool's files, and are billed to who made them: those that come with it are
+shared evenly, so that who has few pays nothing, whatever others make.
 """
 
 from collections.abc import Mapping
-
-from sharedfs.ledger.holdings import parted
 
 INODE_BYTES = 1536
 """What an inode and its name take of the pool's cgroup: 1.29 to 1.45 KB by the name's length (docs/pages.md)."""
@@ -33,14 +32,20 @@ def left(size_bytes: int, inodes: int, free_bytes: int) -> int:
 
 
 def billed(size_bytes: int, inodes: int, made_by: Mapping[int, int]) -> dict[int, int]:
-    """`beyond_bytes` by maker, in proportion to how many each has made. What nobody is known to have made is 0's.
+    """`beyond_bytes` by maker. What nobody is known to have made is 0's, as if it were another maker.
 
-    >>> billed(64 << 10, 4, {7: 2, 8: 1})
-    {0: 1152, 7: 2304, 8: 1152}
+    Each has an even part of those that come with the size for nothing; what some leave of theirs the others share.
+    O(makers log makers).
+
+    >>> billed(4 * (64 << 10), 9, {7: 6, 8: 1})
+    {0: 768, 7: 6912}
     """
-    total_bytes = beyond_bytes(size_bytes, max(inodes, sum(made_by.values())))
-    if not total_bytes:
+    counts = {_NOBODY: max(0, inodes - sum(made_by.values())), **made_by}
+    if not beyond_bytes(size_bytes, sum(counts.values())):
         return {}
-    unknown = max(0, inodes - sum(made_by.values()))
-    weights = {maker: count for maker, count in ((_NOBODY, unknown), *sorted(made_by.items())) if count}
-    return {maker: part for maker, part in parted(total_bytes, weights).items() if part}
+    free_left, makers_left, parts = included(size_bytes), len(counts), dict[int, int]()
+    for maker, count in sorted(counts.items(), key=lambda made: (made[1], made[0])):
+        free = min(count, free_left // makers_left)
+        free_left, makers_left = free_left - free, makers_left - 1
+        parts[maker] = (count - free) * INODE_BYTES
+    return {maker: part for maker, part in sorted(parts.items()) if part}

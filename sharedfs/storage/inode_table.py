@@ -57,6 +57,9 @@ class _Array:
             found = self._windows[number] = mapped, memoryview(mapped).cast(self._format)
         return found[1]
 
+    def is_mapped(self, inode: int) -> bool:
+        return inode // _WINDOW_INODES in self._windows
+
     def added(self, inode: int) -> None:
         number = inode // _WINDOW_INODES
         if inode % _WINDOW_INODES > _WINDOW_INODES // 2 and number + 1 not in self._windows:
@@ -156,6 +159,7 @@ class NodeTable:
     def _count_makers(self) -> None:
         """An earlier version forgets inodes and not their makers: without a generation there is no such inode."""
         for first, makers in self._makers.pieces():
+            self._makers.window(first // _WINDOW_INODES)  # which takes a descriptor, of which there may be none later
             is_there = self._generations.items(first, len(makers)) != _UNUSED
             numbers, counts = np.unique(makers[is_there & (makers != 0)], return_counts=True)
             self.made_by.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
@@ -173,8 +177,8 @@ class NodeTable:
         self.makings += 1
 
     def _unmade(self, inode: int) -> None:
-        if inode >= self._makers.end:
-            return
+        if not self._makers.is_mapped(inode):
+            return  # it has none
         window, place = self._makers.window(inode // _WINDOW_INODES), inode % _WINDOW_INODES
         maker = window[place]
         if maker:

@@ -66,7 +66,7 @@ class Room:
         self.credit[0] = UNLIMITED_BYTES
         self.bound = Bound(size_bytes, "size", None)
         self._detached_bytes = 0
-        self._inodes_credit = UNLIMITED_BYTES
+        self._inodes_left = self._inodes_credit = UNLIMITED_BYTES
         if limits is not None:
             self.look()
 
@@ -129,7 +129,8 @@ class Room:
         self.bound = found
         self.credit[0] = self._credit_in(found)
         some = max(1, self._size_bytes // 16 // inode_cost.INODE_BYTES)
-        self._inodes_credit = min(self.inodes_left(pool), some, _MOST_INODES_AT_ONCE)
+        self._inodes_left = self.inodes_left(pool)
+        self._inodes_credit = min(self._inodes_left, some, _MOST_INODES_AT_ONCE)
         return found
 
     def inodes_left(self, pool: os.statvfs_result) -> int:
@@ -188,8 +189,9 @@ class Room:
         inodes = 1 + new_bytes // _ATTRIBUTE_BYTES
         if self._inodes_credit < inodes:
             self.look()
-        if self._inodes_credit < inodes or not self._has(new_bytes + NAME_BYTES, 0):
+        if self._inodes_left < inodes or not self._has(new_bytes + NAME_BYTES, 0):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
+        self._inodes_left -= inodes
         self._inodes_credit -= inodes
 
     def afford_open(self) -> None:

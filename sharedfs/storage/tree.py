@@ -210,6 +210,11 @@ class Store(Inodes):
             return node.inode
         return None
 
+    def note_maker(self, parent: Node, name: bytes, maker: int) -> None:
+        """A tenant has made the inode of that name, of which the kernel was not told."""
+        handle = syscalls.name_to_handle(self._paths.get(parent), name)
+        self.table.made(self.table.remember(handle), maker)
+
     def _rename_over_directory(
         self, old_directory: int, name: bytes, new_directory: int, new_name: bytes, flags: int, node: Node
     ) -> None:

@@ -144,7 +144,8 @@ class MountedPool:
 
     def check_audit(self, seconds: float = 20) -> None:
         """Nothing differs, but for pages that become the pool's again in their time. Of a pool that is served."""
-        if not cachestat.can_be_asked() or self.status_or_none() is None:
+        record = registry.record_at(str(self.path))
+        if not cachestat.can_be_asked() or record is None or not registry.is_served(record):
             return
         found: list[dict[str, Any]] = []
 

@@ -5,6 +5,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +27,17 @@ def test_parts_add_up_and_nobody_pays_for_more_than_it_made(size: int, inodes: i
     assert sum(parts.values()) == beyond_bytes(size, there)
     assert all(0 < part <= made_by.get(maker, there) * INODE_BYTES for maker, part in parts.items())
     assert set(parts) <= {0, *made_by}
+
+
+@given(SIZES, COUNTS, MADE_BY)
+def test_who_has_few_pays_nothing_whatever_others_make(size: int, inodes: int, made_by: dict[int, int]) -> None:
+    """An even part of what comes with the size is each one's; who has more pays no less, but for one left over."""
+    parts = billed(size, inodes, made_by)
+    even = included(size) // (len(made_by) + 1)
+    assert all(maker not in parts for maker, count in made_by.items() if count <= even)
+    ascending = sorted(made_by, key=lambda maker: made_by[maker])
+    paid = [parts.get(maker, 0) for maker in ascending]
+    assert all(more >= less - INODE_BYTES for less, more in pairwise(paid))
 
 
 @given(SIZES, COUNTS, st.integers(-(1 << 30), 1 << 30))
