@@ -4,6 +4,7 @@ It changes nothing. Pages come and go while it looks, and page tables are looked
 difference is told when looks a second later find it, too.
 """
 
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -87,12 +88,15 @@ class Audit:
     def of_file(self, inode: int) -> list[Difference]:
         """Where the books differ from the file's pages and from whom the kernel charges for these. O(pages).
 
-        Of a file that is gone, and where the kernel cannot be asked, nothing.
+        Of a file that is gone, and where the kernel cannot be asked, nothing. Nor of what is no regular file: to open a
+        FIFO would be to wait for who writes to it.
         """
         found: list[Difference] = []
         with suppress(OSError):
             with self._inodes.lock:
                 node = self._inodes.find(inode)
+                if not stat.S_ISREG(self._inodes.stat(node).st_mode):
+                    return []
             with self._inodes.opened(node) as fd:
                 for part in self._parts(inode, fd) if self._can_ask else ():
                     found += self._of_part(inode, fd, part)

@@ -204,7 +204,7 @@ def test_many_small_files_that_are_forgotten_at_once_are_freed_in_pieces(serving
     store, books, namespace, reaper = serving
     inodes = []
     for number in range(300):
-        node, _ = namespace.names.make(1, b"f%d" % number, 0o100644, 0, 0, 0, 0)
+        node, _ = namespace.names.make(1, b"f%d" % number, 0o100644, 0, 0, 0, 0, 0)
         with store.opened(node, os.O_RDWR) as fd:
             os.pwrite(fd, b"x", 0)
         books.pages.charge(node.inode, 0, 1, NOBODY)
@@ -224,7 +224,7 @@ def test_many_small_files_that_are_forgotten_at_once_are_freed_in_pieces(serving
 
 def test_few_files_are_gone_when_they_are_forgotten(serving: Serving) -> None:
     store, _, namespace, _ = serving
-    node, _ = namespace.names.make(1, b"f", 0o100644, 0, 0, 0, 0)
+    node, _ = namespace.names.make(1, b"f", 0o100644, 0, 0, 0, 0, 0)
     namespace.names.unlink(1, b"f")
     namespace.references.forget_all(2, [(node.inode, 1)])
     assert store.tmpfs.removed_names() == {}

@@ -73,6 +73,18 @@ def test_charges_that_cannot_go_back_are_told(pool: MountedPool, tenants: Tenant
     wait_until(lambda: run_sharedctl("audit", pool.name).returncode == 0, "nothing differs afterwards", 60)
 
 
+def test_what_is_no_regular_file_keeps_no_audit_waiting(pool: MountedPool, tenants: Tenants) -> None:
+    """A FIFO that nobody writes to, and others that can be known and not be opened."""
+    tenants.make("tenant").do(
+        f"import socket\nos.chdir('{pool.path}')\n"
+        f"os.mkfifo('fifo'); os.mkdir('d'); os.mknod('null', 0o20666); os.symlink('x' * 3000, 'link')\n"
+        f"socket.socket(socket.AF_UNIX).bind('socket'); os.chdir('/')"
+    )
+    assert len([entry.stat(follow_symlinks=False) for entry in os.scandir(pool.path)]) == 5
+    done = run_sharedctl("audit", pool.name)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_pool_that_is_not_there(run_dir: Path) -> None:
     done = run_sharedctl("audit", "no-such-pool")
     assert done.returncode == 1
