@@ -53,13 +53,13 @@ RECORDED = Copy(
         ("supervisor/keeper.py", 'schema.check_left(descriptors["state"])', "pass"),
         (
             "supervisor/daemons.py",
-            "            child.reads = schema.read_by(rest)\n"
-            "            if child is self._next_spare:\n"
-            "                self._replace_daemon(child, child.reads)\n",
-            "            if child is self._next_spare:\n"
-            "                self._swap(child)\n"
-            '                self._daemon.tell(b"hand over")\n'
-            "                self._begin_reload_again()\n",
+            "                child.reads = schema.read_by(rest)\n"
+            "                if child is self._next_spare:\n"
+            "                    self._replace_daemon(child, child.reads)\n",
+            "                if child is self._next_spare:\n"
+            "                    self._swap(child)\n"
+            '                    self._daemon.tell(b"hand over")\n'
+            "                    self._begin_reload_again()\n",
         ),
         ("linux/looker.py", '"-m", "sharedfs.linux.looker", self._function', '"-m", "sharedfs.looker", self._function'),
         (
