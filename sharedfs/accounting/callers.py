@@ -82,7 +82,7 @@ class Callers:
         tenant = self._tenant_in(text)
         if tenant != NOBODY:
             if len(self._known.last) >= _REMEMBERED_THREADS:
-                self._known.last.clear()  # in one step: another thread of ours may add to it
+                self._known.last.clear()  # not one by one, for another of our threads may add one meanwhile
             self._known.last[thread_id] = tenant
         return tenant
 

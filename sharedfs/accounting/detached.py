@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from threading import Lock
 
-from sharedfs.ledger.holdings import parted
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import NOBODY, TenantId
 
@@ -59,3 +58,16 @@ class Detached:
         if part:
             self.by_payer[NOBODY] = self.by_payer.get(NOBODY, 0) + part
             self.changes += 1
+
+
+def parted(total: int, weights: Mapping[TenantId, int]) -> dict[TenantId, int]:
+    """A whole number in proportion to `weights`, which are positive, to the unit.
+
+    >>> parted(10, {TenantId(1): 1, TenantId(2): 2})
+    {1: 4, 2: 6}
+    """
+    whole = sum(weights.values())
+    parts = {tenant: total * weight // whole for tenant, weight in weights.items()}
+    for tenant in sorted(weights)[: total - sum(parts.values())]:
+        parts[tenant] += 1
+    return parts

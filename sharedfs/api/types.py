@@ -236,7 +236,7 @@ class UsersOfFile(_Frozen):
 
 
 NEW_IN_STATUS = ("moved_charge_bytes", "detached_bytes", "inode_bytes")
-"""Of `PoolStatus`, in the order in which they came: told to who asks for so many of them."""
+"""Fields of `PoolStatus`, oldest first. The daemon sends as many of them as the caller says that it knows."""
 
 
 class PoolStatus(_Answer):

@@ -1,12 +1,9 @@
-"""What follows from sharing classes and the bytes that each holds: what a tenant uses, its even share, and parts."""
+"""What follows from sharing classes and the bytes that each holds: what a tenant uses, and its even share."""
 
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterable
 
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import TenantId
-
-Payer = TypeVar("Payer", bound=int)
 
 
 def used_bytes(holdings: Iterable[tuple[SharingClass, int]], tenant: TenantId) -> int:
@@ -22,16 +19,3 @@ def even_shares(holdings: Iterable[tuple[SharingClass, int]]) -> dict[TenantId, 
         for payer in payers:
             shares[payer] = shares.get(payer, 0) + held_bytes // len(payers)
     return shares
-
-
-def parted(total: int, weights: Mapping[Payer, int]) -> dict[Payer, int]:
-    """A whole number in proportion to `weights`, which are positive, to the unit.
-
-    >>> parted(10, {TenantId(1): 1, TenantId(2): 2})
-    {1: 4, 2: 6}
-    """
-    whole = sum(weights.values())
-    parts = {payer: total * weight // whole for payer, weight in weights.items()}
-    for payer in sorted(weights)[: total - sum(parts.values())]:
-        parts[payer] += 1
-    return parts

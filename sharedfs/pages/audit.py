@@ -88,8 +88,8 @@ class Audit:
     def of_file(self, inode: int) -> list[Difference]:
         """Where the books differ from the file's pages and from whom the kernel charges for these. O(pages).
 
-        Of a file that is gone, and where the kernel cannot be asked, nothing. Nor of what is no regular file: to open a
-        FIFO would be to wait for who writes to it.
+        Of a file that is gone, and where the kernel cannot be asked, nothing. Nor of what is no regular file: opening a
+        FIFO waits until somebody writes to it.
         """
         found: list[Difference] = []
         with suppress(OSError):

@@ -6,14 +6,21 @@ the size. Those beyond it take room from the pool's files, and are billed to who
 shared evenly, so that who has few pays nothing, whatever others make.
 """
 
+import os
 from collections.abc import Mapping
+
+from sharedfs.ledger.tenant import NOBODY
 
 INODE_BYTES = 1536
 """What an inode and its name take of the pool's cgroup: 1.29 to 1.45 KB by the name's length (docs/pages.md)."""
 HIDDEN_INODES = 2
 """Those of a pool that tenants do not see: the tmpfs's own root, and removed/."""
 _SIZE_PER_INODE = 64 << 10
-_NOBODY = 0
+
+
+def shown(pool: os.statvfs_result) -> int:
+    """How many inodes a pool has that tenants see, where its tmpfs has a bound and counts them."""
+    return pool.f_files - pool.f_ffree - HIDDEN_INODES
 
 
 def included(size_bytes: int) -> int:
@@ -40,7 +47,7 @@ def billed(size_bytes: int, inodes: int, made_by: Mapping[int, int]) -> dict[int
     >>> billed(4 * (64 << 10), 9, {7: 6, 8: 1})
     {0: 768, 7: 6912}
     """
-    counts = {_NOBODY: max(0, inodes - sum(made_by.values())), **made_by}
+    counts: dict[int, int] = {NOBODY: max(0, inodes - sum(made_by.values())), **made_by}
     if not beyond_bytes(size_bytes, sum(counts.values())):
         return {}
     free_left, makers_left, parts = included(size_bytes), len(counts), dict[int, int]()

@@ -139,10 +139,10 @@ class Room:
             return UNLIMITED_BYTES
         used_bytes = (pool.f_blocks - pool.f_bfree) * pool.f_frsize
         free_bytes = self._size_bytes - self._detached_bytes - self._beyond_bytes(pool) - used_bytes
-        return min(pool.f_ffree, inode_cost.left(self._size_bytes, _inodes(pool), free_bytes))
+        return min(pool.f_ffree, inode_cost.left(self._size_bytes, inode_cost.shown(pool), free_bytes))
 
     def _beyond_bytes(self, pool: os.statvfs_result) -> int:
-        return inode_cost.beyond_bytes(self._size_bytes, _inodes(pool)) if pool.f_files else 0
+        return inode_cost.beyond_bytes(self._size_bytes, inode_cost.shown(pool)) if pool.f_files else 0
 
     def _let_hold(self, size_bytes: int, now_bytes: int) -> bool:
         if size_bytes == now_bytes:
@@ -234,10 +234,6 @@ class Room:
     def close(self) -> None:
         if self._limits is not None:
             self._limits.close()
-
-
-def _inodes(pool: os.statvfs_result) -> int:
-    return pool.f_files - pool.f_ffree - inode_cost.HIDDEN_INODES
 
 
 def check_room(hierarchy: MemoryHierarchy, path: str, size_bytes: int) -> None:

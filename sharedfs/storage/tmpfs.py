@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from sharedfs.fuse.protocol import ROOT_NODE
 from sharedfs.linux import syscalls
 from sharedfs.linux.mount_flags import MOUNT_ATTR_ATIME, MOUNT_ATTR_NODEV, MOUNT_ATTR_NODIRATIME, MOUNT_ATTR_NOSUID
+from sharedfs.storage import inode_cost
 from sharedfs.storage.inode_cost import HIDDEN_INODES
 from sharedfs.storage.room import Room
 
@@ -141,7 +142,7 @@ class PrivateTmpfs:
     def inodes(self) -> int | None:
         """How many there are that tenants see; None where nothing bounds and counts them (`nr_inodes=0`)."""
         pool = os.fstatvfs(self.mount_fd)
-        return pool.f_files - pool.f_ffree - HIDDEN_INODES if pool.f_files else None
+        return inode_cost.shown(pool) if pool.f_files else None
 
     def free_bytes(self) -> int:
         pool = os.fstatvfs(self.mount_fd)

@@ -5,8 +5,7 @@ from threading import Lock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharedfs.accounting.detached import Detached
-from sharedfs.ledger.holdings import parted
+from sharedfs.accounting.detached import Detached, parted
 from sharedfs.ledger.sharing_class import NO_TENANTS, SharingClass
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from tests.support.parts import make_books
