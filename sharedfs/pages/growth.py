@@ -102,18 +102,27 @@ class Growth:
 
     def reserve(self, reservation: Reservation) -> None:
         """Allocate it; it stays sparse where that cannot be now."""
-        mode, start, end = syscalls.FALLOC_FL_KEEP_SIZE, reservation.start, reservation.end
         try:
             self.with_space(
-                lambda: self._allocation.allocate(reservation.node, mode, start, end, reservation.tenant),
-                end - start,
-                reservation.node.inode,
+                lambda: self._allocate(reservation), reservation.end - reservation.start, reservation.node.inode
             )
         except OSError as error:
             if error.errno not in _STAYS_SPARSE:
                 raise
         finally:
             self.give_up(reservation)
+
+    def _allocate(self, reservation: Reservation) -> None:
+        """Where no descriptor is left, those that can be opened anew are closed first."""
+        node, mode = reservation.node, syscalls.FALLOC_FL_KEEP_SIZE
+        try:
+            self._allocation.allocate(node, mode, reservation.start, reservation.end, reservation.tenant)
+        except OSError as error:
+            if error.errno not in SCARCE:
+                raise
+            with self._inodes.lock:
+                self._inodes.make_room()
+            self._allocation.allocate(node, mode, reservation.start, reservation.end, reservation.tenant)
 
     def with_space(self, act: Callable[[], None], needed_bytes: int, inode: int) -> None:
         """Do `act`, which has changed nothing when it raises ENOSPC, again as long as others' files give way to it."""

@@ -35,8 +35,10 @@ from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.reconcile import Reconcile
 from sharedfs.storage.inodes import Inodes
 
-# Of a CPU: to go through all files, where a change time tells of something, and where the pool's charge does.
-_ALWAYS_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.002, 0.02, 0.2
+# Of a CPU: to go through all files, where the change time of one that nobody maps tells of something, where that of one
+# that is mapped does, and where the pool's charge does.
+_ALWAYS_SHARE, _CHANGED_SHARE, _SUSPECT_SHARE, _ALARM_SHARE = 0.002, 0.005, 0.02, 0.2
+_FIRST_SECONDS = 0.02  # may be spent at once: the first look is the dearest
 _MOST_SECONDS = 0.1  # at a time
 _WORK_SECONDS = 0.0002  # between two pauses
 SLACK_BYTES = 1 << 20
@@ -75,7 +77,7 @@ class MovedCharges:
         self._asked: list[int] = []
         self._changed_ns: dict[int, int] = {}
         self._under_way: Iterator[None] = iter(())
-        self._seconds = 0.0  # that may be spent
+        self._seconds = _FIRST_SECONDS  # of CPU time, that may be spent
         self._looked_at = time.monotonic()
         self._lacked = False
         self._alarm_seconds, self._alarm_at = _FIRST_ALARM_SECONDS, 0.0
@@ -121,11 +123,16 @@ class MovedCharges:
         alarmed, self._lacked = lacks and self._lacked, lacks
         if alarmed:
             self._suspect_all()
-        share = _ALWAYS_SHARE if not self._suspects else _ALARM_SHARE if alarmed else _SUSPECT_SHARE
         now = time.monotonic()
-        self._seconds = min(_MOST_SECONDS, self._seconds + (now - self._looked_at) * share)
+        self._seconds = min(_MOST_SECONDS, self._seconds + (now - self._looked_at) * self._share(alarmed))
         self._looked_at = now
         self._spend()
+
+    def _share(self, alarmed: bool) -> float:
+        """The part of a CPU that looks may take now."""
+        if self._suspects:
+            return _ALARM_SHARE if alarmed else _SUSPECT_SHARE
+        return _CHANGED_SHARE if self._changed else _ALWAYS_SHARE
 
     def _suspect_changed(self, mapped: frozenset[int]) -> None:
         """Files with another change time than at the last look at them.
@@ -160,8 +167,8 @@ class MovedCharges:
         """Work for what may be spent, or to the end of the round. A pause costs as much as a look at a small file."""
         self._may_begin_round = True
         while self._seconds > 0:
-            started = time.monotonic()
-            while (now := time.monotonic()) < started + _WORK_SECONDS:
+            started = time.thread_time()  # that others take the CPU meanwhile costs nobody anything
+            while (now := time.thread_time()) < started + _WORK_SECONDS:
                 if next(self._under_way, self) is self and not self._begin_next():
                     self._seconds = 0.0
                     return

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,11 @@ def descriptors(process_id: int) -> int:
     return len(os.listdir(f"/proc/{process_id}/fd"))
 
 
+def lowest_free(process_id: int) -> int:
+    taken = {int(number) for number in os.listdir(f"/proc/{process_id}/fd")}
+    return next(number for number in count() if number not in taken)
+
+
 def test_a_daemon_without_descriptors_serves_and_books_as_before(pool: MountedPool, tenants: Tenants) -> None:
     """Its caches shrink. EMFILE used to reach tenants after their write was done, and to end the daemon."""
     tenant, other = tenants.make("a"), tenants.make("b")
@@ -65,6 +71,23 @@ def test_a_daemon_without_descriptors_serves_and_books_as_before(pool: MountedPo
     assert pool.used(tenant) == FILES * PAGE
     assert pool.used(other) == 22 * MIB
     pool.check_conservation()
+
+
+def test_a_file_that_grows_is_reserved_when_descriptors_are_few(pool: MountedPool, tenants: Tenants) -> None:
+    """It stayed sparse, and who mapped it was charged for what it touched."""
+    tenant = tenants.make("a")
+    tenant.do(f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, bytes({MIB}), 0)")
+    daemon = pool.status().daemon_pid
+    for number in range(FILES):  # whose descriptors can be closed
+        (pool.path / f"d{number}").mkdir()
+        (pool.path / f"d{number}" / "f").write_bytes(b"x")
+    tenant.do("os.ftruncate(fd, 2 << 20); os.ftruncate(fd, 1 << 20)")  # its own is kept
+    limit = wait_until(lambda: (free := lowest_free(daemon)) > FILES and free, "no smaller number is free for a moment")
+    with open_files_of(daemon, limit):
+        tenant.do("os.ftruncate(fd, 2 << 20)")
+    assert (pool.path / "f").stat().st_blocks * 512 == 2 * MIB
+    pool.wait_for_scan()
+    assert pool.used(tenant) == 2 * MIB
 
 
 def test_a_rename_keeps_its_directories_when_descriptors_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
