@@ -31,7 +31,7 @@ from sharedfs.common.errors import HostFault
 from sharedfs.common.units import format_size
 from sharedfs.ledger.page_ranges import PageRange, byte_parts, common, merged
 from sharedfs.ledger.sharing_class import SharingClass
-from sharedfs.ledger.tenant import NOBODY
+from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import huge_pages, syscalls
 from sharedfs.maintenance.pins import QUIET_SECONDS
 from sharedfs.ops.data import DataPath
@@ -207,7 +207,8 @@ class Recharge:
     def _collapse(self, node: Node, fd: int, start: int, end: int, moves: Round) -> None:
         page_bytes = self._books.page_bytes
         window = start // page_bytes, end // page_bytes - 1
-        self._check_worth(node, fd, window)
+        holes = self._check_worth(node, fd, window)
+        maker = self._who_moved(fd, window) if holes else NOBODY
         with self._books.changes.under_way(node.inode):
             with moves.moving(node.inode, *window):
                 self._reconcile.collapse(fd, start, end)
@@ -217,8 +218,16 @@ class Recharge:
                     self._reconcile.collapse(fd, start, end)
             with self._data_path.quiet(QUIET_SECONDS), self._store.lock:
                 self._check_stays(node)
-                there = self._reconcile.book_filled(node, fd, *window)
+                there = self._reconcile.book_filled(node, fd, *window, maker)
             self._book_moved(node, fd, start, end, there)
+
+    def _who_moved(self, fd: int, window: PageRange) -> TenantId:
+        """Whom the kernel charges for most of what is to be moved; NOBODY when that one is gone.
+
+        Holes that are filled are that one's: who moves charges into every other page does not get the rest for nothing.
+        """
+        charged = self._charges.of(fd, [window])
+        return max(charged.tenants, key=lambda tenant: _pages_in(charged.pages_of(tenant)), default=NOBODY)
 
     def _book_moved(self, node: Node, fd: int, start: int, end: int, there: list[PageRange]) -> None:
         """Of a window of which these pages are there: they are the pool's, when the kernel says so."""
@@ -252,8 +261,8 @@ class Recharge:
         if node.inode in self._books.changes.shrinking:
             raise CannotMove("pages of the file are being freed")
 
-    def _check_worth(self, node: Node, fd: int, window: PageRange) -> None:
-        """Raises CannotMove unless the window can be collapsed for no more than as many new pages as are moved."""
+    def _check_worth(self, node: Node, fd: int, window: PageRange) -> int:
+        """The new pages that a collapse would make: no more than are moved. CannotMove where it would be more."""
         page_bytes, size = self._books.page_bytes, os.fstat(fd).st_size
         last = min(window[1], -(-size // page_bytes) - 1)
         strays = _pages_in(common(self._pages_of(node.inode), [window]))
@@ -264,6 +273,7 @@ class Recharge:
             )
         if self._store.tmpfs.free_bytes() < SPARE_BYTES + holes * page_bytes:
             raise CannotMove(f"the pool has less than {format_size(SPARE_BYTES + holes * page_bytes)} free")
+        return holes
 
     # -- a file that nobody uses -------------------------------------------------------------------------------------
 

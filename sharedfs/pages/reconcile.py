@@ -215,22 +215,22 @@ class Reconcile:
         """
         huge_pages.collapse(fd, start, end, split=not self._makes_huge)
 
-    def book_filled(self, node: Node, fd: int, first: int, last: int) -> list[PageRange]:
-        """After `collapse`: the pages that it made in holes are nobody's, and go again where they are beyond the end.
+    def book_filled(self, node: Node, fd: int, first: int, last: int, tenant: TenantId) -> list[PageRange]:
+        """After `collapse`: pages that it made in holes are `tenant`'s, and go again where they are beyond the end.
 
         Returns what is resident of the window. When nobody else changes the file by a request.
         """
         beyond = max(first, -(-os.fstat(fd).st_size // PAGE_BYTES))
         for start, end in self._books.questions.absent(node.inode, [(beyond, last)]) if beyond <= last else ():
             syscalls.punch_hole(fd, start * PAGE_BYTES, (end - start + 1) * PAGE_BYTES)
-        return self.book_there(node, fd, first, last)
+        return self.book_there(node, fd, first, last, tenant)
 
-    def book_there(self, node: Node, fd: int, first: int, last: int) -> list[PageRange]:
-        """What is resident of a window that only the daemon changes: pages that the books have not are nobody's."""
+    def book_there(self, node: Node, fd: int, first: int, last: int, tenant: TenantId = NOBODY) -> list[PageRange]:
+        """What is resident of a window that only the daemon changes: pages that the books have not are `tenant`'s."""
         there = self.resident(fd, first, last)
         if there and there[-1][1] * PAGE_BYTES >= os.fstat(fd).st_size:
             self.note_tail(node.inode)
-        self._books.pages.charge_allocated(node.inode, there, NOBODY)
+        self._books.pages.charge_allocated(node.inode, there, tenant)
         return there
 
     def _known(self, inode: int) -> Node:

@@ -6,6 +6,9 @@ and stores into others in their place (I2, I3).
 
 import mmap
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,6 +73,17 @@ def replace(start: int = 0, size: int = SIZE) -> str:
     )
 
 
+@contextmanager
+def not_looking(pool: MountedPool) -> Iterator[None]:
+    """The daemon sees what happens within at once. In the middle it would find others' pages gone, and new ones."""
+    daemon = pool.status().daemon_pid
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+
+
 def check_moved(pool: MountedPool, tenants: Tenants, path: Path, size: int) -> None:
     """Control: the kernel lets charges move. On a busy host some may be the pool's again by now."""
     elsewhere = charged_to(pool, tenants, path)[1]
@@ -90,7 +104,8 @@ def test_moved_charges_are_the_pools_again(pool: MountedPool, tenants: Tenants, 
     write(owner, path)
     agent = mover.agent()
     map_aligned(agent, path)
-    assert agent.do(act()) == 0
+    with not_looking(pool):
+        assert agent.do(act()) == 0
     check_moved(pool, tenants, path, SIZE)
     agent.do(UNMAP)
     if goes:
@@ -112,7 +127,8 @@ def test_a_single_window_of_a_large_file_is_found(pool: MountedPool, tenants: Te
     agent = mover.agent()
     map_aligned(agent, path)
     pool.wait_for_scan()
-    assert agent.do(act(2 * WINDOW, WINDOW)) == 0
+    with not_looking(pool):
+        assert agent.do(act(2 * WINDOW, WINDOW)) == 0
     check_moved(pool, tenants, path, WINDOW)
     agent.do(UNMAP)
     wait_until(lambda: charged_to(pool, tenants, path) == (SIZE, 0), "the kernel charges the pool", PATIENCE)
@@ -126,11 +142,37 @@ def test_pages_that_stay_mapped_go_back_while_they_are(pool: MountedPool, tenant
     write(owner, path)
     agent = mover.agent()
     map_aligned(agent, path)
-    assert agent.do(replace()) == 0
+    with not_looking(pool):
+        assert agent.do(replace()) == 0
     wait_until(lambda: charged_to(pool, tenants, path) == (SIZE, 0), "the kernel charges the pool", PATIENCE)
     assert agent.do(f"result = ctypes.string_at(address, {SIZE}) == (b'y' + bytes({PAGE - 1})) * {SIZE // PAGE}")
     wait_until(lambda: pool.used(mover) == SIZE, "who maps them is their user", PATIENCE)
     assert pool.check_conservation().resident_bytes == SIZE
+
+
+@with_huge_pages
+def test_holes_that_moving_back_fills_are_for_who_had_moved_the_rest(pool: MountedPool, tenants: Tenants) -> None:
+    """A tenant has every other page charged to itself, and stores into what the daemon makes in between."""
+    owner, mover = tenants.make("owner"), tenants.make("mover")
+    path = pool.path / "f"
+    write(owner, path, WINDOW)
+    agent = mover.agent()
+    map_aligned(agent, path, WINDOW)
+    with not_looking(pool):
+        agent.do(
+            f"assert libc.madvise(address, {WINDOW}, {mmap.MADV_REMOVE}) == 0\n"
+            f"for at in range(0, {WINDOW}, {2 * PAGE}): ctypes.c_char.from_address(address + at).value = b'y'"
+        )
+    assert path.stat().st_blocks * 512 == WINDOW // 2, "control: every other page is there"
+    wait_until(lambda: charged_to(pool, tenants, path) == (WINDOW, 0), "they are moved, and the others made", PATIENCE)
+    agent.do(
+        f"for at in range({PAGE}, {WINDOW}, {2 * PAGE}): ctypes.c_char.from_address(address + at).value = b'z'\n"
+        f"libc.munmap(place, {2 * WINDOW}); os.close(fd)"
+    )
+    wait_until(lambda: pool.mapped(mover) == 0, "nobody maps it", PATIENCE)
+    holdings = pool.check_conservation()
+    owned = {ref.path: sum(held.bytes for held in holdings.classes if held.owner == ref.id) for ref in holdings.tenants}
+    assert (owned[owner.path], owned[mover.path]) == (WINDOW // 2, WINDOW // 2), "they were nobody's"
 
 
 @with_huge_pages

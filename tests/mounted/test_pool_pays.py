@@ -111,6 +111,6 @@ def test_tenants_come_and_go_without_a_zombie(pool: MountedPool, tenants: Tenant
             assert breeds >= rounds - 5, "the control: a zombie for each toucher of tmpfs"
         else:
             assert breeds <= 0
-        # One or another of fifty is freed after more than three seconds: what a CPU keeps for it goes with the next charge.
+        # One of fifty may be freed after more than three seconds: what a CPU keeps for it goes with the next charge.
         assert any(zombies_left_by(tenants, pool.path, f"pool-{attempt}", rounds) <= 0 for attempt in range(6))
     assert pool.check_conservation().resident_bytes == rounds * 65536
