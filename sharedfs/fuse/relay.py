@@ -41,6 +41,8 @@ log = logging.getLogger("sharedfs")
 _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
 _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
+_IN_ORDER = 2  # so few requests are answered as they came
+_DROPPED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
@@ -175,8 +177,7 @@ class Channel:
         view = memoryview(buffer)
         receive = self._receive if self._shortcut is None else self._shortcut.next
         for request in self._left:
-            self._on_turn(_number(request))
-            self._answer(memoryview(request))
+            self._answer_kept(request)
         self._on_turn(0)
         self._left = ()
         while True:
@@ -215,31 +216,51 @@ class Channel:
     def _answer_in_turns(self, buffer: bytearray | mmap.mmap, length: int) -> None:
         """More requests wait than one: take in all there are, and answer by turns of those who ask.
 
-        `buffer` has the first one, and is used for others. What is taken in is bounded in bytes. What the kernel drops
-        is forgotten at once: it does not wait for an answer, so it would be lost if we were killed before.
+        `buffer` has the first one, and is used for others. Of two the first one is first, whoever asks.
         """
+        taken = self._take_in(buffer, length, _WAITING_BYTES)
+        if len(taken) <= _IN_ORDER:
+            for request in taken:
+                self._answer_kept(request)
+            self._on_turn(0)
+            return
         waiting: FairQueue[bytes] = FairQueue()
-        view = memoryview(buffer)
-        waiting_bytes = 0
+        free_bytes = _WAITING_BYTES
         while True:
-            while length:
-                _, opcode, _, _, _, _, thread_id, _, _ = wire.IN_HEADER.unpack_from(buffer)
-                if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
-                    self._answer(view[:length])
-                else:
-                    if self._device.in_hand is not None:
-                        self._device.in_hand.keep(view[:length])
-                    waiting.push(self._shortage.party(self._party_of, thread_id), bytes(view[:length]))
-                    waiting_bytes += length
-                length = self._take(buffer) if waiting_bytes < _WAITING_BYTES else 0
+            for request in taken:
+                waiting.push(self._shortage.party(self._party_of, _thread(request)), request)
+                free_bytes -= len(request)
             if not len(waiting):
                 return
             request = waiting.pop()
-            waiting_bytes -= len(request)
-            self._on_turn(_number(request))
-            self._answer(memoryview(request))
+            free_bytes += len(request)
+            self._answer_kept(request)
             self._on_turn(0)
-            length = self._take(buffer) if len(waiting) else 0
+            taken = self._take_in(buffer, self._take(buffer), free_bytes) if len(waiting) else []
+
+    def _take_in(self, buffer: bytearray | mmap.mmap, length: int, free_bytes: int) -> list[bytes]:
+        """The requests that wait, from the one of `length` bytes in `buffer` on, until they fill `free_bytes`.
+
+        What the kernel drops is forgotten at once: it does not wait for an answer, so it would be lost if we were
+        killed before.
+        """
+        taken: list[bytes] = []
+        view = memoryview(buffer)
+        while length:
+            if wire.IN_HEADER.unpack_from(buffer)[1] in _DROPPED:
+                self._answer(view[:length])
+            else:
+                if self._device.in_hand is not None:
+                    self._device.in_hand.keep(view[:length])
+                taken.append(bytes(view[:length]))
+                free_bytes -= length
+            length = self._take(buffer) if free_bytes > 0 else 0
+        return taken
+
+    def _answer_kept(self, request: bytes) -> None:
+        """One that is no more where requests are read into."""
+        self._on_turn(_number(request))
+        self._answer(memoryview(request))
 
     def _answer(self, request: memoryview) -> None:
         if self._closed:  # what the handlers work with may be gone
@@ -347,6 +368,11 @@ class Channel:
 def _number(request: memoryview | bytes) -> int:
     unique: int = wire.IN_HEADER.unpack_from(request)[2]
     return unique
+
+
+def _thread(request: bytes) -> int:
+    thread_id: int = wire.IN_HEADER.unpack_from(request)[6]
+    return thread_id
 
 
 def _without(init_request: memoryview, features: int) -> memoryview:

@@ -46,7 +46,10 @@ class TaskEvents:
 
     def count(self) -> int:
         """A number that rises with every such event. O(CPUs)."""
-        return sum(head[0] for head in self.heads)
+        count = 0
+        for head in self.heads:
+            count += head[0]
+        return count
 
     def covers_all_cpus(self) -> bool:
         """Whether no CPU came online or went offline since: events of a new one are not seen."""

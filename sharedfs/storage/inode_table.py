@@ -149,12 +149,13 @@ class NodeTable:
 
     def save(self, inode: int, first: int, second: int) -> None:
         window, place = self._words.window(inode // _WINDOW_INODES), 2 * (inode % _WINDOW_INODES)
+        had = window[place]
         window[place] = first
         window[place + 1] = second
-        if first or second:
-            self._words.added(inode)
-        else:
+        if not (first or second):
             self._words.cleared(inode)
+        elif not had:
+            self._words.added(inode)
 
     def _count_makers(self) -> None:
         """An earlier version forgets inodes and not their makers: without a generation there is no such inode."""

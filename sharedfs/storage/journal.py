@@ -107,10 +107,9 @@ class Commit:
 class Slot:
     """One answering thread's part of the journal."""
 
-    def __init__(self, memory: memoryview, faults: Faults | None) -> None:
+    def __init__(self, memory: memoryview) -> None:
         self._memory = memory
         self._words = memory.cast("Q")
-        self._faults = faults
         self._unique = 0
         self._opcode = 0
 
@@ -119,7 +118,6 @@ class Slot:
     def take(self, unique: int, opcode: int) -> None:
         """A request is about to be answered."""
         self._unique, self._opcode = unique, opcode
-        self.reached(Point.TAKEN)
 
     def intend(
         self,
@@ -137,7 +135,6 @@ class Slot:
         self._memory[_NAME_AT : _NAME_AT + len(name)] = name
         self._memory[_NEW_NAME_AT : _NEW_NAME_AT + len(new_name)] = new_name
         words[_INTENT_UNIQUE] = self._unique
-        self.reached(Point.INTENDED)
 
     @property
     def request(self) -> int:
@@ -156,7 +153,6 @@ class Slot:
         aftermath: Aftermath = NOTHING,
     ) -> None:
         """The request taken last is done with this answer, and `nodes` are to have these words."""
-        self.reached(Point.DONE)
         words, memory, at = self._words, self._memory, _NODES_AT
         words[_ERROR], words[_REPLY_BYTES], words[_NODES] = error, len(reply), len(nodes)
         for place, value in enumerate(aftermath, _AFTERMATH):
@@ -166,18 +162,15 @@ class Slot:
             _NODE.pack_into(memory, at, *node)
             at += _NODE.size
         words[_COMMIT_UNIQUE] = self._unique
-        self.reached(Point.COMMITTED)
 
     def clear(self) -> None:
         """The answer is with the kernel, or nothing was done."""
-        self.reached(Point.ANSWERED)
         words = self._words
         words[_INTENT_UNIQUE] = 0  # first: an intent alone would mean that it is not committed
         words[_COMMIT_UNIQUE] = 0
 
     def reached(self, point: Point) -> None:
-        if self._faults is not None:
-            self._faults.reached(self._opcode, point)
+        """Where a test may have the daemon die: `FaultySlot`."""
 
     @property
     def last_backing(self) -> int:
@@ -207,14 +200,11 @@ class Slot:
         words[_FORGET_BEGUN] = 0
         words[_FORGET_INODE], words[_FORGET_LOOKUPS] = inode, lookups
         words[_FORGET_BEGUN] = index + 1
-        self.reached(Point.INTENDED)
 
     def end_forget(self, index: int) -> None:
-        self.reached(Point.DONE)
         self._words[_FORGET_DONE] = index + 1
 
     def end_forgets(self) -> None:
-        self.reached(Point.COMMITTED)
         self._words[_FORGET_ENDED] = self._words[_FORGET_UNIQUE]
 
     def begun_forget(self) -> tuple[int, int] | None:
@@ -259,14 +249,68 @@ class Slot:
         )
 
 
+class FaultySlot(Slot):
+    """For tests: the daemon may die, or break, before each step and after it."""
+
+    def __init__(self, memory: memoryview, faults: Faults) -> None:
+        super().__init__(memory)
+        self._faults = faults
+
+    def reached(self, point: Point) -> None:
+        self._faults.reached(self._opcode, point)
+
+    def take(self, unique: int, opcode: int) -> None:
+        super().take(unique, opcode)
+        self.reached(Point.TAKEN)
+
+    def intend(
+        self,
+        kind: Kind,
+        inode: int = 0,
+        directory: int = 0,
+        name: bytes = b"",
+        new_directory: int = 0,
+        new_name: bytes = b"",
+        other: int = 0,
+    ) -> None:
+        super().intend(kind, inode, directory, name, new_directory, new_name, other)
+        self.reached(Point.INTENDED)
+
+    def commit(
+        self,
+        error: int,
+        reply: bytes,
+        nodes: Sequence[tuple[int, int, int]],
+        aftermath: Aftermath = NOTHING,
+    ) -> None:
+        self.reached(Point.DONE)
+        super().commit(error, reply, nodes, aftermath)
+        self.reached(Point.COMMITTED)
+
+    def clear(self) -> None:
+        self.reached(Point.ANSWERED)
+        super().clear()
+
+    def begin_forget(self, index: int, inode: int, lookups: int) -> None:
+        super().begin_forget(index, inode, lookups)
+        self.reached(Point.INTENDED)
+
+    def end_forget(self, index: int) -> None:
+        self.reached(Point.DONE)
+        super().end_forget(index)
+
+    def end_forgets(self) -> None:
+        self.reached(Point.COMMITTED)
+        super().end_forgets()
+
+
 class Journal:
     """The slots, and the place that requests are read into."""
 
     def __init__(self, state: StateFiles, faults: Faults | None = None) -> None:
         memory = memoryview(state.map(_FILE, SLOTS * _SLOT_BYTES))
-        self.slots = [
-            Slot(memory[start : start + _SLOT_BYTES], faults) for start in range(0, SLOTS * _SLOT_BYTES, _SLOT_BYTES)
-        ]
+        parts = [memory[start : start + _SLOT_BYTES] for start in range(0, SLOTS * _SLOT_BYTES, _SLOT_BYTES)]
+        self.slots = [Slot(part) if faults is None else FaultySlot(part, faults) for part in parts]
         self.request = state.map(_REQUEST_FILE, wire.REQUEST_BYTES)
         self.deaths = memoryview(state.map(_DEATHS_FILE, _DEATHS_BYTES)).cast("Q")
         """A request's number, and how many daemons in a row have died over it."""
