@@ -5,6 +5,7 @@ with the kernel is known when its INIT request was read (`Channel`), and false u
 """
 
 import os
+import threading
 from errno import EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC
 from typing import Protocol
 
@@ -40,6 +41,7 @@ class Device:
         self.backing: BackingFiles | None = None
         """The backing ids of passthrough; None without it: the kernel then refuses to hear of them (EPERM)."""
         self._backing = BackingFiles(fd)
+        self._writing = threading.Lock()
 
     def agree(self, *, passthrough: bool, in_hand: InHand | None) -> None:
         """What the kernel and the daemon agreed on, before anything is opened or answered."""
@@ -82,6 +84,10 @@ class Device:
             return False
         return True
 
+    def answer_no_more(self, seconds: float) -> None:
+        """Let no write be under way, and none begin any more."""
+        self._writing.acquire(timeout=seconds)
+
     # -- notifications -----------------------------------------------------------------------------------------------
 
     def ask_again(self) -> None:
@@ -112,7 +118,8 @@ class Device:
 
     def _write(self, parts: list[bytes | memoryview]) -> None:
         try:
-            os.writev(self.fd, parts)
+            with self._writing:
+                os.writev(self.fd, parts)
         except OSError as error:
             if error.errno not in (ENOENT, ENODEV):  # interrupted meanwhile; or the connection is over
                 raise

@@ -23,6 +23,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from errno import EAGAIN, EINTR, EINVAL, EIO, ENODEV, ENOENT
 from functools import partial
@@ -43,6 +44,7 @@ _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batc
 _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
 _IN_ORDER = 2  # so few requests are answered as they came
 _DROPPED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+_LEAVING_SECONDS = 0.0005  # between two looks whether the pump has stopped
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
 RequestHandler = Callable[[int, int, int, memoryview], None]
@@ -56,7 +58,13 @@ left raises that before it has changed anything, and is asked again when `Shorta
 
 
 class Shortcut(Protocol):
-    """Answers on the wire, without us, requests that it knows how to. For the request pump's thread."""
+    """Answers on the wire, without us, requests that it knows how to. For the request pump's thread.
+
+    Once it `leaves` it reads no more requests, and `rests` tells that it does not read or answer one just now.
+    """
+
+    leaves: int
+    rests: int
 
     def next(self, request: bytearray | mmap.mmap, /) -> int:
         """Answer requests until one wants a handler, or many wait; it is in `request`. Its length. Raises OSError."""
@@ -123,7 +131,7 @@ class Channel:
         for end in (self._ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
         self._their_fd = theirs.detach()  # libfuse closes it
-        self._closed = False
+        self._closed = self._leaves = self._rests = False
         self._init_unique = 0  # of the INIT request, whose reply we edit
         self.initialised = threading.Event()
         self._maps_ids = False
@@ -164,6 +172,30 @@ class Channel:
             self._replies.join(_REPLY_PUMP_END_SECONDS)
         self._ours.close()
 
+    def leave(self, seconds: float) -> None:
+        """The process is about to end: read no more requests, and wait so long until none is being answered.
+
+        Hold what handlers wait for: who waits for that reads and writes nothing either.
+        The kernel fails a request (EIO) when the process ends in the middle of a read(2) or write(2) of the device, and
+        the page of memory is not found at once: often on User-Mode Linux, hardly ever elsewhere.
+        """
+        self._leaves = True
+        if self._shortcut is not None:
+            self._shortcut.leaves = 1
+        deadline = time.monotonic() + seconds
+        while self._requests.is_alive() and not self._has_stopped() and time.monotonic() < deadline:
+            time.sleep(_LEAVING_SECONDS)
+
+    def answer_no_more(self, seconds: float) -> None:
+        """After `leave`: whoever else is about to write an answer waits for ever, with its request as it was.
+
+        One that is being written has so long to end.
+        """
+        self._device.answer_no_more(seconds)
+
+    def _has_stopped(self) -> bool:
+        return self._rests if self._shortcut is None else bool(self._shortcut.rests)
+
     def _guard(self, pump: Callable[[], None]) -> None:
         try:
             pump()
@@ -198,14 +230,19 @@ class Channel:
 
     def _receive(self, buffer: bytearray | mmap.mmap) -> int:
         while True:
+            while self._leaves:
+                self._rests = True
+                time.sleep(_LEAVING_SECONDS)
             try:
                 return os.readv(self._device.fd, [buffer])
             except BlockingIOError:
+                self._rests = True
                 self._device_ready.poll()
+                self._rests = False
 
     def _take(self, buffer: bytearray | mmap.mmap) -> int:
         """One more request that waits already; 0 for none. The end of the connection is left for `receive` to find."""
-        if self._device_ready.poll(0):
+        if self._device_ready.poll(0) and not self._leaves:
             try:
                 return os.readv(self._device.fd, [buffer])
             except OSError as error:

@@ -57,6 +57,7 @@ typedef struct {
     Py_buffer credit;             /* bytes that may be made before sharedfs/storage/room.py looks at the limits of memory */
     long page_bytes;
     uint64_t last_node, last_end; /* the file that was written last is at least so long, unless Python did something since */
+    int leaves, rests; /* the process is about to end; nobody reads the device, nor will */
     char *reply;
     unsigned long long reads, writes, attributes, absent;
     int enabled;
@@ -380,6 +381,27 @@ static int serve(FastPath *self, const char *request, size_t length)
     return answered;
 }
 
+/* Who waits in poll() has read nothing yet. Told meanwhile that the process ends, it reads nothing more. */
+static int wait_for_request(FastPath *self, struct pollfd *device)
+{
+    int ready;
+
+    __atomic_store_n(&self->rests, 1, __ATOMIC_SEQ_CST);
+    ready = poll(device, 1, -1);
+    __atomic_store_n(&self->rests, 0, __ATOMIC_SEQ_CST);
+    return ready;
+}
+
+/* The kernel fails a request (EIO) whose read, or whose answer, ends halfway because the process does. */
+static void stay_when_it_ends(FastPath *self)
+{
+    while (__atomic_load_n(&self->leaves, __ATOMIC_SEQ_CST)) {
+        __atomic_store_n(&self->rests, 1, __ATOMIC_SEQ_CST);
+        poll(NULL, 0, 1);
+    }
+    __atomic_store_n(&self->rests, 0, __ATOMIC_SEQ_CST);
+}
+
 /* Wait for a request, looking for it first where that pays. The length read, or -1 with errno. Without the GIL. */
 static ssize_t receive(FastPath *self, char *request, size_t size)
 {
@@ -388,9 +410,10 @@ static ssize_t receive(FastPath *self, char *request, size_t size)
     ssize_t length;
     unsigned turn;
 
+    stay_when_it_ends(self);
     for (turn = 1; (length = read(self->device_fd, request, size)) < 0 && errno == EAGAIN; turn++) {
         if (!self->look || now - started > LOOK_NS || now < self->sleep_until_ns) {
-            if (poll(&device, 1, -1) < 0)
+            if (wait_for_request(self, &device) < 0)
                 return -1;
         } else if (turn % LOOKS_PER_YIELD == 0) {
             before = now_ns();
@@ -399,6 +422,7 @@ static ssize_t receive(FastPath *self, char *request, size_t size)
             if (now - before > IN_THE_WAY_NS)
                 self->sleep_until_ns = now + SLEEP_AT_ONCE_NS;
         }
+        stay_when_it_ends(self);
     }
     self->look = now_ns() - started < 2 * LOOK_NS;
     self->in_a_row = turn == 1 ? self->in_a_row + 1 : 0;
@@ -533,6 +557,8 @@ static PyMemberDef members[] = {
     {"absent", T_ULONGLONG, offsetof(FastPath, absent), READONLY, "LOOKUP requests answered here"},
     {"enabled", T_INT, offsetof(FastPath, enabled), 0, "0: leave everything to Python"},
     {"busy", T_INT, offsetof(FastPath, busy), READONLY, "a read or write is under way"},
+    {"leaves", T_INT, offsetof(FastPath, leaves), 0, "1: read no more requests, for the process is about to end"},
+    {"rests", T_INT, offsetof(FastPath, rests), READONLY, "no request is being read or answered"},
     {NULL},
 };
 

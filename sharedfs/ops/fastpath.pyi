@@ -7,6 +7,8 @@ class FastPath:
 
     enabled: int
     busy: int
+    leaves: int
+    rests: int
     reads: int
     writes: int
     attributes: int

@@ -25,6 +25,7 @@ from sharedfs.common.errors import HostFault
 from sharedfs.fuse import messages as names
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.protocol import Opcode
+from sharedfs.fuse.relay import Channel
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.ops.data import PURE_PYTHON_VARIABLE, DataPath, fastpath
@@ -48,6 +49,7 @@ class Wire:
     kernel: socket.socket
     store: Store
     books: Books
+    channel: Channel
     data_path: DataPath
     callers: Callers
     inode: int
@@ -57,6 +59,9 @@ class Wire:
         thread = threading.get_native_id()
         node = self.inode if node is None else node
         self.kernel.send(wire.IN_HEADER.pack(40 + len(body), opcode, 77, node, 0, 0, thread, 0, 0) + body)
+        return self.answer()
+
+    def answer(self) -> tuple[int, bytes]:
         reply = self.kernel.recv(2 * MIB)
         length, error, unique = wire.OUT_HEADER.unpack_from(reply)
         assert (length, unique) == (len(reply), 77)
@@ -114,7 +119,7 @@ def served(engine: str) -> Iterator[Wire]:
         resources.callback(stop)
         node, _ = store.make(store.node(wire.ROOT_NODE), b"file", 0o100644, 0, 0, 0)
         assert data_path.engine == engine
-        yield Wire(kernel, store, books, data_path, parts.callers, node.inode)
+        yield Wire(kernel, store, books, channel, data_path, parts.callers, node.inode)
     assert ended == [None, None]
 
 
@@ -122,6 +127,20 @@ def served(engine: str) -> Iterator[Wire]:
 def ends(request: pytest.FixtureRequest) -> Iterator[Wire]:
     with served(request.param) as made:
         yield made
+
+
+def test_who_is_about_to_end_reads_no_more(ends: Wire) -> None:
+    """The kernel fails a request that it is handing over when the process ends."""
+    assert ends.write(0, b"a" * 5000) == (0, 5000)
+    ends.channel.leave(10)
+    ends.kernel.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        ends.read(0, 100)
+    ends.channel._leaves = False
+    if ends.data_path.shortcut is not None:
+        ends.data_path.shortcut.leaves = 0
+    ends.kernel.settimeout(10)
+    assert ends.answer() == (0, b"a" * 100), "the kernel had it all the while"
 
 
 def test_the_extension_was_built() -> None:
