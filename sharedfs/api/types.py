@@ -55,7 +55,7 @@ class _Frozen(BaseModel):
 
 
 class _Answer(_Frozen):
-    """What a command reads that may be of an earlier version than the answer: it leaves out what it does not know."""
+    """What is read by who may be of an earlier version than the answer: it leaves out what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", defer_build=True)
 
@@ -66,7 +66,7 @@ class _Body(_Frozen):
     model_config = ConfigDict(defer_build=False)
 
 
-class TenantRef(_Frozen):
+class TenantRef(_Answer):
     """A live tenant: its cgroup's path as the host sees it, and the inode number of the cgroup's directory.
 
     `even_bytes` is its even share of the pool: each page divided by its payers. What allowances are measured by.
@@ -82,7 +82,7 @@ class TenantRef(_Frozen):
     added_bytes: int = 0
 
 
-class ClassHolding(_Frozen):
+class ClassHolding(_Answer):
     """One sharing class and the bytes in it.
 
     `owner` allocated the pages. `payers` are the owner and those who touched the pages lately or have them `mapped`.
@@ -98,21 +98,21 @@ class ClassHolding(_Frozen):
     swapped: bool = False
 
 
-class DetachedPart(_Frozen):
+class DetachedPart(_Answer):
     """Bytes that are in no file any more, for somebody holds the pages, and the tenant that pays for them."""
 
     tenant: int
     bytes: int
 
 
-class InodesPart(_Frozen):
+class InodesPart(_Answer):
     """Bytes that names and inodes take beyond those that come with the size, and the tenant that made them."""
 
     tenant: int
     bytes: int
 
 
-class Holdings(_Frozen):
+class Holdings(_Answer):
     """A pool's books: the sum of `bytes` over `classes` is `resident_bytes` (I1), `swapped_bytes` among them.
 
     What is no page of a file comes on top: `detached_bytes`, the sum over `detached`, pages that are in no file any
@@ -134,7 +134,7 @@ class Holdings(_Frozen):
     inodes: tuple[InodesPart, ...] = ()
 
 
-class FileHoldings(_Frozen):
+class FileHoldings(_Answer):
     """The part of the books that is one file. `path` is relative to the pool's root.
 
     `opened` are the tenants that have it open for fast reading, and use all of it for that.
@@ -155,7 +155,7 @@ FILES_OF_A_PAGE = 1000
 """The most files in one answer. 1000 files take some milliseconds of the daemon's time, and half a MiB."""
 
 
-class FilesOfTenant(_Frozen):
+class FilesOfTenant(_Answer):
     """Files of which a tenant pays for pages, by inode number: one page of the list.
 
     `next_after` is what to ask for the next page with; None: this is the last one. It pays for `detached_bytes` that
@@ -169,7 +169,7 @@ class FilesOfTenant(_Frozen):
     next_after: int | None = None
 
 
-class AuditDifference(_Frozen):
+class AuditDifference(_Answer):
     """Pages of a file: what the `books` say of them, and what the `kernel` says. `path` is "" without a name."""
 
     path: str
@@ -180,7 +180,7 @@ class AuditDifference(_Frozen):
     kernel: str
 
 
-class AuditPage(_Frozen):
+class AuditPage(_Answer):
     """What an audit found in a part of the files, by inode number, and on the first page in what is mapped of any.
 
     `pages` are those that the files have in the books. `repaired` files differed, and do not any more. `next_after` is
@@ -194,7 +194,7 @@ class AuditPage(_Frozen):
     next_after: int | None = None
 
 
-class UnclaimedFile(_Frozen):
+class UnclaimedFile(_Answer):
     """A file with pages that no live tenant uses, or one that was spilled to disk for that.
 
     `last_owner` is the cgroup that made it, None when that is not known any more. `unclaimed_bytes` of a spilled file
@@ -211,14 +211,14 @@ class UnclaimedFile(_Frozen):
     spilled: bool
 
 
-class UnclaimedPage(_Frozen):
+class UnclaimedPage(_Answer):
     """One page of the list, by inode number; `next_after` as in `FilesOfTenant`."""
 
     files: tuple[UnclaimedFile, ...]
     next_after: int | None = None
 
 
-class HandedOver(_Frozen):
+class HandedOver(_Answer):
     """What a tenant (None: nobody) was given: files with resident pages, and the bytes of these that it owns now.
 
     `foreign_bytes` of the files stay whose they were: the kernel charges them to their owner.
@@ -230,7 +230,7 @@ class HandedOver(_Frozen):
     foreign_bytes: int
 
 
-class UsersOfFile(_Frozen):
+class UsersOfFile(_Answer):
     tenants: tuple[TenantRef, ...]
     file: FileHoldings
 
@@ -323,7 +323,7 @@ class AllowanceOrder(_Body):
 TAPE_COLUMNS = ("time_us", "event", "tenant", "file", "first_page", "last_page", "value")
 
 
-class TapeRows(_Frozen):
+class TapeRows(_Answer):
     """What happened since the tape was taken last.
 
     `rows` are base64 of 64-bit integers in the host's order, a row of them for each event: TAPE_COLUMNS. `tenants` and

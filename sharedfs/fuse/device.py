@@ -6,14 +6,12 @@ with the kernel is known when its INIT request was read (`Channel`), and false u
 
 import os
 import threading
-from errno import EMFILE, ENFILE, ENODEV, ENOENT, ENOMEM, ENOSPC
+from errno import ENODEV, ENOENT
 from typing import Protocol
 
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.passthrough import BackingFiles
-
-# What the caller reads instead: it is not the caller who has no descriptor left, or whose limit of memory is reached.
-_THE_POOLS_OWN = {EMFILE: ENFILE, ENOMEM: ENOSPC}
+from sharedfs.fuse.shortage import as_told
 
 
 class InHand(Protocol):
@@ -53,8 +51,7 @@ class Device:
     def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
         """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
         length = wire.OUT_HEADER.size + sum(map(len, parts))
-        error = _THE_POOLS_OWN.get(error, error)
-        self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
+        self._write([wire.OUT_HEADER.pack(length, -as_told(error), unique), *parts])
         if self.in_hand is not None:
             self.in_hand.answered(unique)
 

@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, EMFILE, ENFILE, ENOMEM, ENOSPC
 from functools import partial
 from typing import Protocol, TypeVar
 
 from sharedfs.common.errors import SCARCE
 
 _MOST_PIECES_FOR_QUOTA = 4  # whose files are freed is not known
+_THE_POOLS_OWN = {EMFILE: ENFILE, ENOMEM: ENOSPC}
 
 Outcome = TypeVar("Outcome")
+
+
+def as_told(error: int) -> int:
+    """The errno that a caller reads: it is not the caller who has no descriptor left, or who reached a limit."""
+    return _THE_POOLS_OWN.get(error, error)
 
 
 def _nothing_gives_way(_request: memoryview) -> bool:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import pyfuse3
 from pyfuse3 import FUSEError, RequestContext, StatvfsData
 
-from sharedfs.common.errors import SCARCE
+from sharedfs.fuse.shortage import Shortage, as_told
 from sharedfs.linux import procfs
 from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 from sharedfs.ops.namespace import Namespace
@@ -28,6 +28,7 @@ class RareRequests(pyfuse3.Operations):
     def __init__(self, namespace: Namespace) -> None:
         super().__init__()
         self._namespace = namespace
+        self._shortage = Shortage(namespace.make_room)
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         pool = os.fstatvfs(self._namespace.store.mount_fd)
@@ -50,15 +51,9 @@ class RareRequests(pyfuse3.Operations):
 
         with namespace.lock:
             try:
-                try:
-                    return names()
-                except OSError as error:
-                    if error.errno not in SCARCE:
-                        raise
-                    namespace.make_room()
-                    return names()
+                return self._shortage.again(names)
             except OSError as error:
-                raise FUSEError(errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO) from error
+                raise FUSEError(as_told(error.errno or errno.EIO)) from error
 
     async def flush(self, fh: int) -> None:
         _not_needed()

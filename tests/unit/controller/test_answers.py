@@ -4,16 +4,27 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from typing import cast
+from typing import cast, get_args
 
 import pytest
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 
 from controller.api.client import read
 from controller.api.types import Bills, PoolAnswers, TenantBill
 from controller.cli.tables import VIEWS
 from controller.service.controller import Controller
 from controller.service.http_api import make_api
+from sharedfs.api.types import (
+    AuditPage,
+    FileHoldings,
+    FilesOfTenant,
+    HandedOver,
+    Holdings,
+    TapeRows,
+    UnclaimedPage,
+    UsersOfFile,
+)
 from sharedfs.common.errors import HostFault
 
 LINE = TenantBill(
@@ -68,3 +79,18 @@ def test_a_command_that_asks_a_question_does_not_load_pydantic() -> None:
     modules = "controller.cli.main, controller.api.client, controller.cli.tables"
     code = f"import sys, {modules}; print('pydantic' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+@pytest.mark.parametrize(
+    "answer", [Holdings, FileHoldings, FilesOfTenant, AuditPage, UnclaimedPage, HandedOver, UsersOfFile, TapeRows]
+)
+def test_what_a_later_daemon_adds_to_an_answer_is_left_out(answer: type[BaseModel]) -> None:
+    """A controller goes on while the pools' daemons are replaced by those of a later package."""
+    assert answer.model_config["extra"] == "ignore"
+    parts = [part for field in answer.model_fields.values() for part in _models_in(field.annotation)]
+    assert all(part.model_config["extra"] == "ignore" for part in parts)
+
+
+def _models_in(annotation: object) -> list[type[BaseModel]]:
+    found = [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+    return found + [model for part in get_args(annotation) for model in _models_in(part)]
