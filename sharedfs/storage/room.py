@@ -66,7 +66,10 @@ class Room:
         self.credit[0] = UNLIMITED_BYTES
         self.bound = Bound(size_bytes, "size", None)
         self._detached_bytes = 0
-        self._inodes_left = self._inodes_credit = UNLIMITED_BYTES
+        # Inodes that were afforded, and how many may be before the next look, and in all. In numbers that only rise:
+        # what is afforded while another thread looks is not lost.
+        self._inodes_afforded = 0
+        self._inodes_until_look = self._inodes_until = UNLIMITED_BYTES
         if limits is not None:
             self.look()
 
@@ -116,6 +119,7 @@ class Room:
             return self.bound
         self._detached_bytes = 0 if self._aside is None else self._aside()
         for _ in range(_TRIES):  # who maps a hole takes room without asking
+            afforded = self._inodes_afforded
             pool = os.fstatvfs(self._mount_fd)
             used_bytes = (pool.f_blocks - pool.f_bfree) * pool.f_frsize
             aside = {IN_NO_FILE: self._detached_bytes, INODES: self._beyond_bytes(pool)}
@@ -129,8 +133,9 @@ class Room:
         self.bound = found
         self.credit[0] = self._credit_in(found)
         some = max(1, self._size_bytes // 16 // inode_cost.INODE_BYTES)
-        self._inodes_left = self.inodes_left(pool)
-        self._inodes_credit = min(self._inodes_left, some, _MOST_INODES_AT_ONCE)
+        left = self.inodes_left(pool)
+        self._inodes_until = afforded + left
+        self._inodes_until_look = afforded + min(left, some, _MOST_INODES_AT_ONCE)
         return found
 
     def inodes_left(self, pool: os.statvfs_result) -> int:
@@ -187,12 +192,11 @@ class Room:
     def afford(self, new_bytes: int = 0) -> None:
         """A name, and so many bytes that are in no page, are about to be made. Raises OSError (ENOSPC)."""
         inodes = 1 + new_bytes // _ATTRIBUTE_BYTES
-        if self._inodes_credit < inodes:
+        if self._inodes_afforded + inodes > self._inodes_until_look:
             self.look()
-        if self._inodes_left < inodes or not self._has(new_bytes + NAME_BYTES, 0):
+        if self._inodes_afforded + inodes > self._inodes_until or not self._has(new_bytes + NAME_BYTES, 0):
             raise OSError(ENOSPC, os.strerror(ENOSPC))
-        self._inodes_left -= inodes
-        self._inodes_credit -= inodes
+        self._inodes_afforded += inodes
 
     def afford_open(self) -> None:
         """The kernel is about to hold another file open for the pool, which may take half of the reserve. ENFILE."""
