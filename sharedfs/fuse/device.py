@@ -51,7 +51,9 @@ class Device:
     def reply(self, unique: int, error: int, *parts: bytes | memoryview) -> None:
         """Answer a request; `error` is a positive errno or 0. A request that its caller gave up is no error."""
         length = wire.OUT_HEADER.size + sum(map(len, parts))
-        self._write([wire.OUT_HEADER.pack(length, -as_told(error), unique), *parts])
+        if error:
+            error = as_told(error)
+        self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
         if self.in_hand is not None:
             self.in_hand.answered(unique)
 

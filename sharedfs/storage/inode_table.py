@@ -10,7 +10,6 @@ in which nothing is left is given back.
 
 import mmap
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from errno import ENXIO, ESTALE
@@ -113,7 +112,7 @@ class NodeTable:
         self._generations = _Array(state, "generations", "I", 1)
         self._words = _Array(state, "nodes", "Q", 2)
         self._makers = _Array(state, "makers", "I", 1)
-        self.made_by: Counter[int] = Counter()
+        self.made_by: dict[int, int] = {}
         """How many inodes there are by the number of the tenant that made them; of others it is not known."""
         self.makings = 0
         """Rises with each change of `made_by`."""
@@ -163,7 +162,8 @@ class NodeTable:
             self._makers.window(first // _WINDOW_INODES)  # which takes a descriptor, of which there may be none later
             is_there = self._generations.items(first, len(makers)) != _UNUSED
             numbers, counts = np.unique(makers[is_there & (makers != 0)], return_counts=True)
-            self.made_by.update(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
+            for maker, inodes in zip(numbers.tolist(), counts.tolist(), strict=True):
+                self.made_by[maker] = self.made_by.get(maker, 0) + inodes
             for place in np.flatnonzero(~is_there & (makers != 0)).tolist():
                 self._makers.window((first + place) // _WINDOW_INODES)[(first + place) % _WINDOW_INODES] = 0
 
@@ -174,7 +174,7 @@ class NodeTable:
             self._unmade(inode)
         window[place] = maker
         self._makers.added(inode)
-        self.made_by[maker] += 1
+        self.made_by[maker] = self.made_by.get(maker, 0) + 1
         self.makings += 1
 
     def _unmade(self, inode: int) -> None:
@@ -185,8 +185,10 @@ class NodeTable:
         if maker:
             window[place] = 0
             self._makers.cleared(inode)
-            self.made_by[maker] -= 1
-            if not self.made_by[maker]:
+            left = self.made_by[maker] - 1
+            if left:
+                self.made_by[maker] = left
+            else:
                 del self.made_by[maker]
             self.makings += 1
 
