@@ -64,6 +64,7 @@ log = logging.getLogger("sharedfs")
 _INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
 # A thread that runs Python code lets another one run after this time: requests do not wait for scans. Python's is 5 ms.
 _SWITCH_SECONDS = 0.0005
+_NOTIFYING_SECONDS = 2.0  # which a notification may wait for the answers to tenants' requests
 _LEAVING_SECONDS = 0.1  # which the request that is being answered may take; or it waits for what we hold
 _INIT_FILE = "init"  # of the state: the kernel's INIT request
 
@@ -260,11 +261,12 @@ class Pool:
     def _hand_over(self, version: int | None) -> None:
         """Go between two requests. What is under way all the same our successor ends, as if we had been killed."""
         log.info("handing over")
+        self.parts.device.notify_no_more(_NOTIFYING_SECONDS)
         with self.parts.namespace.lock, self.books.at_rest():
             self.parts.channel.leave(_LEAVING_SECONDS)
             self._leave(version)
             logging.shutdown()
-            self.parts.channel.answer_no_more(_LEAVING_SECONDS)
+            self.parts.device.answer_no_more(_LEAVING_SECONDS)
             os._exit(HANDED_OVER)
 
     def _leave(self, version: int | None) -> None:

@@ -6,6 +6,8 @@ with the kernel is known when its INIT request was read (`Channel`), and false u
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from errno import ENODEV, ENOENT
 from typing import Protocol
 
@@ -39,7 +41,9 @@ class Device:
         self.backing: BackingFiles | None = None
         """The backing ids of passthrough; None without it: the kernel then refuses to hear of them (EPERM)."""
         self._backing = BackingFiles(fd)
-        self._writing = threading.Lock()
+        self._answering = threading.Lock()
+        self._notifying = threading.Condition()
+        self._notifications, self._notifies_no_more = 0, False
 
     def agree(self, *, passthrough: bool, in_hand: InHand | None) -> None:
         """What the kernel and the daemon agreed on, before anything is opened or answered."""
@@ -53,7 +57,8 @@ class Device:
         length = wire.OUT_HEADER.size + sum(map(len, parts))
         if error:
             error = as_told(error)
-        self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
+        with self._answering:
+            self._write([wire.OUT_HEADER.pack(length, -error, unique), *parts])
         if self.in_hand is not None:
             self.in_hand.answered(unique)
 
@@ -65,7 +70,8 @@ class Device:
 
     def pass_on(self, unique: int, reply: memoryview) -> None:
         """Write an answer that has its header."""
-        self._write([reply])
+        with self._answering:
+            self._write([reply])
         if self.in_hand is not None:
             self.in_hand.answered(unique)
 
@@ -84,8 +90,8 @@ class Device:
         return True
 
     def answer_no_more(self, seconds: float) -> None:
-        """Let no write be under way, and none begin any more."""
-        self._writing.acquire(timeout=seconds)
+        """Let no answer be under way, and none begin any more."""
+        self._answering.acquire(timeout=seconds)
 
     # -- notifications -----------------------------------------------------------------------------------------------
 
@@ -102,11 +108,35 @@ class Device:
 
         Waits for the pages that a READ is under way for, so it is not for the request pump, which answers them.
         """
-        self._invalidate(node, 0)
+        with self._waits_in_kernel():
+            self._invalidate(node, 0)
 
     def forget_name(self, parent: int, node: int, name: bytes) -> None:
         """A name is gone that the kernel may remember. Waits for requests in that directory: not for the pump."""
-        self._notify(wire.NOTIFY_DELETE, wire.DELETE_OUT.pack(parent, node, len(name), 0) + name + b"\0")
+        with self._waits_in_kernel():
+            self._notify(wire.NOTIFY_DELETE, wire.DELETE_OUT.pack(parent, node, len(name), 0) + name + b"\0")
+
+    def notify_no_more(self, seconds: float) -> None:
+        """Let no notification be under way that waits for a request, and none begin any more.
+
+        Before the request pump stops: a process does not end while a thread of it waits so, and no other one begins.
+        """
+        with self._notifying:
+            self._notifies_no_more = True
+            self._notifying.wait_for(lambda: not self._notifications, seconds)
+
+    @contextmanager
+    def _waits_in_kernel(self) -> Iterator[None]:
+        """Around what waits for an answer, so without any lock that who answers may want."""
+        with self._notifying:
+            self._notifying.wait_for(lambda: not self._notifies_no_more)
+            self._notifications += 1
+        try:
+            yield
+        finally:
+            with self._notifying:
+                self._notifications -= 1
+                self._notifying.notify_all()
 
     def _invalidate(self, node: int, offset: int) -> None:
         """Attributes, and the data from `offset` on if that is not negative."""
@@ -117,8 +147,7 @@ class Device:
 
     def _write(self, parts: list[bytes | memoryview]) -> None:
         try:
-            with self._writing:
-                os.writev(self.fd, parts)
+            os.writev(self.fd, parts)
         except OSError as error:
             if error.errno not in (ENOENT, ENODEV):  # interrupted meanwhile; or the connection is over
                 raise

@@ -186,13 +186,6 @@ class Channel:
         while self._requests.is_alive() and not self._has_stopped() and time.monotonic() < deadline:
             time.sleep(_LEAVING_SECONDS)
 
-    def answer_no_more(self, seconds: float) -> None:
-        """After `leave`: whoever else is about to write an answer waits for ever, with its request as it was.
-
-        One that is being written has so long to end.
-        """
-        self._device.answer_no_more(seconds)
-
     def _has_stopped(self) -> bool:
         return self._rests if self._shortcut is None else bool(self._shortcut.rests)
 

@@ -208,7 +208,7 @@ class Recharge:
         page_bytes = self._books.page_bytes
         window = start // page_bytes, end // page_bytes - 1
         holes = self._check_worth(node, fd, window)
-        maker = self._who_moved(fd, window) if holes else NOBODY
+        maker = self._who_moved(node.inode, fd, window) if holes else NOBODY
         with self._books.changes.under_way(node.inode):
             with moves.moving(node.inode, *window):
                 self._reconcile.collapse(fd, start, end)
@@ -221,12 +221,12 @@ class Recharge:
                 there = self._reconcile.book_filled(node, fd, *window, maker)
             self._book_moved(node, fd, start, end, there)
 
-    def _who_moved(self, fd: int, window: PageRange) -> TenantId:
+    def _who_moved(self, inode: int, fd: int, window: PageRange) -> TenantId:
         """Whom the kernel charges for most of what is to be moved; NOBODY when that one is gone.
 
         Holes that are filled are that one's: who moves charges into every other page does not get the rest for nothing.
         """
-        charged = self._charges.of(fd, [window])
+        charged = self._charges.of(fd, common(self._pages_of(inode), [window]))
         return max(charged.tenants, key=lambda tenant: _pages_in(charged.pages_of(tenant)), default=NOBODY)
 
     def _book_moved(self, node: Node, fd: int, start: int, end: int, there: list[PageRange]) -> None:

@@ -159,7 +159,8 @@ class NodeTable:
     def _count_makers(self) -> None:
         """An earlier version forgets inodes and not their makers: without a generation there is no such inode."""
         for first, makers in self._makers.pieces():
-            self._makers.window(first // _WINDOW_INODES)  # which takes a descriptor, of which there may be none later
+            for number in range(first // _WINDOW_INODES, (first + len(makers) - 1) // _WINDOW_INODES + 1):
+                self._makers.window(number)  # which takes a descriptor, of which there may be none later
             is_there = self._generations.items(first, len(makers)) != _UNUSED
             numbers, counts = np.unique(makers[is_there & (makers != 0)], return_counts=True)
             for maker, inodes in zip(numbers.tolist(), counts.tolist(), strict=True):
