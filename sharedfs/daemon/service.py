@@ -64,7 +64,7 @@ log = logging.getLogger("sharedfs")
 _INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answered before that
 # A thread that runs Python code lets another one run after this time: requests do not wait for scans. Python's is 5 ms.
 _SWITCH_SECONDS = 0.0005
-_NOTIFYING_SECONDS = 2.0  # which a notification may wait for the answers to tenants' requests
+_NOTIFYING_SECONDS = 10.0  # which a notification may wait for the answers to tenants' requests
 _LEAVING_SECONDS = 0.1  # which the request that is being answered may take; or it waits for what we hold
 _INIT_FILE = "init"  # of the state: the kernel's INIT request
 
