@@ -34,7 +34,11 @@ class AuditedPool:
 
 def run(pools: Sequence[str], *, repair: bool, as_json: bool) -> bool:
     """Whether nothing differs."""
-    audited = [_audit(pool, repair=repair) for pool in pools or _all_pools()]
+    there = _all_pools()
+    for pool in pools:
+        if pool not in there:
+            raise CallerMistake(f"there is no pool {pool!r}: `sharedfs status` lists {', '.join(there)}")
+    audited = [_audit(pool, repair=repair) for pool in pools or there]
     if as_json:
         click.echo(json.dumps({"pools": [asdict(pool) for pool in audited]}, indent=2))
     else:

@@ -129,7 +129,7 @@ class Controller:
         except (PoolGone, PoolSilent) as error:
             raise HostFault(f"pool {feed.name} does not answer: {error}") from error
         if answer is None:
-            raise UnknownName(f"{file.text}: pool {feed.name} has no such file")
+            raise UnknownName(f"{file.text}: pool {feed.name} has no such file; of a directory, name the files in it")
         return views.tell_users(feed.name, answer, snapshot.gone, self.settling.policy)
 
     async def hand_over(self, file: FilePath, name: str | None, *, recursive: bool) -> Handover:
@@ -302,7 +302,7 @@ class Controller:
 
     def _path(self, name: str) -> str:
         """The cgroup that a person means: its path with or without the leading slash, or its directory's."""
-        path = Path(posixpath.normpath(name))
+        path = Path(posixpath.normpath(f"/{name.lstrip('/')}"))
         if path.is_relative_to(self._hierarchy.mount):
             path = path.relative_to(self._hierarchy.mount)
         return readable(raw_path(posixpath.normpath(f"/{path}".replace("//", "/"))))

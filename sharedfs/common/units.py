@@ -62,7 +62,7 @@ class Part:
 
 
 def parse_part(text: str) -> Part:
-    """A size, or percents from 0% to 100%.
+    """A size of less than 4 EiB, or percents from 0% to 100%.
 
     >>> parse_part("512M").of(1 << 30) == parse_part("50%").of(1 << 30)
     True
@@ -70,7 +70,10 @@ def parse_part(text: str) -> Part:
     Raises ValueError when `text` is neither.
     """
     if not text.endswith("%"):
-        return Part(parse_size(text))
+        size_bytes = parse_size(text)
+        if size_bytes >= 1 << 62:
+            raise ValueError(f"{text} is more than any pool has: write a size such as 512M, or 0% to 100%")
+        return Part(size_bytes)
     if not re.fullmatch(r"\d{1,3}%", text) or int(text[:-1]) > 100:
         raise ValueError(f"{text!r} is no part: write 0% to 100%, or a size such as 512M")
     return Part(int(text[:-1]), is_percent=True)

@@ -57,6 +57,11 @@ def umount(mountpoint: str, manner: Manner = Manner.PLAIN, *, only_dead: bool = 
     mounted = _mount_of_pool(mountpoint, record)
     if record is None and mounted is None:
         raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+    if record is None and manner is Manner.FORCE:
+        raise HostFault(
+            f"no record that can be read in {paths.pools_directory()} says who serves {mountpoint}: set "
+            f"SHAREDFS_RUN_DIR as when it was mounted; `sharedfs umount --lazy {mountpoint}` ends it with its last user"
+        )
     told = ""
     if served or record is None:
         # Without a record the keeper may well live, with another run directory: then it is not for us to pull it away.

@@ -12,6 +12,7 @@ from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
 from sharedfs.common.trusted_paths import check_trusted
 from sharedfs.linux.cgroups import find_memory_hierarchy
+from sharedfs.linux.mountinfo import mounts
 from sharedfs.pool import lock
 from sharedfs.pool.cgroup import POLL_SECONDS, remove_pool_cgroups
 
@@ -47,8 +48,13 @@ def records() -> Iterator[PoolRecord]:
 
 
 def record_at(mountpoint: str) -> PoolRecord | None:
-    """The record of the pool at `mountpoint`, whether its daemon lives or not."""
-    return next((record for record in records() if record.mountpoint == mountpoint), None)
+    """The record of the pool at `mountpoint`, whether its daemon lives or not.
+
+    A pool that was unmounted lazily and goes on may have had the same place: the one that is mounted there is meant.
+    """
+    found = [record for record in records() if record.mountpoint == mountpoint]
+    mounted = {mount.device for mount in mounts() if mount.mountpoint == mountpoint} if len(found) > 1 else set()
+    return next((record for record in found if record.device in mounted), found[0] if found else None)
 
 
 def read_record(name: str) -> PoolRecord | None:

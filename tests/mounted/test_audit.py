@@ -86,10 +86,15 @@ def test_what_is_no_regular_file_keeps_no_audit_waiting(pool: MountedPool, tenan
 
 
 def test_a_pool_that_is_not_there(run_dir: Path) -> None:
-    done = run_sharedctl("audit", "no-such-pool")
-    assert done.returncode == 1
-    assert "no-such-pool does not answer" in done.stderr
+    assert run_sharedctl("audit", "no-such-pool").returncode == 2
     assert run_sharedctl("audit").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["no-such-pool", "", ".", "../pools/{name}"])
+def test_a_name_that_is_no_pools(pool: MountedPool, name: str) -> None:
+    done = run_sharedctl("audit", name.format(name=pool.name))
+    assert done.returncode == 2
+    assert f"there is no pool {name.format(name=pool.name)!r}: `sharedfs status` lists {pool.name}" in done.stderr
 
 
 # -- what it looks at, on real parts without a mount -------------------------------------------------------------------

@@ -107,6 +107,25 @@ def test_force_ends_the_pool_and_says_for_whom(
     assert failed.value.errno in (ENOTCONN, ECONNABORTED)  # what the kernel says of one that is just being cut
 
 
+def test_the_pool_that_is_mounted_is_meant_not_one_that_was(
+    run_dir: Path, unique_name: str, pool: MountedPool, user: Tenant
+) -> None:
+    """`--force` ended the one that went on for its users, and left the other one mounted."""
+    assert sharedfs("umount", "--lazy", str(pool.path)).returncode == 0
+    newer = f"{unique_name}-newer"  # of names, the later one
+    with mounted_pool(pool.path, newer, "--size", "16M", "--cgroup-parent", f"{unique_name}-pools") as other:
+        sharedfs("mount", str(pool.path), "-o", "remount,size=32M")
+        assert other.status().size_bytes == 32 << 20
+        assert pool.status().size_bytes != 32 << 20
+        sharedfs("reload", str(pool.path))
+        assert (pool.status().reloads, other.status().reloads) == (0, 1)
+        sharedfs("umount", "--force", str(pool.path))
+        assert registry.read_record(newer) is None
+        assert content(pool, user) == "kept"
+        sharedfs("umount", "--force", str(pool.path))
+        assert registry.read_record(pool.name) is None
+
+
 def test_lazy_and_force_of_a_pool_that_nobody_uses_are_as_plain(
     run_dir: Path, unique_name: str, nothing_left: Callable[[], None]
 ) -> None:
@@ -204,3 +223,17 @@ def test_another_mount_on_a_shared_mount_stays_and_is_named(shared: Path, unique
         done = sharedfs("umount", str(place), check=False)
         assert done.returncode == 2
         assert f"its mount at {other}" in done.stderr
+
+
+def test_force_without_a_record_changes_nothing(pool: MountedPool) -> None:
+    """It took the mount away and said to do what was just done; the processes went on."""
+    record = paths.pool_record(pool.name)
+    kept = record.read_bytes()
+    record.write_text("{")
+    try:
+        done = sharedfs("umount", "--force", str(pool.path), check=False)
+        assert done.returncode == 1
+        assert "no record that can be read" in done.stderr
+        assert mount_at(str(pool.path)) is not None
+    finally:
+        record.write_bytes(kept)

@@ -6,7 +6,7 @@ What is written is charged here as the kernel would: pages stay charged when som
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from errno import ENOSPC
+from errno import ENFILE, ENOSPC
 from itertools import count
 from pathlib import Path
 
@@ -169,3 +169,15 @@ def test_names_that_are_made_while_another_thread_looks_count(tmp_path: Path, mo
         with fails(ENOSPC):
             make(most)
         assert most - 8 <= next(names) - 1 <= most
+
+
+def test_files_are_opened_until_half_of_the_reserve_is_left(tmp_path: Path) -> None:
+    """What the kernel keeps of each is charged to the pool, and the daemon is to live."""
+    with pool_at(tmp_path, 8 * MIB) as pool:
+        pool.charge(8 * MIB + RESERVE_BYTES // 4)
+        pool.room.look()
+        pool.room.afford_open()
+        pool.charge(8 * MIB + RESERVE_BYTES // 2)
+        pool.room.look()
+        with fails(ENFILE):
+            pool.room.afford_open()

@@ -1,10 +1,11 @@
 """The operator's caps: the lowest mark counts, for a tenant and for all cgroups above it."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.settlement.caps import capped, caps_in
-from sharedfs.common.units import Part
+from sharedfs.common.units import Part, parse_part
 from sharedfs.linux.cgroups import CgroupRef
 
 A, B, C = CgroupRef("/job/a", 1), CgroupRef("/job/b", 2), CgroupRef("/c", 3)
@@ -45,3 +46,11 @@ def test_until_where_each_may_grow(
 
 def _below(even: dict[CgroupRef, int], path: str) -> int:
     return sum(share for one, share in even.items() if one.path == path or one.path.startswith(path + "/"))
+
+
+@pytest.mark.parametrize("text", ["4611686018427387904", "9999999999999999999999", "4194304T"])
+def test_a_size_that_no_pool_has_is_no_cap(text: str) -> None:
+    """SQLite has no such numbers: the controller answered 500."""
+    with pytest.raises(ValueError, match="more than any pool has"):
+        parse_part(text)
+    assert parse_part("4611686018427387903").number == (1 << 62) - 1
