@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from errno import EBUSY
 from pathlib import Path
 from typing import NoReturn
@@ -20,7 +21,9 @@ from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
 from sharedfs.common.units import format_size
 from sharedfs.linux import cachestat, huge_pages, syscalls
+from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.huge_pages import NEVER
+from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mount_flags import MS_REMOUNT
 from sharedfs.linux.mountinfo import Mount, mount_at
 from sharedfs.mount import mount_users
@@ -38,6 +41,7 @@ from sharedfs.pool.options import (
 from sharedfs.supervisor import fd_store
 
 _SHM = ("dev", "shm")
+_RELOAD_BYTES = 45 << 20  # a full pool has 53 MiB left, and is reloaded
 _RELOAD_SECONDS = 240.0  # the new version imports everything first, on a busy host too
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 10.0
@@ -263,6 +267,7 @@ def reload(mountpoint: str) -> None:
     if before is None:
         raise HostFault(f"{_state_of(record, None)}; nothing was changed")
     _check_state_version(record, before)
+    _check_room(record, before)
     try:
         os.kill(record.keeper_pid, signal.SIGHUP)
     except ProcessLookupError:
@@ -284,6 +289,18 @@ def _check_state_version(record: PoolRecord, now: PoolStatus) -> None:
     kept = schema.UNMARKED if found is None else schema.Kept(found.version, found.leaves)
     if kept.for_reader(schema.READS) is None:
         raise HostFault(f"{kept.refusal(schema.READS)}; daemon {now.daemon_pid} goes on")
+
+
+def _check_room(record: PoolRecord, now: PoolStatus) -> None:
+    """Raise CallerMistake where two daemons at a time would not have room below a limit: the kernel would kill one."""
+    with closing(MemoryLimits(find_memory_hierarchy(), record.pool_cgroup)) as limits:
+        readings = limits.read(_RELOAD_BYTES)
+    tightest = min(readings, key=lambda reading: reading.free_bytes, default=None)
+    if tightest is not None and tightest.free_bytes < _RELOAD_BYTES:
+        raise CallerMistake(
+            f"{tightest.name} leaves {format_size(max(0, tightest.free_bytes))}, and a reload wants "
+            f"{format_size(_RELOAD_BYTES)} for two seconds: raise it first; daemon {now.daemon_pid} goes on"
+        )
 
 
 def _took_over(before: PoolStatus, now: PoolStatus) -> bool:

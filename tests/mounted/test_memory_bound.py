@@ -101,6 +101,22 @@ def bound_of(pool: MountedPool) -> int:
     return found.f_blocks * found.f_frsize
 
 
+def test_a_reload_that_has_no_room_is_refused(limited: Limited) -> None:
+    """The kernel killed the new daemon, the old one and the process that looks at others."""
+    limited.limit(NEEDED + 48 * MIB)
+    with mounted_pool(limited.place, limited.name, "--size", "512M", "--cgroup-parent", limited.pools) as pool:
+        fill(pool.path / "big")
+        sharedfs("reload", str(pool.path))
+        assert (pool.status().reloads, pool.status().restarts) == (1, 1), "control: a full pool has that much left"
+    with limited.pool() as pool:
+        fill(pool.path / "big")
+        limited.limit(limited.usage + 30 * MIB)
+        refused = sharedfs("reload", str(pool.path), check=False)
+        assert refused.returncode == 2
+        assert f"of {limited.parent.path} leaves" in refused.stderr
+        limited.limit(limited.usage + RESERVE_BYTES)
+
+
 def test_writes_beyond_a_limit_above_fail_and_the_pool_lives(limited: Limited) -> None:
     limited.limit(NEEDED + 48 * MIB)
     with limited.pool() as pool:
