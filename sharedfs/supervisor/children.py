@@ -53,6 +53,17 @@ class Child:
         self.kill()
         self.status()
 
+    def is_half_dead(self) -> bool:
+        """Whether its main thread has ended. Others of its threads may still be about to.
+
+        One that waits in the kernel for another's request keeps the process, and its end of the link, for that long.
+        """
+        try:
+            stat = Path(f"/proc/{self.process_id}/stat").read_bytes() if self.process_id else b""
+        except OSError:
+            return False
+        return stat.rpartition(b")")[2].lstrip().startswith(b"Z")
+
     def status(self) -> int | None:
         """The exit code of one that has closed its link; a negative signal number; None when it cannot be told."""
         if not self.process_id:

@@ -32,6 +32,7 @@ _LONGEST_DELAY_SECONDS = 1.0
 _FIRST_DELAY_SECONDS = 0.1  # of the third restart in a row: the first two are at once
 _HEALTHY_SECONDS = 1.0  # who served this long was no failure
 _END_SECONDS = 15.0
+_HALF_DEAD_SECONDS = 2.0  # between two looks at a daemon: what a thread does in the kernel takes less
 
 
 @dataclass
@@ -60,6 +61,9 @@ class Daemons:
     _kill_at: float | None = None
     _ending: bool = False
     _stays: bool = False
+    _look_at: float = 0.0
+    _half_dead: Child | None = None
+    _to_be_reaped: set[int] = field(default_factory=set)
     _code: int | None = None
     _signals: socket.socket = field(init=False)
 
@@ -93,6 +97,8 @@ class Daemons:
         for fd in (self._signals.fileno(), *children):
             poll.register(fd, select.POLLIN)
         deadlines = [moment for moment in (self._start_at, self._kill_at) if moment is not None]
+        if self._daemon is not None and self._daemon.process_id:
+            deadlines.append(self._look_at)
         timeout = max(0.0, min(deadlines) - time.monotonic()) * 1000 if deadlines else None
         for fd, _ in poll.poll(timeout):
             if self._code is not None:
@@ -112,10 +118,29 @@ class Daemons:
             elif self._spare is not None:  # the spare has not forked it yet
                 self._spare.end_spare()
                 self._spare = None
+        if now >= self._look_at:
+            self._look_at = now + _HALF_DEAD_SECONDS
+            self._succeed_half_dead()
+
+    def _succeed_half_dead(self) -> None:
+        """Start another daemon when the rest of this one waits in the kernel at two looks.
+
+        A notification waits for a tenant's request to be done, which only a successor can answer now. What else a
+        thread may be about in the kernel ends by itself, or by the signal that ended the others.
+        """
+        daemon, before = self._daemon, self._half_dead
+        self._half_dead = daemon if daemon is not None and daemon.is_half_dead() else None
+        if daemon is not None and self._half_dead is daemon is before:
+            log.warning("the daemon has died, and a thread of it waits in the kernel: it is not waited for")
+            self._half_dead = None
+            self._to_be_reaped.add(daemon.process_id)
+            self._daemon_ended(daemon, is_gone=False)
 
     def _obey(self, signals: bytes) -> None:
         for number in signals:
-            if number == signal.SIGHUP:
+            if number == signal.SIGCHLD:
+                self._to_be_reaped = {child for child in self._to_be_reaped if not os.waitpid(child, os.WNOHANG)[0]}
+            elif number == signal.SIGHUP:
                 log.info("SIGHUP: the installed version takes over")
                 if self._next_spare is None:
                     self._next_spare = start_spare(self.descriptors, self.log_fd)
@@ -188,10 +213,10 @@ class Daemons:
             self.ready_fd = None
         self.manager.tell(f"READY=1\nSTATUS=Serving {self.options.mountpoint}, {self.restarts} restarts")
 
-    def _daemon_ended(self, child: Child) -> None:
+    def _daemon_ended(self, child: Child, *, is_gone: bool = True) -> None:
         child.link.close()
         self._daemon = self._kill_at = None
-        status = child.status()
+        status = child.status() if is_gone else None
         if self._next_spare is not None and self._next_spare.reads is not None:
             self._replace_daemon(self._next_spare, self._next_spare.reads)
         end_leftovers(self.cgroup)

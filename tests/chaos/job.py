@@ -31,7 +31,7 @@ from tests.support.mount import MountedPool
 from tests.support.tenants import Tenant, Tenants, wait_until
 
 _WORKER = Path(__file__).with_name("worker.py")
-_AUDITS = 3  # a daemon that has just come has its first scans before it
+_AUDIT_SECONDS = 60.0  # in which one finds nothing
 _LIMIT_BYTES = 128 << 20
 # A daemon that dies younger than a second is a failure to the keeper, which starts the next one later and later.
 _PAUSE_SECONDS = (1.0, 2.5)
@@ -262,10 +262,13 @@ class Chaos:
 
     def _audit(self) -> None:
         """While tenants still work: the books say what files, charges and page tables say."""
-        for _ in range(_AUDITS):
+        deadline = time.monotonic() + _AUDIT_SECONDS  # a tenant moves charges all the while
+        while True:
             done = run_sharedctl("audit", self._pool.name)
             if done.returncode == 0:
                 return
+            if time.monotonic() > deadline:
+                break
         self.figures.errors.append(f"audit: {done.stdout}{done.stderr}")
 
     def _check_limits(self) -> None:

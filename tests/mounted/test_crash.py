@@ -5,6 +5,9 @@ import json
 import mmap
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,7 @@ from tests.support.deaths import kill_daemon
 from tests.support.kills import is_zombie
 from tests.support.mount import MountedPool, sharedfs
 from tests.support.posix import Child, opened, refused
-from tests.support.tenants import wait_until
+from tests.support.tenants import Tenants, wait_until
 
 PAGE = 4096
 FS_IMMUTABLE_FL = 0x10
@@ -175,3 +178,47 @@ def test_what_can_be_sent_is_known_to_the_next_daemon(pool: MountedPool) -> None
             os.sendfile(writer, read, 0, 8)
     os.close(reader)
     os.close(writer)
+
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+
+
+@contextmanager
+def frozen(place: Path, thread: int) -> Iterator[None]:
+    """One thread that not even SIGKILL ends, as one that waits in the kernel: cgroup v1's freezer."""
+    place.mkdir()
+    try:
+        (place / "tasks").write_text(str(thread))
+        (place / "freezer.state").write_text("FROZEN")
+        wait_until(lambda: (place / "freezer.state").read_text() == "FROZEN\n", "it is frozen")
+        yield
+    finally:
+        (place / "freezer.state").write_text("THAWED")
+        with suppress(ProcessLookupError):  # it has ended
+            (FREEZER / "tasks").write_text(str(thread))
+        wait_until(lambda: _removed(place), "it has left")
+
+
+def _removed(directory: Path) -> bool:
+    with suppress(OSError):
+        directory.rmdir()
+    return not directory.exists()
+
+
+@pytest.mark.skipif(not (FREEZER / "tasks").exists(), reason="no thread can be frozen without cgroup v1's freezer")
+def test_a_thread_that_waits_in_the_kernel_keeps_no_successor_away(
+    pool: MountedPool, tenants: Tenants, unique_name: str
+) -> None:
+    """A notification waits for a tenant's request, and that for an answer: the pool stood still for ever."""
+    tenant = tenants.make("tenant")
+    tenant.do(f"fd = os.open('{pool.path}/f', os.O_RDWR | os.O_CREAT); os.pwrite(fd, b'kept', 0)")
+    daemon = pool.status().daemon_pid
+    thread = next(int(name) for name in os.listdir(f"/proc/{daemon}/task") if int(name) != daemon)
+    with frozen(FREEZER / unique_name, thread):
+        os.kill(daemon, signal.SIGKILL)
+        assert tenant.do("result = os.pread(fd, 9, 0).decode()") == "kept"
+        assert pool.status().daemon_pid != daemon
+        assert os.path.exists(f"/proc/{daemon}/task/{thread}"), "control: it is there still"
+    tenant.do("os.pwrite(fd, b'more', 4)")
+    wait_until(lambda: not os.path.exists(f"/proc/{daemon}/task/{thread}"), "then it ends")
+    pool.check_conservation()
