@@ -126,6 +126,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
         reaper,
         giving_way.for_request,
         FullPool(store, books, reaper).tell,
+        store.let_others_close,
     )
     data_path = DataPath(
         store, files, books, allocation, growth, reaper, pump_callers, events, device, shortage, given.on_end

@@ -47,13 +47,18 @@ def _nobody_hears() -> None:
     """Nobody is told that a pool is full."""
 
 
+def _nobody_has_any() -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True)
 class Shortage:
     """Of one pool. For the request pump's thread, but for `give_way`.
 
     `make_room` closes descriptors that can be opened anew. `give_way` frees space for a request that found none
     (ENOSPC); whether it did. `found_none` hears of a request that is told and fails for want of space, in the thread
-    that answers it.
+    that answers it. `let_others_close` waits for other threads of the daemon, which may have had a removed file open;
+    whether there may be any.
 
     Who is in a hurry reads `waits.pieces`, does what is to be done, and calls `after` with the error.
     """
@@ -62,6 +67,7 @@ class Shortage:
     waits: Waiting = field(default_factory=NothingWaits)
     give_way: Callable[[memoryview], bool] = _nothing_gives_way
     found_none: Callable[[], None] = _nobody_hears
+    let_others_close: Callable[[], bool] = _nobody_has_any
 
     def again(self, act: Callable[[], Outcome], request: memoryview | None = None) -> Outcome:
         """Do `act`, and again when its error can be remedied: it has changed nothing then.
@@ -78,7 +84,7 @@ class Shortage:
         self, error: OSError, before: int, act: Callable[[], Outcome], request: memoryview | None = None
     ) -> Outcome:
         """The rest of `again`, after the first failure; so many pieces had gone `before` that. Raises `error`."""
-        has_room, pieces = False, 0
+        has_room, others_closed, pieces = False, False, 0
         while True:
             if error.errno in SCARCE and not has_room:
                 self.make_room()
@@ -87,7 +93,11 @@ class Shortage:
                 pieces += 1
             elif error.errno != ENOSPC:
                 raise error
-            elif not self._find_space(before, request):
+            elif self.waits.freed_since(before):
+                pass
+            elif not others_closed and self.let_others_close():
+                others_closed = True
+            elif request is None or not self.give_way(request):
                 if request is not None:  # else who called is to find some, or to answer
                     self.found_none()
                 raise error
@@ -107,6 +117,3 @@ class Shortage:
                 return self.after(error, before, partial(party_of, thread_id))
         except OSError:
             return None
-
-    def _find_space(self, before: int, request: memoryview | None) -> bool:
-        return self.waits.freed_since(before) or (request is not None and self.give_way(request))

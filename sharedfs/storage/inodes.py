@@ -9,6 +9,7 @@ import fcntl
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ from sharedfs.storage.state_files import StateFiles
 from sharedfs.storage.tmpfs import TREE, PrivateTmpfs
 
 _PATH_DESCRIPTORS = 2048
+_CLOSING_SECONDS = 0.02  # which others may take to close a file
 # Nobody but us changes the store, and every change of a name goes through the kernel that caches it.
 ENTRY_SECONDS = 3600
 
@@ -37,6 +39,7 @@ class Inodes:
         state = StateFiles() if state is None else state
         self.tmpfs = tmpfs
         self.mount_fd = tmpfs.mount_fd
+        self._open_blocks: dict[object, int] = {}  # of `opened`, by thread
         self.lock = threading.RLock()  # two threads bring the namespace's requests, a third one asks for the feed
         self.slot = (Journal(state) if journal is None else journal).slots[PUMP]
         self.table = NodeTable(state)
@@ -136,11 +139,22 @@ class Inodes:
     @contextmanager
     def opened(self, node: Node, flags: int = os.O_RDONLY) -> Iterator[int]:
         """As `open`, for as long as the block lasts. Safe from any thread."""
-        fd = self.open(node, flags)
+        fd, block = self.open(node, flags), object()
+        self._open_blocks[block] = threading.get_ident()
         try:
             yield fd
         finally:
             os.close(fd)
+            del self._open_blocks[block]
+
+    def let_others_close(self) -> bool:
+        """Wait for what other threads have `opened` by now: a file that was removed is free only then. Always True."""
+        asking = threading.get_ident()
+        blocks = [block for block, thread in list(self._open_blocks.items()) if thread != asking]
+        deadline = time.monotonic() + _CLOSING_SECONDS
+        while any(block in self._open_blocks for block in blocks) and time.monotonic() < deadline:
+            time.sleep(_CLOSING_SECONDS / 100)
+        return True
 
     def open_for_data(self, node: Node) -> int:
         """A new descriptor of a regular file with all access that its inode flags allow, the caller's to close."""
