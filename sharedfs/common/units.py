@@ -71,7 +71,7 @@ def parse_part(text: str) -> Part:
     """
     if not text.endswith("%"):
         size_bytes = parse_size(text)
-        if size_bytes >= 1 << 62:
+        if size_bytes >= UNLIMITED_BYTES:
             raise ValueError(f"{text} is more than any pool has: write a size such as 512M, or 0% to 100%")
         return Part(size_bytes)
     if not re.fullmatch(r"\d{1,3}%", text) or int(text[:-1]) > 100:

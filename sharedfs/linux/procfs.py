@@ -63,17 +63,18 @@ def living_task(process_id: int) -> str | None:
     in kernel/exit.c).
     """
     directory = f"/proc/{process_id}"
-    if not _has_ended(directory):
+    if not has_ended(directory):
         return directory
     try:
         threads = sorted(int(name) for name in os.listdir(f"{directory}/task"))
     except _GONE:
         return None
     tasks = (f"{directory}/task/{thread}" for thread in threads)
-    return next((task for task in tasks if not _has_ended(task)), None)
+    return next((task for task in tasks if not has_ended(task)), None)
 
 
-def _has_ended(task: str) -> bool:
+def has_ended(task: str) -> bool:
+    """Whether the thread of a directory in /proc has, reaped or not; of a process's, its main thread."""
     fields = _stat_fields(task)
     return fields is None or fields[0] in (b"Z", b"X")
 

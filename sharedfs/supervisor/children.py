@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sharedfs.linux import procfs
 from sharedfs.pool import schema
 from sharedfs.pool.cgroup import PoolCgroup
 from sharedfs.pool.handoff import MESSAGE_BYTES
@@ -58,11 +59,7 @@ class Child:
 
         One that waits in the kernel for another's request keeps the process, and its end of the link, for that long.
         """
-        try:
-            stat = Path(f"/proc/{self.process_id}/stat").read_bytes() if self.process_id else b""
-        except OSError:
-            return False
-        return stat.rpartition(b")")[2].lstrip().startswith(b"Z")
+        return bool(self.process_id) and procfs.has_ended(f"/proc/{self.process_id}")
 
     def status(self) -> int | None:
         """The exit code of one that has closed its link; a negative signal number; None when it cannot be told."""
