@@ -18,6 +18,8 @@ Record = Sequence[Any]
 
 REGION_BYTES = 1 << 36
 """Address space for one region, not memory. Enough cells for 64 TiB of pages."""
+_PASSING_BYTES = 1 << 32
+"""Of one that lives in this process only: User-Mode Linux has addresses for eight of those above."""
 
 _MAP_NORESERVE = 0x4000  # not in Python's mmap before 3.13
 
@@ -55,7 +57,7 @@ class MemoryRegion:
     """Lives and dies with this object."""
 
     def __init__(self) -> None:
-        self.view = memoryview(mmap.mmap(-1, REGION_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE))
+        self.view = memoryview(mmap.mmap(-1, _PASSING_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE))
         self.backed_bytes = 0
 
     def back(self, size_bytes: int) -> None:
