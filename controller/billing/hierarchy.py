@@ -9,22 +9,24 @@ charges the pool's pages to the ancestor already, so what tenants pay for that p
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from posixpath import dirname
 
-from sharedfs.linux.cgroups import CgroupRef
-
-
-def chain(path: str) -> Iterator[str]:
-    """`path` and those above it, without the root: that has no limit."""
-    while path != "/":
-        yield path
-        path = dirname(path)
+from sharedfs.linux.cgroups import CgroupRef, chain
 
 
 def above(paths: Iterable[str]) -> set[str]:
     """The proper ancestors of all of `paths`."""
     return {ancestor for path in paths for ancestor in chain(dirname(path))}
+
+
+def at_and_below(parts: Mapping[CgroupRef, int]) -> Counter[str]:
+    """The sums of what each has, at the path of each and at all above. O(tenants x depth)."""
+    sums = Counter[str]()
+    for cgroup, part in parts.items():
+        for path in chain(cgroup.path):
+            sums[path] += part
+    return sums
 
 
 def due_at(

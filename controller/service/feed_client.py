@@ -16,9 +16,11 @@ import trio
 from pydantic import BaseModel, ValidationError
 
 from controller.api.errors import UnknownName
+from controller.settlement.admission import Marks
 from sharedfs.api.types import (
     BODY_BYTES,
     Allowance,
+    AllowanceAbove,
     AllowanceOrder,
     FilesOfTenant,
     HandedOver,
@@ -30,7 +32,6 @@ from sharedfs.api.types import (
 from sharedfs.common.errors import CallerMistake
 from sharedfs.common.names import printable, raw_name
 from sharedfs.common.paths import POOL_RECORD
-from sharedfs.linux.cgroups import CgroupRef
 
 ANSWER_SECONDS = 30.0
 """An answer that takes longer is given up, and asked for again."""
@@ -47,6 +48,7 @@ _OF_AN_ORDER = 256
 """Bytes of an order beside its allowances, at most."""
 
 Answer = TypeVar("Answer", bound=BaseModel)
+Mark = TypeVar("Mark", Allowance, AllowanceAbove)
 Page = TypeVar("Page", FilesOfTenant, UnclaimedPage)
 
 
@@ -126,11 +128,22 @@ class Feed:
         except (ValueError, LookupError) as error:
             raise PoolSilent(f"its answer to /v1/owner makes no sense: {error}".splitlines()[0]) from error
 
-    async def put_allowances(self, sequence: int, valid_seconds: float, marks: Mapping[CgroupRef, int | None]) -> None:
-        """How far tenants may grow, in as many orders as fit the pool's bound on a body."""
-        for part in _orders(Allowance(path=to.path, inode=to.inode, until_bytes=mark) for to, mark in marks.items()):
+    async def put_allowances(self, sequence: int, valid_seconds: float, marks: Marks) -> None:
+        """How far tenants may grow, in as many orders as fit the pool's bound on a body.
+
+        What they may together comes last: a daemon of an earlier version refuses that, and counts each alone.
+        """
+        tenants = (Allowance(path=to.path, inode=to.inode, until_bytes=mark) for to, mark in marks.tenants.items())
+        above = (AllowanceAbove(path=path, until_bytes=mark) for path, mark in sorted(marks.above.items()))
+        for part in _orders(tenants):
             order = AllowanceOrder(sequence=sequence, valid_seconds=valid_seconds, tenants=part)
-            await self._ask("PUT", "/v1/allowances", content=order.model_dump_json(), headers=_JSON)
+            body = order.model_dump_json(exclude={"above"})
+            await self._ask("PUT", "/v1/allowances", content=body, headers=_JSON)
+        for part_above in _orders(above) if marks.above else ():
+            order = AllowanceOrder(sequence=sequence, valid_seconds=valid_seconds, above=part_above)
+            answer = await self._send("PUT", "/v1/allowances", content=order.model_dump_json(), headers=_JSON)
+            if answer.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
+                self._checked(answer)
 
     def mountpoint(self) -> Path | None:
         """Where the pool is mounted, None when its record does not say."""
@@ -210,9 +223,9 @@ def _errno(error: BaseException | None) -> int | None:
     return None
 
 
-def _orders(allowances: Iterable[Allowance]) -> Iterator[tuple[Allowance, ...]]:
+def _orders(allowances: Iterable[Mark]) -> Iterator[tuple[Mark, ...]]:
     """Parts that fit a body, in order; one at least, which renews what is in force."""
-    part: list[Allowance] = []
+    part: list[Mark] = []
     part_bytes = _OF_AN_ORDER
     for allowance in allowances:
         allowance_bytes = len(allowance.model_dump_json().encode()) + 1

@@ -17,9 +17,9 @@ from controller.api.errors import UnknownName
 from controller.api.types import PoolAnswers
 from controller.billing.holdings import PoolBooks, cgroup_of, read_holdings, read_unasked
 from controller.service.feed_client import Feed, FilePath, PoolGone, PoolSilent
+from controller.settlement.admission import Marks
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.common.paths import FEED_SOCKET
-from sharedfs.linux.cgroups import CgroupRef
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class _Pool:
     errors: int = 0
     last_error: str = ""
     complaints: set[str] = field(default_factory=set)
-    allowed: Mapping[CgroupRef, int | None] = field(default_factory=dict)
+    allowed: Marks | None = None
     allowed_seconds: float = float("-inf")
 
     def complain(self, why: str) -> None:
@@ -119,7 +119,7 @@ class Pools:
         listed = ", ".join(str(mount) for mount in sorted(mounts)) or "none"
         raise UnknownName(f"{file.text} is on no pool: the mountpoints are {listed}")
 
-    async def allow(self, marks: Mapping[str, Mapping[CgroupRef, int | None]], valid_seconds: float) -> None:
+    async def allow(self, marks: Mapping[str, Marks], valid_seconds: float) -> None:
         """Tell each pool how far its tenants may grow, where that has changed or is old."""
         now = trio.current_time()
         for pool in self._pools.values():
@@ -133,9 +133,7 @@ class Pools:
                 if pool.ordering is not None:
                     await pool.ordering.wait()
 
-    async def _allow(
-        self, pool: _Pool, done: trio.Event, marks: Mapping[CgroupRef, int | None], valid_seconds: float
-    ) -> None:
+    async def _allow(self, pool: _Pool, done: trio.Event, marks: Marks, valid_seconds: float) -> None:
         now = trio.current_time()
         try:
             # The number is later than any of an earlier controller.

@@ -22,7 +22,6 @@ from controller.api.types import (
     WritePlan,
 )
 from controller.billing.bill import TenantShare, make_bill
-from controller.billing.hierarchy import chain
 from controller.billing.holdings import read_classes, without
 from controller.limits.types import KernelLimits
 from controller.policies.designated import Designated
@@ -34,7 +33,7 @@ from controller.settlement.settle import Position
 from controller.settlement.what_if import Exit
 from sharedfs.api.types import HandedOver, UnclaimedPage, UsersOfFile
 from sharedfs.common.errors import BrokenInvariant
-from sharedfs.linux.cgroups import CgroupRef
+from sharedfs.linux.cgroups import CgroupRef, chain
 
 
 def tell_bills(snapshot: Snapshot, live: Set[CgroupRef], names: Mapping[CgroupRef, str]) -> Bills:

@@ -1,15 +1,14 @@
 """The operator's caps: how far the share of a tenant, with all below it, may grow in a pool. Pure.
 
-A cap is told to a pool as a mark, like what budgets leave (`admission.py`): the lower one counts. What tenants below
-one cap make together beyond it, in the half second until the next marks, stays; no more is allowed then.
+A cap is told to a pool as a mark, like what budgets leave (`admission.py`): the lower one counts, also for all tenants
+below it together.
 """
 
-from collections import Counter
 from collections.abc import Mapping
 
-from controller.billing.hierarchy import chain
+from controller.billing.hierarchy import at_and_below
 from sharedfs.common.units import Part
-from sharedfs.linux.cgroups import CgroupRef
+from sharedfs.linux.cgroups import CgroupRef, chain
 
 CapOrders = Mapping[tuple[str, str | None], Part]
 """By cgroup path and pool; None is for every pool that has none of its own."""
@@ -30,11 +29,7 @@ def capped(
     """`marks` as far as `caps` let tenants grow; `even_bytes` are their even shares. O(tenants x depth)."""
     if not caps:
         return dict(marks)
-    used: Counter[str] = Counter()
-    for tenant, share_bytes in even_bytes.items():
-        for path in chain(tenant.path):
-            if path in caps:
-                used[path] += share_bytes
+    used = at_and_below(even_bytes)
     told: dict[CgroupRef, int | None] = {}
     for tenant, mark in marks.items():
         own = [max(0, even_bytes[tenant] + caps[path] - used[path]) for path in chain(tenant.path) if path in caps]

@@ -14,14 +14,14 @@ from controller.billing.holdings import Books, PoolBooks, without
 from controller.billing.inheritance import Inheritance
 from controller.limits.types import Account, Budget, Limits
 from controller.policies.policy import Policy
-from controller.settlement.admission import marks
+from controller.settlement.admission import Marks, headrooms_of, marks, marks_above
 from controller.settlement.caps import CapOrders, capped, caps_in
 from controller.settlement.planner import Plan, Planner
 from controller.settlement.settle import Position
 from sharedfs.linux.cgroups import CgroupRef
 
-Allowances = Mapping[str, Mapping[CgroupRef, int | None]]
-"""By pool: until where the even share of each of its tenants may grow; None is at will."""
+Allowances = Mapping[str, Marks]
+"""By pool."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,14 +116,13 @@ class Decider:
         admits = rules.settle and rules.admission
         if not admits and not facts.caps:
             return None
+        headrooms = headrooms_of(plan.positions.values(), rules.room) if admits else {}
         told = {}
         for pool in facts.pools:
-            budgeted = (
-                marks(pool.even_bytes, plan.positions.values(), rules.room)
-                if admits
-                else dict.fromkeys(pool.even_bytes, None)
-            )
-            told[pool.pool] = capped(budgeted, pool.even_bytes, caps_in(pool.pool, pool.size_bytes, facts.caps))
+            budgeted = marks(pool.even_bytes, headrooms) if admits else dict.fromkeys(pool.even_bytes, None)
+            caps = caps_in(pool.pool, pool.size_bytes, facts.caps)
+            there = {tenant: share for tenant, share in pool.even_bytes.items() if tenant not in facts.gone}
+            told[pool.pool] = Marks(capped(budgeted, pool.even_bytes, caps), marks_above(there, headrooms, caps))
         return told
 
     def _positions(

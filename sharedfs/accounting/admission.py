@@ -51,21 +51,32 @@ class Admission:
             with self._lock:
                 self._allowances.give_back(tenant, taken_bytes)
 
-    def put(self, sequence: int, marks: Mapping[CgroupRef, int | None], valid_seconds: float) -> bool:
+    def put(
+        self,
+        sequence: int,
+        marks: Mapping[CgroupRef, int | None],
+        valid_seconds: float,
+        above: Mapping[str, int] | None = None,
+    ) -> bool:
         """`Allowances.put` for those of the cgroups that are tenants. The shares are worked out without the lock.
 
-        False, with nothing changed, when later marks are here already.
+        `above` are marks for all tenants at and below a path. False, with nothing changed, when later marks are here.
         """
+        above = {} if above is None else above
         with self._lock:
             of_tenants = {
                 tenant: until_bytes
                 for cgroup, until_bytes in marks.items()
                 if (tenant := self._tenants.find(cgroup.inode)) is not None
             }
-            state = self._allowances.state()
+            state, below = self._allowances.state(), self._allowances.above.below(above)
         shares = state.shares()
+        shares_below = {path: sum(shares.get(tenant, 0) for tenant in tenants) for path, tenants in below.items()}
         with self._lock:
-            return self._allowances.put(sequence, of_tenants, valid_seconds, state, shares)
+            is_latest = self._allowances.put(sequence, of_tenants, valid_seconds, state, shares)
+            if is_latest:
+                self._allowances.put_above(above, valid_seconds, state, shares_below)
+            return is_latest
 
     def keep_up(self, caps: Caps) -> None:
         """Now and then: the pool's caps are these, and allowances end. `Allowances.bind` and `keep_up`."""

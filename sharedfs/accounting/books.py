@@ -39,6 +39,8 @@ class ForShortcut(NamedTuple):
     touch: Callable[[int, int, int, TenantId], None]
     charge: Callable[[int, int, int, TenantId], None]
     left: dict[TenantId, int]
+    above: dict[TenantId, tuple[str, ...]]
+    left_above: dict[str, int]
 
 
 class Books:
@@ -82,8 +84,9 @@ class Books:
             yield
 
     def write_whole(self) -> None:
-        """Leave the state as the version before reads it (`Ledger.write_whole`): the last call, `at_rest`."""
+        """Leave the state as the versions before read it (`Ledger.write_whole`): the last call, `at_rest`."""
         self._core.ledger.write_whole()
+        self._core.write_log(with_heirs=False)
 
     def check(self) -> None:
         """Prove the books from the pages up; raise BrokenInvariant where they contradict themselves. O(pages)."""
@@ -99,4 +102,6 @@ class Books:
             touch=self.pages.touch,
             charge=self.pages.charge,
             left=core.allowances.left,
+            above=core.allowances.above.of,
+            left_above=core.allowances.above.left,
         )

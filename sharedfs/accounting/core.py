@@ -61,10 +61,16 @@ class Core:
         for record in log.records():
             if not (self.tenants.replay(record) or self.readers.replay(record)):
                 raise BrokenInvariant(f"I7: the log of the tenants has a record that nothing explains: {record}")
+        for tenant in self.tenants.live():
+            self.allowances.above.join(tenant.id, tenant.path)
 
     def tidy_log(self) -> None:
         if self._log.overgrown:
-            rewrite(self._log, [self.tenants.dump(), self.readers.dump()])
+            self.write_log()
+
+    def write_log(self, *, with_heirs: bool = True) -> None:
+        """The log of tenants and readers anew; without heirs as the versions before read it."""
+        rewrite(self._log, [self.tenants.dump(with_heirs=with_heirs), self.readers.dump()])
 
     def charge(self, inode: int, first: int, last: int, tenant: TenantId, *, foreign: bool = False) -> int:
         """`Ledger.charge`, which the tape hears of: how many of the pages are new."""

@@ -27,7 +27,7 @@ class Detached:
 
     def freed(self, held: SharingClass, pages: int) -> None:
         """Pages of a class are gone from their file."""
-        for tenant in held.recent | held.mapped or held.users or (held.owner,):
+        for tenant in held.recent | held.mapped or held.payers or (NOBODY,):
             self._freed[tenant] += pages
 
     def put(self, total_bytes: int) -> None:
@@ -50,13 +50,13 @@ class Detached:
         self.by_payer = {tenant: part for tenant, part in self.by_payer.items() if part}
         self.bytes = total_bytes
 
-    def forget(self, tenant: TenantId) -> None:
-        """It has exited: what it paid for is nobody's."""
+    def forget(self, tenant: TenantId, heir: TenantId) -> None:
+        """It has exited: what it paid for is its heir's, or nobody's."""
         self._freed.pop(tenant, None)
         self._freed_before.pop(tenant, None)
         part = self.by_payer.pop(tenant, 0)
         if part:
-            self.by_payer[NOBODY] = self.by_payer.get(NOBODY, 0) + part
+            self.by_payer[heir] = self.by_payer.get(heir, 0) + part
             self.changes += 1
 
 

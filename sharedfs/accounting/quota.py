@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from errno import EDQUOT
 from os import strerror
 
+from sharedfs.accounting.ancestors import RENEWAL_SECONDS, AncestorAllowances
 from sharedfs.accounting.caps import Caps
 from sharedfs.common.headroom import DEFAULT_ROOM
 from sharedfs.common.units import UNLIMITED_BYTES
@@ -33,14 +34,17 @@ LOOKED_AT_CLASSES = 1024
 _NEVER = float("-inf")
 
 
-def first_allowance(limits: Iterable[Reading]) -> int | None:
-    """What a tenant under these limits may make before the controller has seen it; None where none bounds it.
+def first_allowances(limits: Iterable[Reading]) -> dict[str, int]:
+    """What tenants may make below each cgroup with a limit, by path, before the controller has seen them.
 
-    Its pages come off its limit as soon as they are billed: what it has of its own by then, and the room that is always
+    Their pages come off its limit as soon as they are billed: what is used there by then, and the room that is always
     left, must fit beside them.
     """
-    tightest = min(limits, key=lambda limit: limit.free_bytes, default=None)
-    return None if tightest is None else max(0, tightest.free_bytes - DEFAULT_ROOM.of(tightest.limit_bytes))
+    rooms: dict[str, int] = {}
+    for limit in limits:
+        room_bytes = max(0, limit.free_bytes - DEFAULT_ROOM.of(limit.limit_bytes))
+        rooms[limit.path] = min(room_bytes, rooms.get(limit.path, room_bytes))
+    return rooms
 
 
 class Allowances:
@@ -59,6 +63,7 @@ class Allowances:
         self._marks: dict[TenantId, int] = {}
         self._at_will: set[TenantId] = set()  # whom the controller has seen, and gave no mark
         self._taken: dict[TenantId, int] = {}  # for pages that are being made
+        self.above = AncestorAllowances(ledger, self._taken)
         self._looked_at: dict[TenantId, int] = {}  # the ledger's sequence when `left` was last worked out anew
         self._sequence = -1
         self._expires_seconds = _NEVER
@@ -70,7 +75,9 @@ class Allowances:
     def state(self) -> "AllowanceState":
         """The books as `put` is to count with them. O(ids + tenants), at the speed of memory."""
         unspent = {tenant: left + self._taken.get(tenant, 0) for tenant, left in self.left.items()}
-        return AllowanceState(self._ledger, self._ledger.classes(), self._ledger.sequence, unspent)
+        return AllowanceState(
+            self._ledger, self._ledger.classes(), self._ledger.sequence, unspent, self.above.unspent()
+        )
 
     def put(
         self,
@@ -88,6 +95,8 @@ class Allowances:
         """
         if sequence < self._sequence and self.in_force:
             return False
+        if sequence != self._sequence:
+            self.above.doubt(self._monotonic() + RENEWAL_SECONDS)
         self._sequence = sequence
         self._expires_seconds = self._monotonic() + valid_seconds
         state = self.state() if state is None else state
@@ -111,13 +120,24 @@ class Allowances:
     def _is_unseen(self, tenant: TenantId) -> bool:
         return self.in_force and tenant not in self._marks and tenant not in self._at_will
 
-    def begin(self, tenant: TenantId, room_bytes: int | None) -> None:
-        """What a tenant may make until the controller has seen it; None: what it likes, and its cap lets it."""
+    def put_above(
+        self, marks: Mapping[str, int], valid_seconds: float, state: "AllowanceState", shares: Mapping[str, int]
+    ) -> None:
+        """Marks for all tenants at and below a path together, by `shares` of these in an earlier `state`."""
+        self.above.put(marks, shares, state.unspent_above, self._monotonic() + valid_seconds)
+
+    def begin(self, tenant: TenantId, rooms: Mapping[str, int]) -> None:
+        """What a tenant may make until the controller has seen it, by the limits at and above it (`first_allowances`).
+
+        Without any: what it likes, and its cap lets it.
+        """
+        room_bytes = min(rooms.values(), default=None)
         if self.caps.bounds_tenants and tenant not in self.left:
             self._renew([tenant], even_shares(self._ledger.holdings_of_tenant(tenant)))
         if room_bytes is not None and self._is_unseen(tenant):
             self._marks[tenant] = room_bytes
             self.left[tenant] = min(room_bytes, self.left.get(tenant, room_bytes))
+            self.above.begin(tenant, rooms, self._monotonic())
 
     # -- caps --------------------------------------------------------------------------------------------------------
 
@@ -194,10 +214,15 @@ class Allowances:
                 return
         if left < needed_bytes:
             left = self.left[tenant] = self._look_again(tenant, left)
-        if left < needed_bytes or not self._may_take_remainder(tenant, needed_bytes):
+        if (
+            left < needed_bytes
+            or not self.above.allow(tenant, needed_bytes, self._monotonic())
+            or not self._may_take_remainder(tenant, needed_bytes)
+        ):
             self.refused += 1
             raise OSError(EDQUOT, strerror(EDQUOT))
         self.left[tenant] = left - needed_bytes
+        self.above.spend(tenant, needed_bytes)
         self._taken[tenant] = self._taken.get(tenant, 0) + needed_bytes
 
     def give_back(self, tenant: TenantId, taken_bytes: int) -> None:
@@ -214,16 +239,19 @@ class Allowances:
         left = self.left.get(tenant)
         if left is not None:
             self.left[tenant] = left - made_bytes
+            self.above.spend(tenant, made_bytes)
             if made_bytes > 0 and self.caps.remainder_bytes and not self._leaves_remainder():
                 self._set_only_remainder(True)
 
     def forget(self, tenant: TenantId) -> None:
         self._at_will.discard(tenant)
+        self.above.leave(tenant)
         for kept in (self.left, self._marks, self._taken, self._looked_at):
             kept.pop(tenant, None)
 
     def expire(self) -> None:
         """End allowances that were not renewed in time. In place: the shortcut holds on to `left`."""
+        self.above.expire(self._monotonic())
         if (self._marks or self._at_will) and not self.in_force:
             self._marks.clear()
             self._at_will.clear()
@@ -239,8 +267,9 @@ class Allowances:
         caps = self.caps
         if caps.remainder_bytes:
             if caps.unclaimed_yields:
-                claimed_bytes = sum(even_shares(self._ledger.holdings()).values())
-                self._yielding_bytes = self._ledger.resident_bytes - claimed_bytes
+                self._yielding_bytes = sum(
+                    held_bytes for held, held_bytes in self._ledger.holdings() if held.is_unclaimed
+                )
             # A little more than that ends it, or it would begin and end all the time.
             spare_bytes = caps.remainder_bytes // 8 if self._only_remainder else 0
             self._set_only_remainder(not self._leaves_remainder(spare_bytes))
@@ -261,12 +290,13 @@ class Allowances:
 
 @dataclass(frozen=True, slots=True)
 class AllowanceState:
-    """The books at one moment, and what each tenant might still have made then."""
+    """The books at one moment, and what each tenant, and those below each path, might still have made then."""
 
     ledger: Ledger
     classes: ClassView
     sequence: int
     unspent: Mapping[TenantId, int]
+    unspent_above: Mapping[str, int]
 
     def shares(self) -> dict[TenantId, int]:
         """The even shares. Without the lock. O(classes x payers)."""

@@ -3,13 +3,14 @@
 import logging
 import sys
 from collections.abc import Iterable
+from posixpath import dirname
 
 from sharedfs.accounting.core import Core
-from sharedfs.accounting.quota import first_allowance
+from sharedfs.accounting.quota import first_allowances
 from sharedfs.ledger.tenant import NOBODY, Tenant, TenantId
 from sharedfs.ledger.tenant_rules import TenantRules
-from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
-from sharedfs.linux.memory_limits import MemoryLimits
+from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy, chain
+from sharedfs.linux.memory_limits import MemoryLimits, is_limited
 
 log = logging.getLogger("sharedfs")
 
@@ -40,19 +41,24 @@ class Tenants:
         if is_new:  # a tenant has an allowance from its first request on
             limits = MemoryLimits(self.hierarchy, cgroup.path)
             try:
-                room_bytes = first_allowance(limits.read(sys.maxsize))
+                rooms = first_allowances(limits.read(sys.maxsize))
             finally:
                 limits.close()
             with core.lock:
-                core.allowances.begin(tenant, room_bytes)
+                core.allowances.begin(tenant, rooms)
         return tenant
 
     def intern(self, path: str, inode: int) -> TenantId:
         """`TenantTable.intern`: the tenant that is this cgroup is known from now on."""
         with self._core.lock:
             tenant = self._core.tenants.intern(path, inode)
+            self._core.allowances.above.join(tenant, path)
             self._core.tidy_log()
         return tenant
+
+    def payer_for(self, number: int) -> TenantId:
+        """`TenantTable.payer_for`: who pays for what this tenant made, which may be gone."""
+        return self._core.tenants.payer_for(TenantId(number))
 
     def cgroup_of(self, tenant: TenantId) -> CgroupRef | None:
         """The cgroup of a tenant that lives, as far as is known."""
@@ -111,15 +117,31 @@ class Tenants:
         """These cgroups are gone. `Tidying.tidy` is to follow. The lock is let go between two tenants."""
         core = self._core
         for tenant in tenants:
+            heir = self._heir(tenant)
             with core.lock:
                 core.readers.forget(tenant)
-                core.ledger.exit(tenant)
+                core.ledger.exit(tenant, heir)
                 core.allowances.forget(tenant)
                 core.unasked.forget(tenant)
-                core.detached.forget(tenant)
+                core.detached.forget(tenant, heir)
                 if core.tape is not None:
                     core.tape.exit(tenant)
                 # last: a tenant that is known here is asked after again
-                core.makers.gone(tenant, core.tenants.remove(tenant).path)
+                core.makers.gone(tenant, core.tenants.remove(tenant, heir).path)
                 self.exits += 1
                 core.tidy_log()
+
+    def _heir(self, tenant: TenantId) -> TenantId:
+        """Whose is what a tenant leaves that is gone: the nearest cgroup above it that lives and is bounded.
+
+        Without that, who may make cgroups below its own would hold memory at nobody's account. NOBODY where none is.
+        """
+        gone = self.cgroup_of(tenant)
+        for path in chain(dirname(gone.path)) if gone is not None else ():
+            with self._core.lock:
+                has_mark = path in self._core.allowances.above.left  # a budget of the operator's, or a cap
+            if has_mark or is_limited(self.hierarchy, path):
+                heir = self.hierarchy.find(path)
+                if heir is not None:
+                    return self.intern(heir.path, heir.inode)
+        return NOBODY

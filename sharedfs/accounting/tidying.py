@@ -1,5 +1,7 @@
 """What the books do for themselves, now and then, so that they stay small and a touch does not count for ever."""
 
+from collections.abc import Container
+
 from sharedfs.accounting.core import Core, pause
 
 
@@ -23,7 +25,8 @@ class Tidying:
                 self._core.ledger.tidy_some()
             pause()
 
-    def forget_makers(self) -> None:
-        """Of files that are gone. O(files + tenants)."""
+    def forget_makers(self, of_inodes: Container[int]) -> None:
+        """Of files that are gone, and heirs of who is not among the makers `of_inodes`. O(files + tenants)."""
         with self._core.lock:
             self._core.makers.tidy()
+            self._core.tenants.keep_heirs_of(of_inodes)

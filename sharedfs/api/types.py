@@ -309,15 +309,25 @@ class Allowance(_Frozen):
     until_bytes: int | None
 
 
+class AllowanceAbove(_Frozen):
+    """The tenants at and below `path` may make pages resident until their even shares sum up to `until_bytes`."""
+
+    path: str
+    until_bytes: int
+
+
 class AllowanceOrder(_Body):
-    """Allowances for tenants of one answer of the holdings. They end after `valid_seconds` unless renewed.
+    """Allowances for tenants of one answer of the holdings, or for what is `above` tenants.
+
+    They end after `valid_seconds` unless renewed. A daemon of an earlier version refuses an order with `above`.
 
     `sequence` rises from order to order: one that comes late is refused.
     """
 
     sequence: int
     valid_seconds: float
-    tenants: tuple[Allowance, ...]
+    tenants: tuple[Allowance, ...] = ()
+    above: tuple[AllowanceAbove, ...] = ()
 
 
 TAPE_COLUMNS = ("time_us", "event", "tenant", "file", "first_page", "last_page", "value")

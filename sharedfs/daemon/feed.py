@@ -98,7 +98,7 @@ def _add_books(app: FastAPI, name: str, store: Store, books: Books) -> None:
         swap_looks, swapped, makings = books.swapped.looks, books.swapped.by_class(), store.table.makings
         reading = books.questions.reading()
         rows, even = _classes(reading.holdings, swapped), even_shares(reading.holdings)
-        inodes = _of_live(store.billed_inodes(), reading.tenants)
+        inodes = _of_live(store.billed_inodes(books.tenants.payer_for), reading.tenants)
         return Holdings(
             pool=name,
             sequence=reading.sequence + swap_looks + makings,
@@ -128,7 +128,8 @@ def _add_books(app: FastAPI, name: str, store: Store, books: Books) -> None:
     def put_allowances(order: AllowanceOrder) -> None:
         """How far tenants may grow: beyond that they are refused (EDQUOT)."""
         marks = {CgroupRef(allowance.path, allowance.inode): allowance.until_bytes for allowance in order.tenants}
-        if not books.admission.put(order.sequence, marks, order.valid_seconds):
+        above = {mark.path: mark.until_bytes for mark in order.above}
+        if not books.admission.put(order.sequence, marks, order.valid_seconds, above):
             raise HTTPException(409, "later allowances are in force")
 
 
@@ -170,7 +171,7 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
             tenants=_tenants(named.values()),
             files=files,
             detached_bytes=books.questions.detached_of(tenant),
-            inode_bytes=store.billed_inodes().get(tenant, 0),
+            inode_bytes=store.billed_inodes(books.tenants.payer_for).get(tenant, 0),
             next_after=next_after,
         )
 

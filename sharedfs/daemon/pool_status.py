@@ -76,7 +76,7 @@ class StatusReader:
             stranded_bytes=self.recharge.stranded_bytes,
             moved_charge_bytes=self.moved.bytes,
             detached_bytes=self.books.detached.bytes,
-            inode_bytes=sum(self.store.billed_inodes().values()),
+            inode_bytes=sum(self.store.billed_inodes(self.books.tenants.payer_for).values()),
             recharge_refusal=self.recharge.refusal,
             deleted_files=self.parts.unclaimed.deleted_files,
             deleted_bytes=self.parts.unclaimed.deleted_bytes,

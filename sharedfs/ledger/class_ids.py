@@ -37,6 +37,8 @@ class ClassIds(ClassView):
         self._id_of: dict[State, int] = {None: ABSENT}
         """Ids by key. Of a class that is behind it may be there, and does not count (`_current`)."""
         self._ids_of: dict[TenantId, set[int]] = {}
+        self._inherited: dict[TenantId, set[int]] = {}
+        """Of classes that are behind: those that may have this heir by now, which their keys do not say."""
         self._merged: dict[int, set[int]] = {}  # canonical id -> dead ids that stand for it, where there are any
         self._dead = 0  # ids that stand for another one
         self._foreign: set[int] = set()  # canonical ids of the classes whose key is foreign
@@ -62,8 +64,13 @@ class ClassIds(ClassView):
         return sum(self._pages[raw] for raw in self._foreign)
 
     def ids_of(self, tenant: TenantId) -> Set[int]:
-        """Canonical ids of the classes whose key names `tenant` as a payer. O(1)."""
-        return self._ids_of.get(tenant, frozenset())
+        """Canonical ids of the classes that `tenant` is in, or was in when their keys were written.
+
+        O(1), and O(its classes) while there are some that it inherits and that are behind.
+        """
+        ids: Set[int] = self._ids_of.get(tenant, frozenset())
+        inherited = self._inherited.get(tenant)
+        return ids | inherited if inherited else ids
 
     def _current(self, key: State) -> int | None:
         """The id of the class that has this key and is not behind."""
@@ -97,6 +104,11 @@ class ClassIds(ClassView):
     def _touched(self) -> list[int]:
         return [raw for raw, held in enumerate(self._classes) if held is not None and (held.recent or held.older)]
 
+    def _with_heirs(self) -> list[int]:
+        return [
+            raw for raw in range(len(self._classes)) if (held := self._now(raw)) is not None and held.heir != NOBODY
+        ]
+
     def ids_owned_by(self, owner: TenantId) -> list[int]:
         """Canonical ids of the classes that `owner` owns. O(its classes), for NOBODY O(classes)."""
         ids: Iterable[int] = range(len(self._classes)) if owner == NOBODY else self._ids_of.get(owner, ())
@@ -112,6 +124,8 @@ class ClassIds(ClassView):
         )
         place = len(self._changes)
         self._changes.append(change)
+        if change.heir != NOBODY:
+            self._inherited.setdefault(change.heir, set()).update(ids)
         behind.update(dict.fromkeys([raw for raw in ids if raw not in behind], place))
         return changed
 
@@ -139,24 +153,31 @@ class ClassIds(ClassView):
                 self._disown(rival)
                 self._adopt(raw, key)
                 self._merge(rival, raw)
+        self._forget_changes()
+
+    def _forget_changes(self) -> None:
+        """That every class has followed."""
         if not self._behind:
             self._changes.clear()
+            self._inherited.clear()
 
     def _adopt(self, raw: int, key: State) -> None:
         self._classes[raw] = key
         self._id_of[key] = raw
         if key is not None and key.foreign:
             self._foreign.add(raw)
-        for tenant in key.payers if key else ():
+        for tenant in key.tenants if key else ():
             self._ids_of.setdefault(tenant, set()).add(raw)
 
     def _disown(self, raw: int) -> None:
         key, self._classes[raw] = self._classes[raw], None
-        self._behind.pop(raw, None)
+        if self._behind.pop(raw, None) is not None:
+            for inherited in self._inherited.values():
+                inherited.discard(raw)
         self._foreign.discard(raw)
         if self._id_of.get(key) == raw:
             del self._id_of[key]
-        for tenant in key.payers if key else ():
+        for tenant in key.tenants if key else ():
             ids = self._ids_of[tenant]
             ids.discard(raw)
             if not ids:
@@ -202,8 +223,7 @@ class ClassIds(ClassView):
                     del self._merged[canonical]
             self.alias[raw] = ABSENT
             heappush(self._vacant, raw)
-        if not self._behind:
-            self._changes.clear()
+        self._forget_changes()
 
     def compacted(self) -> None:
         """What can be free is. O(vacant ids)."""
@@ -263,9 +283,15 @@ class ClassIds(ClassView):
                 raise BrokenInvariant(f"I1: a dead id has a class or pages: {state}")
             if raw != ABSENT and pages < 0:
                 raise BrokenInvariant(f"I1: a class has less than no pages: {state}")
-            if held is not None and (held.recent & held.older or NOBODY in held.payers):
+            if held is not None and (
+                held.recent & held.older or NOBODY in held.payers or NOBODY not in (held.heir, held.owner)
+            ):
                 raise BrokenInvariant(f"I10: a class that no rule makes: {state}")
-            for tenant in held.payers if held else ():
+            for tenant in held.tenants if held else ():
                 index.setdefault(tenant, set()).add(raw)
+        for raw in self._behind:
+            held = self._now(raw)
+            if any(raw not in self.ids_of(tenant) for tenant in (held.tenants if held else ())):
+                raise BrokenInvariant(f"I4: class {raw} became {held}, and an exit would miss it")
         if index != self._ids_of:
             raise BrokenInvariant(f"I4: the tenants' classes are {index}, their index says {self._ids_of}")

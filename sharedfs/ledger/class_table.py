@@ -10,7 +10,7 @@ from typing import Any
 
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.ledger.class_ids import ClassIds
-from sharedfs.ledger.class_view import ABSENT, AGE, EXIT, REDUCE, Change, ClassView, State
+from sharedfs.ledger.class_view import ABSENT, AGE, DISINHERIT, EXIT, REDUCE, Change, ClassView, State
 from sharedfs.ledger.page_ranges import batched
 from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.storage import Log, MemoryLog, Record
@@ -38,22 +38,29 @@ class SharingTable(ClassIds):
         self._new(raw, key)
         return raw
 
-    def exit(self, tenant: TenantId) -> bool:
-        """Take `tenant` out of every class; True when that changed a class with pages. O(its classes) (I4)."""
-        return self._change((EXIT, tenant), self._ids_of.get(tenant, ()))
+    def exit(self, tenant: TenantId, heir: TenantId = NOBODY) -> bool:
+        """Take `tenant` out of every class, where `heir` follows it as an owner; True when that changed one with pages.
+
+        O(its classes) (I4).
+        """
+        return self._change(Change(EXIT, tenant, heir), self.ids_of(tenant))
 
     def age(self) -> bool:
         """Age every class; True when that changed a class with pages. O(classes)."""
-        return self._change((AGE, NOBODY), self._touched())
+        return self._change(Change(AGE), self._touched())
 
     def reduce(self, owner: TenantId) -> bool:
         """Let one of them pay for each class that `owner` owns (`SharingClass.reduced`). O(its classes)."""
-        return self._change((REDUCE, owner), self.ids_owned_by(owner))
+        return self._change(Change(REDUCE, owner), self.ids_owned_by(owner))
+
+    def disinherit(self) -> bool:
+        """Forget all heirs. O(classes)."""
+        return self._change(Change(DISINHERIT), self._with_heirs())
 
     def _change(self, change: Change, ids: Collection[int]) -> bool:
         """All classes have followed `change` from here on; those with `ids` are the ones that it may concern."""
         if ids:
-            self._log.append((AGE,) if change[0] == AGE else change)
+            self._log.append(_change_words(change))
         return self._note(change, ids)
 
     def settle(self, most: int) -> None:
@@ -92,19 +99,20 @@ class SharingTable(ClassIds):
             case [str(tag), classes, aliases] if tag == _PART:
                 self._load(classes, aliases)
             case [str(tag), changes, behind] if tag == _BEHIND:
-                self._changes = [(kind, TenantId(tenant)) for kind, tenant in changes]
-                self._behind = {raw: place for raw, place in behind}  # noqa: C416
+                self._load_behind([Change(*words) for words in changes], behind)
                 self._end_load()
             case [str(tag), raw, *words] if tag == _CLASS:
                 if raw != self._next_id():
                     raise BrokenInvariant(f"I7: the log of the books gives id {raw} out of turn: {record}")
                 self._new(raw, _class_of(words))
-            case [str(tag), tenant] if tag == EXIT:
-                self._note((EXIT, tenant), self._ids_of.get(tenant, ()))
+            case [str(tag), tenant, *heir] if tag == EXIT:
+                self._note(Change(EXIT, tenant, *heir), self.ids_of(tenant))
             case [str(tag), tenant] if tag == REDUCE:
-                self._note((REDUCE, tenant), self.ids_owned_by(tenant))
+                self._note(Change(REDUCE, tenant), self.ids_owned_by(tenant))
             case [str(tag)] if tag == AGE:
-                self._note((AGE, NOBODY), self._touched())
+                self._note(Change(AGE), self._touched())
+            case [str(tag)] if tag == DISINHERIT:
+                self._note(Change(DISINHERIT), self._with_heirs())
             case [str(tag), ids] if tag == _SETTLE:
                 self._settle(ids)
             case [str(tag), ids] if tag == _FREE:
@@ -130,6 +138,13 @@ class SharingTable(ClassIds):
             self._merged.setdefault(canonical, set()).add(raw)
             self._dead += 1
 
+    def _load_behind(self, changes: list[Change], behind: Iterable[tuple[int, int]]) -> None:
+        self._changes, self._behind = changes, dict(behind)
+        for raw in self._behind:
+            held = self._now(raw)
+            if held is not None and held.heir != NOBODY:
+                self._inherited.setdefault(held.heir, set()).add(raw)
+
     def _end_load(self) -> None:
         self._vacant = [raw for raw, alias in enumerate(self.alias) if raw != ABSENT and alias == ABSENT]
 
@@ -146,16 +161,26 @@ def _records(view: ClassView, crowded_at: int) -> Iterator[Record]:
         yield (_PART, [(raw, *_words(held)) for raw, held in part], [])
     for dead in batched(_aliases(view), _ALIASES_OF_A_RECORD):
         yield (_PART, [], dead)
-    yield (_BEHIND, view._changes, list(view._behind.items()))
+    yield (_BEHIND, [_change_words(change) for change in view._changes], list(view._behind.items()))
+
+
+def _change_words(change: Change) -> tuple[Any, ...]:
+    """A change as a record has it."""
+    if change.tenant == NOBODY and change.kind != REDUCE:
+        return (change.kind,)
+    return (change.kind, change.tenant) if change.heir == NOBODY else tuple(change)
 
 
 def _words(key: State) -> tuple[Any, ...]:
-    """A class as a record has it."""
+    """A class as a record has it: an heir is written as the owner, below zero."""
     if key is None:
         raise BrokenInvariant("I1: the class of absent pages is always known")
-    return (key.owner, int(key.foreign), sorted(key.recent), sorted(key.older), sorted(key.mapped))
+    owner = key.owner if key.heir == NOBODY else -key.heir
+    return (owner, int(key.foreign), sorted(key.recent), sorted(key.older), sorted(key.mapped))
 
 
 def _class_of(words: Record) -> SharingClass:
     owner, foreign, recent, older, mapped = words
-    return SharingClass(owner, frozenset(recent), frozenset(older), frozenset(mapped), foreign=bool(foreign))
+    users = frozenset(recent), frozenset(older), frozenset(mapped)
+    heir = TenantId(max(0, -owner))
+    return SharingClass(TenantId(max(0, owner)), *users, foreign=bool(foreign), heir=heir)

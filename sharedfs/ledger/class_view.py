@@ -10,28 +10,39 @@ about all classes are answered from a copy, without the lock of the books.
 
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import NamedTuple
 
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.ledger.sharing_class import SharingClass
-from sharedfs.ledger.tenant import TenantId
+from sharedfs.ledger.tenant import NOBODY, TenantId
 
 State = SharingClass | None
 """What a page is in: a class, or None while it is absent."""
 
 ABSENT = 0
-EXIT, AGE, REDUCE = "exit", "age", "reduce"
+EXIT, AGE, REDUCE, DISINHERIT = "exit", "age", "reduce", "disinherit"
 
-Change = tuple[str, TenantId]
-"""EXIT of a tenant; AGE, of everybody (NOBODY); REDUCE of the classes that a tenant owns (`SharingClass.reduced`)."""
+
+class Change(NamedTuple):
+    """EXIT of a tenant, to whose `heir` goes what it owned; AGE, of everybody; REDUCE what a tenant owns
+    (`SharingClass.reduced`); DISINHERIT all heirs.
+    """
+
+    kind: str
+    tenant: TenantId = NOBODY
+    heir: TenantId = NOBODY
 
 
 def followed(held: SharingClass, change: Change) -> SharingClass:
     """What a class is after a change. O(users)."""
-    kind, tenant = change
+    kind, tenant, heir = change
     if kind == EXIT:
-        return held.without(tenant)
+        return held.without(tenant, heir)
     if kind == AGE:
         return held.aged()
+    if kind == DISINHERIT:
+        return replace(held, heir=NOBODY)
     return held.reduced() if held.owner == tenant else held
 
 

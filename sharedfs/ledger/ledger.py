@@ -261,11 +261,14 @@ class Ledger(LedgerView):
 
     # -- Operations on classes: no page is visited ---------------------------------------------------------------------
 
-    def exit(self, tenant: TenantId) -> None:
-        """`tenant` owns and uses nothing any more; the other payers of its pages share them. O(its classes) (I4)."""
+    def exit(self, tenant: TenantId, heir: TenantId = NOBODY) -> None:
+        """`tenant` owns and uses nothing any more; the other payers of its pages share them, or `heir` has them.
+
+        O(its classes) (I4).
+        """
         self._told.forget_tenant(tenant)
         self._steps.forget(tenant)
-        if self._table.exit(tenant):
+        if self._table.exit(tenant, heir):
             self._sequence += 1
         self._settle_if_due()
 
@@ -387,10 +390,11 @@ class Ledger(LedgerView):
         self._log.append((_OPENED, self._openings))
 
     def write_whole(self) -> None:
-        """Write the log as the version before this one reads it: nothing is to be done with the ledger afterwards.
+        """Write the log as the versions before this one read it: nothing is to be done with the ledger afterwards.
 
-        O(ids), in one piece.
+        They know no heirs. O(ids), in one piece.
         """
+        self._table.disinherit()
         for _ in self._tidying.settling():
             pass
         rewrite(self._log, self._dump([self._table.whole()]))

@@ -1,8 +1,9 @@
 """What the books know about a page: who owns it, who uses it, and how that changes.
 
 Pages with the same owner and the same users are one line in the books, a `SharingClass`. Its *payers* are the owner,
-who allocated the pages, for as long as it lives, and the users, for as long as they use them (I10). A tenant uses a
-page when it touched it lately or has it mapped. "Lately" is two generations: a touch puts a tenant into `recent`; each
+who allocated the pages, for as long as it lives, and the users, for as long as they use them (I10). For pages whose
+owner is gone and that nobody uses, the *heir* pays, if there is one. A tenant uses a page when it touched it lately or
+has it mapped. "Lately" is two generations: a touch puts a tenant into `recent`; each
 `aged` moves `recent` to `older` and forgets who was in `older` only. So a touch counts for one to two ageing periods,
 and no page needs a time of its own.
 
@@ -11,8 +12,8 @@ The rules below are pure, and return an equal class when they change nothing. Th
 - A rule for tenant U looks at U alone, and adds or removes U alone. So it commutes with `without(T)` for every other T,
   and what was memoised about U stays true when T exits (`steps` relies on it).
 - No rule of a tenant changes `foreign`: pages move between classes, charges do not move. `recharged` is the pool's own:
-  it says that a charge has moved. The owner changes by `without`, by `handed_to`, because the operator says so, and by
-  `charged_to`, because the kernel does.
+  it says that a charge has moved. The owner, and the heir, change by `without`, by `handed_to`, because the operator
+  says so, and by `charged_to`, because the kernel does.
 """
 
 from dataclasses import dataclass, replace
@@ -26,10 +27,10 @@ NO_TENANTS: frozenset[TenantId] = frozenset()
 class SharingClass:
     """Pages with one owner and the same users.
 
-    `owner` allocated the pages, or they were handed to it; NOBODY when it has exited. `recent` and `older` touched
-    them, in this generation and in the one before, and are disjoint; `mapped` have them in a page table, and may be in
-    either as well. `foreign` pages were charged by the kernel to the owner's own cgroup, not to the pool: a mapped hole
-    (I2).
+    `owner` allocated the pages, or they were handed to it; NOBODY when it has exited. Then `heir` has them, the nearest
+    cgroup with a limit that the owner was below; NOBODY where there is none. `recent` and `older` touched them, in this
+    generation and in the one before, and are disjoint; `mapped` have them in a page table, and may be in either as
+    well. `foreign` pages were charged by the kernel to the owner's own cgroup, not to the pool: a mapped hole (I2).
     """
 
     owner: TenantId
@@ -37,6 +38,7 @@ class SharingClass:
     older: frozenset[TenantId] = NO_TENANTS
     mapped: frozenset[TenantId] = NO_TENANTS
     foreign: bool = False
+    heir: TenantId = NOBODY
 
     @property
     def users(self) -> frozenset[TenantId]:
@@ -45,8 +47,20 @@ class SharingClass:
 
     @property
     def payers(self) -> frozenset[TenantId]:
-        """The users, and the owner unless it is NOBODY: those whose exit changes this class. Empty: unclaimed pages."""
-        return self.users if self.owner == NOBODY else self.users | {self.owner}
+        """The users, and the owner unless it is NOBODY; where there are none, the heir. Empty: nobody pays."""
+        if self.owner != NOBODY:
+            return self.users | {self.owner}
+        return self.users or (NO_TENANTS if self.heir == NOBODY else frozenset((self.heir,)))
+
+    @property
+    def is_unclaimed(self) -> bool:
+        """Whether the owner is gone and nobody uses the pages. An heir may pay for them."""
+        return self.owner == NOBODY and not (self.recent or self.older or self.mapped)
+
+    @property
+    def tenants(self) -> frozenset[TenantId]:
+        """Those whose exit changes this class."""
+        return self.users | ({self.owner, self.heir} - {NOBODY})
 
     @classmethod
     def charged_by(cls, tenant: TenantId, *, foreign: bool = False) -> "SharingClass":
@@ -81,18 +95,18 @@ class SharingClass:
 
     def charged_to(self, tenant: TenantId) -> "SharingClass":
         """The kernel charges foreign pages to `tenant`'s own cgroup, NOBODY for one that is gone: it is their owner."""
-        return replace(self, owner=tenant) if self.foreign else self
+        return replace(self, owner=tenant, heir=NOBODY) if self.foreign and self.owner != tenant else self
 
     def handed_to(self, tenant: TenantId) -> "SharingClass":
-        """`tenant` owns the pages from now on; NOBODY: they are unclaimed as soon as they have no user.
+        """`tenant` owns the pages from now on; NOBODY: they are unclaimed as soon as they have no user, with no heir.
 
         Foreign pages stay whose they are: the owner is the one whose own cgroup the kernel charges for them.
         """
-        return self if self.foreign else replace(self, owner=tenant)
+        return self if self.foreign else replace(self, owner=tenant, heir=NOBODY)
 
-    def without(self, tenant: TenantId) -> "SharingClass":
-        """`tenant` has exited. O(users)."""
-        if tenant == NOBODY or tenant not in self.payers:
+    def without(self, tenant: TenantId, heir: TenantId = NOBODY) -> "SharingClass":
+        """`tenant` has exited; `heir`, another one that lives, has what it owned and had as an heir. O(users)."""
+        if tenant == NOBODY or tenant not in self.tenants:
             return self
         return SharingClass(
             owner=NOBODY if self.owner == tenant else self.owner,
@@ -100,6 +114,7 @@ class SharingClass:
             older=self.older - {tenant},
             mapped=self.mapped - {tenant},
             foreign=self.foreign,
+            heir=heir if tenant in (self.owner, self.heir) else self.heir,
         )
 
     def aged(self) -> "SharingClass":

@@ -3,8 +3,11 @@
 The inode number of its directory tells a cgroup from others, while it lives; its path is its name, which can change and
 come back as another's. The books need a number that outlives it, so each cgroup is interned to a `TenantId` that is
 never used again. The table is kept in a log, so that this holds for whoever continues the books, too.
+
+Of a tenant that has exited the table knows the *heir*: the live cgroup above it that has what nobody else pays for.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import NewType
 
@@ -36,6 +39,7 @@ class TenantTable:
         self._log = MemoryLog() if log is None else log
         self._by_id: dict[TenantId, Tenant] = {}
         self._by_inode: dict[int, Tenant] = {}
+        self._heirs: dict[TenantId, TenantId] = {}  # of those that are gone; an heir lives
         self._last_id = NOBODY
 
     def intern(self, path: str, inode: int) -> TenantId:
@@ -71,35 +75,53 @@ class TenantTable:
         """The live tenants, oldest first. O(tenants)."""
         return list(self._by_id.values())
 
-    def remove(self, tenant_id: TenantId) -> Tenant:
+    def payer_for(self, tenant_id: TenantId) -> TenantId:
+        """Who pays for what this tenant made: itself while it lives, then its heir; NOBODY where there is none."""
+        return tenant_id if tenant_id in self._by_id else self._heirs.get(tenant_id, NOBODY)
+
+    def remove(self, tenant_id: TenantId, heir: TenantId = NOBODY) -> Tenant:
         """Forget a tenant that has exited, and return what it was. Its id is never given again.
 
-        Raises KeyError when no live tenant has this id.
+        `heir`, another live tenant, has what was its own and what it was the heir to. Raises KeyError when no live
+        tenant has this id. O(heirs).
         """
         tenant = self._by_id[tenant_id]
-        self._log.append((_GONE, tenant_id))
-        return self._remove(tenant)
+        self._log.append((_GONE, tenant_id) if heir == NOBODY else (_GONE, tenant_id, heir))
+        return self._remove(tenant, heir)
 
-    def _remove(self, tenant: Tenant) -> Tenant:
+    def _remove(self, tenant: Tenant, heir: TenantId = NOBODY) -> Tenant:
         del self._by_id[tenant.id]
         del self._by_inode[tenant.inode]
+        left = [tenant.id, *(gone for gone, known in self._heirs.items() if known == tenant.id)]
+        for gone in left:
+            self._heirs.pop(gone, None)
+        if heir != NOBODY:
+            self._heirs.update(dict.fromkeys(left, heir))
         return tenant
 
-    def dump(self) -> Record:
-        """The table as one record. O(tenants)."""
-        return (_TABLE, self._last_id, [(tenant.id, tenant.path, tenant.inode) for tenant in self.live()])
+    def keep_heirs_of(self, made: Container[int]) -> None:
+        """Forget who inherits from those that made nothing that is there. O(heirs)."""
+        self._heirs = {gone: heir for gone, heir in self._heirs.items() if gone in made}
+
+    def dump(self, *, with_heirs: bool = True) -> Record:
+        """The table as one record; without heirs as the versions before read it. O(tenants + heirs)."""
+        live = [(tenant.id, tenant.path, tenant.inode) for tenant in self.live()]
+        heirs = [list(self._heirs.items())] if with_heirs and self._heirs else []
+        return (_TABLE, self._last_id, live, *heirs)
 
     def replay(self, record: Record) -> bool:
         """Do again what a record of the log tells of; False when it is not one of the table's."""
         match record:
-            case [str(tag), last_id, tenants] if tag == _TABLE:
+            case [str(tag), last_id, tenants, *heirs] if tag == _TABLE:
                 self._last_id = TenantId(last_id)
                 for tenant_id, path, inode in tenants:
                     self._add(Tenant(TenantId(tenant_id), path, inode))
+                for part in heirs:
+                    self._heirs.update({TenantId(gone): TenantId(heir) for gone, heir in part})
             case [str(tag), tenant_id, path, inode] if tag == _TENANT:
                 self._add(Tenant(TenantId(tenant_id), path, inode))
-            case [str(tag), tenant_id] if tag == _GONE:
-                self._remove(self._by_id[tenant_id])
+            case [str(tag), tenant_id, *heir] if tag == _GONE:
+                self._remove(self._by_id[tenant_id], *heir)
             case _:
                 return False
         return True
@@ -114,3 +136,5 @@ class TenantTable:
             raise BrokenInvariant(f"I9: tenants by id {self._by_id} are not those by inode {self._by_inode}")
         if any(not NOBODY < tenant_id <= self._last_id for tenant_id in self._by_id):
             raise BrokenInvariant(f"I9: a tenant id outside 1..{self._last_id} in {self._by_id}")
+        if any(gone in self._by_id or heir not in self._by_id for gone, heir in self._heirs.items()):
+            raise BrokenInvariant(f"I9: an heir that is gone, or of one that lives: {self._heirs}")

@@ -11,11 +11,12 @@ Every reader takes the hierarchy, so tests run on a directory that looks like on
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from errno import ENODEV, ENOENT
 from pathlib import Path
+from posixpath import dirname
 from struct import Struct
 
 from sharedfs.common.errors import HostFault
@@ -51,6 +52,13 @@ def raw_path(path: str) -> bytes:
         return raw
     meant = _ESCAPED.sub(lambda escape: bytes.fromhex(escape[1].decode()), raw)
     return meant if readable(meant) == path else raw
+
+
+def chain(path: str) -> Iterator[str]:
+    """The path of a cgroup and those above it, without the root: that has no limit."""
+    while path != "/":
+        yield path
+        path = dirname(path)
 
 
 class CgroupVersion(IntEnum):

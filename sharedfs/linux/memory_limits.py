@@ -6,14 +6,12 @@ above the root of a cgroup namespace, or of a mount of a part of the tree, canno
 
 import ctypes
 import os
-import posixpath
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from sharedfs.common.units import UNLIMITED_BYTES
-from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
+from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy, chain
 
 _TEXT_BYTES = 64
 _STAT_BYTES = 16 << 10
@@ -37,12 +35,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Reading(NamedTuple):
-    """One limit: `name` says where it is, `cache_bytes` of `usage_bytes` the kernel would drop."""
+    """One limit: `name` says where it is ("FILE of PATH"), `cache_bytes` of `usage_bytes` the kernel would drop."""
 
     name: str
     limit_bytes: int
     usage_bytes: int
     cache_bytes: int = 0
+
+    @property
+    def path(self) -> str:
+        """Of the cgroup that has the limit."""
+        return self.name.partition(" of ")[2]
 
     @property
     def free_bytes(self) -> int:
@@ -67,7 +70,7 @@ class MemoryLimits:
         self._fds: list[int] = []
         self._levels: list[_Level] = []
         self._watched: list[Path] = []
-        for level in _upwards(path):
+        for level in (*chain(path), "/"):
             self._open(hierarchy.directory(level), level)
         self.hides_some = not _is_whole(hierarchy)
         """Whether there may be limits above that cannot be seen."""
@@ -118,11 +121,18 @@ class MemoryLimits:
             os.close(self._fds.pop())
 
 
-def _upwards(path: str) -> Iterator[str]:
-    while path.strip("/"):
-        yield path
-        path = posixpath.dirname(path)
-    yield "/"
+def is_limited(hierarchy: MemoryHierarchy, path: str) -> bool:
+    """Whether the cgroup at `path` has a limit of its own; False for one that is gone."""
+    for file, _ in _PAIRS[hierarchy.version]:
+        with suppress(OSError):
+            fd = os.open(hierarchy.directory(path) / file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                limit_bytes = _number(fd)
+            finally:
+                os.close(fd)
+            if limit_bytes is not None and limit_bytes < UNLIMITED_BYTES:
+                return True
+    return False
 
 
 def _number(fd: int) -> int | None:

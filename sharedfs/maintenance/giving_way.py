@@ -117,7 +117,7 @@ class GivingWay:
 
     def available_bytes(self) -> int:
         """The unclaimed bytes, of files that can go or not. From any thread. O(classes)."""
-        return self._books.questions.bytes_where(lambda held: not held.payers) if self._is_wanted() else 0
+        return self._books.questions.bytes_where(lambda held: held.is_unclaimed) if self._is_wanted() else 0
 
     def _look(self) -> None:
         """Which files are unclaimed, where the books have changed since the last look. O(files), now and then."""

@@ -90,7 +90,7 @@ class UnclaimedFiles:
         """
         now, spilled = time.monotonic(), self._spill.files()
         inodes, next_after = self._lists.page(
-            "unclaimed", after, lambda: sorted({*self._books.questions.files_where(_has_no_payer), *spilled})
+            "unclaimed", after, lambda: sorted({*self._books.questions.files_where(_is_unclaimed), *spilled})
         )
         listed = []
         for inode in inodes:
@@ -115,7 +115,7 @@ class UnclaimedFiles:
         return UnclaimedPage(files=tuple(listed), next_after=next_after)
 
     def _unclaimed_bytes(self, inode: int) -> int:
-        return sum(held_bytes for held, held_bytes in self._books.questions.file_holdings(inode) if _has_no_payer(held))
+        return sum(held_bytes for held, held_bytes in self._books.questions.file_holdings(inode) if _is_unclaimed(held))
 
     # -- what becomes of it ------------------------------------------------------------------------------------------
 
@@ -126,10 +126,10 @@ class UnclaimedFiles:
         """
         now = time.monotonic()
         opened = self._uses.take_opened()
-        inodes = self._books.questions.files_where(_has_no_payer)
+        inodes = self._books.questions.files_where(_is_unclaimed)
         spilled = self._spill.files().keys()
         self._since = {inode: now if inode in opened else self._since.get(inode, now) for inode in {*inodes, *spilled}}
-        self._books.tidying.forget_makers()
+        self._books.tidying.forget_makers(self._store.table.made_by)
         if rule.name not in (UnclaimedRule.DELETE, UnclaimedRule.SPILL) or now < self._retry_at:
             return
         self._put_off = {inode: until for inode, until in self._put_off.items() if until > now and inode in self._since}
@@ -161,7 +161,7 @@ class UnclaimedFiles:
             and node.inode not in self._store.removed
             and node.opens == 0
             and node.inode not in self._books.changes.shrinking
-            and all(_has_no_payer(held) for held, _ in self._books.questions.file_holdings(node.inode))
+            and all(_is_unclaimed(held) for held, _ in self._books.questions.file_holdings(node.inode))
             and not self._store.is_open_elsewhere(node)
         )
 
@@ -211,10 +211,10 @@ class UnclaimedFiles:
         Of files that one look found, those first that were written first. From any thread. O(files).
         """
         now, found = time.monotonic(), []
-        for inode in self._books.questions.files_where(_has_no_payer):
+        for inode in self._books.questions.files_where(_is_unclaimed):
             holdings = self._books.questions.file_holdings(inode)
             with suppress(OSError), self._store.lock:
-                if all(_has_no_payer(held) for held, _ in holdings):
+                if all(_is_unclaimed(held) for held, _ in holdings):
                     written_ns = self._store.stat(self._store.find(inode)).st_mtime_ns
                     held_bytes = sum(size for _, size in holdings)
                     found.append((self._since.get(inode, now), written_ns, inode, held_bytes))
@@ -235,5 +235,5 @@ class UnclaimedFiles:
                 log.info("spilled %s: unclaimed", self._store.display_path(node))
 
 
-def _has_no_payer(held: SharingClass) -> bool:
-    return not held.payers
+def _is_unclaimed(held: SharingClass) -> bool:
+    return held.is_unclaimed

@@ -52,6 +52,8 @@ typedef struct {
     PyObject *ledger, *touch, *charge; /* of the books */
     PyObject *settled, *settled_bytes; /* sharedfs/ledger/no_op_cache.py, and its dict */
     PyObject *left;               /* what is left of tenants' allowances (sharedfs/accounting/quota.py) */
+    PyObject *above;              /* the cgroups at and above tenants, and */
+    PyObject *left_above;         /* what is left there (sharedfs/accounting/ancestors.py) */
     Py_buffer *heads;             /* what moves when a thread has changed its cgroup or ended, a CPU each */
     Py_ssize_t cpus;
     Py_buffer credit;             /* bytes that may be made before sharedfs/storage/room.py looks at the limits of memory */
@@ -127,19 +129,34 @@ static int is_settled(FastPath *self, PyObject *node, PyObject *tenant, uint64_t
     return below >= 0 && end <= (uint64_t)below;
 }
 
-/* Whether a write surely stays within its tenant's allowance. -1 with an exception. */
+/* Whether a key of `left` has so many bytes, or is not there. -1 with an exception. */
+static int has_left(PyObject *left, PyObject *key, long long bytes)
+{
+    PyObject *found = PyDict_GetItemWithError(left, key);
+
+    if (found != NULL && PyLong_AsLongLong(found) < bytes)
+        return PyErr_Occurred() ? -1 : 0;
+    return PyErr_Occurred() ? -1 : 1;
+}
+
+/* Whether a write surely stays within what is left to its tenant, and to all above it. -1 with an exception. */
 static int is_allowed(FastPath *self, PyObject *node, PyObject *tenant, const struct fuse_write_in *in)
 {
-    PyObject *left;
+    long long needed = (long long)in->size + EDGES_BYTES;
+    PyObject *places = NULL;
+    int allowed;
 
     if (PyDict_GET_SIZE(self->left) == 0)
         return 1;
-    left = PyDict_GetItemWithError(self->left, tenant);
-    if (left == NULL)
-        return PyErr_Occurred() ? -1 : 1;
-    if (PyLong_AsLongLong(left) >= (long long)in->size + EDGES_BYTES)
-        return 1;
-    return PyErr_Occurred() ? -1 : is_settled(self, node, tenant, in->offset + in->size);
+    allowed = has_left(self->left, tenant, needed);
+    if (allowed == 1 && PyDict_GET_SIZE(self->left_above) != 0)
+        places = PyDict_GetItemWithError(self->above, tenant);
+    if (places != NULL && PyTuple_Check(places))
+        for (Py_ssize_t i = 0; allowed == 1 && i < PyTuple_GET_SIZE(places); i++)
+            allowed = has_left(self->left_above, PyTuple_GET_ITEM(places, i), needed);
+    if (PyErr_Occurred())
+        return -1;
+    return allowed ? allowed : is_settled(self, node, tenant, in->offset + in->size);
 }
 
 /* A line in the books, where that is not known to be in vain: 1 when it is written, -1 with an exception. */
@@ -477,18 +494,20 @@ static int fastpath_init(FastPath *self, PyObject *arguments, PyObject *keywords
     /* The fields of `Given` in sharedfs/ops/shortcut.py, in their order. */
     PyObject *given, *heads;
     PyObject **held[] = {&self->nodes,    &self->paths,   &self->removed,       &self->files, &self->callers, &self->verified,
-                         &self->ledger,   &self->settled, &self->settled_bytes, &self->touch, &self->charge,  &self->left};
+                         &self->ledger,   &self->settled, &self->settled_bytes, &self->touch, &self->charge,  &self->left,
+                         &self->above,    &self->left_above};
 
     if (keywords != NULL || !PyArg_ParseTuple(arguments, "O!:FastPath", &PyTuple_Type, &given)) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_TypeError, "FastPath takes no keyword");
         return -1;
     }
-    if (!PyArg_ParseTuple(given, "inKO!O!O!O!OO!O!OOO!OOO!w*:Given", &self->device_fd, &self->max_read,
+    if (!PyArg_ParseTuple(given, "inKO!O!O!O!OO!O!OOO!OOO!O!O!w*:Given", &self->device_fd, &self->max_read,
                           &self->entry_seconds, &PyDict_Type, &self->nodes, &PyDict_Type, &self->paths, &PyDict_Type,
                           &self->removed, &PyDict_Type, &self->files, &self->callers, &PyDict_Type, &self->verified,
                           &PyTuple_Type, &heads, &self->ledger, &self->settled, &PyDict_Type, &self->settled_bytes,
-                          &self->touch, &self->charge, &PyDict_Type, &self->left, &self->credit)) {
+                          &self->touch, &self->charge, &PyDict_Type, &self->left, &PyDict_Type, &self->above,
+                          &PyDict_Type, &self->left_above, &self->credit)) {
         for (size_t i = 0; i < sizeof held / sizeof *held; i++)
             *held[i] = NULL; /* what was parsed is borrowed */
         return -1;
@@ -534,6 +553,8 @@ static void fastpath_dealloc(FastPath *self)
     Py_XDECREF(self->touch);
     Py_XDECREF(self->charge);
     Py_XDECREF(self->left);
+    Py_XDECREF(self->above);
+    Py_XDECREF(self->left_above);
     PyBuffer_Release(&self->credit);
     while (self->cpus > 0)
         PyBuffer_Release(&self->heads[--self->cpus]);

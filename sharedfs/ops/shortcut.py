@@ -62,6 +62,10 @@ class Given(NamedTuple):
     """A line in the books: inode, first byte, end, tenant."""
     left: dict[TenantId, int]
     """Bytes that tenants may still make resident; a tenant that is not there may make any."""
+    above: dict[TenantId, tuple[str, ...]]
+    """The cgroups at and above tenants, by path."""
+    left_above: dict[str, int]
+    """Bytes that all tenants at and below a cgroup may still make resident; one that is not there bounds nobody."""
     credit: memoryview
     """Eight bytes, writable: how many may be made before the limits of memory are looked at."""
 

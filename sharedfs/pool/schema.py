@@ -3,10 +3,11 @@
 It covers the files of the state (journal, requests in hand, inodes, moved pages, books), the messages between keeper
 and daemon, and the names of modules that these start. A file of the state tells it:
 
-    {"version": 2, "leaves": [1, 2]}     what is there, and what the running daemon can make of it as it hands over
+    {"version": 3, "leaves": [1, 2, 3]}     what is there, and what the running daemon can make of it as it hands over
 
 Version 1 had no such file, and its packages cannot say what they read. Version 2 has records in the log of classes that
-version 1 does not know (`ledger/class_table.py`); a log without these is one of version 1, too.
+version 1 does not know (`ledger/class_table.py`); a log without these is one of version 1, too. Version 3 knows the
+heirs of tenants that are gone; what is left for version 1 or 2 has none.
 
 Whoever changes anything of it so that the version before cannot read it raises VERSION, and either has the daemon leave
 what the version before reads (`Pool._leave`), or takes that version out of LEAVES.
@@ -20,11 +21,11 @@ from enum import StrEnum
 
 from sharedfs.common.errors import HostFault
 
-VERSION = 2
+VERSION = 3
 """What a daemon of this package writes."""
-READS = (1, 2)
+READS = (1, 2, 3)
 """The versions that it can continue."""
-LEAVES = (1, 2)
+LEAVES = (1, 2, 3)
 """Those that it can leave behind when it hands over."""
 SPARE_MODULE = "sharedfs.spare"
 """What a keeper starts, of whichever version is installed by then: this name stays."""

@@ -39,7 +39,7 @@ def left(size_bytes: int, inodes: int, free_bytes: int) -> int:
 
 
 def billed(size_bytes: int, inodes: int, made_by: Mapping[int, int]) -> dict[int, int]:
-    """`beyond_bytes` by maker. What nobody is known to have made is 0's, as if it were another maker.
+    """`beyond_bytes` by maker. What nobody is known to have made, or pays for, is 0's, as if it were another maker.
 
     Each has an even part of those that come with the size for nothing; what some leave of theirs the others share.
     O(makers log makers).
@@ -47,7 +47,8 @@ def billed(size_bytes: int, inodes: int, made_by: Mapping[int, int]) -> dict[int
     >>> billed(4 * (64 << 10), 9, {7: 6, 8: 1})
     {0: 768, 7: 6912}
     """
-    counts: dict[int, int] = {NOBODY: max(0, inodes - sum(made_by.values())), **made_by}
+    unknown = max(0, inodes - sum(made_by.values()))
+    counts: dict[int, int] = {**made_by, NOBODY: made_by.get(NOBODY, 0) + unknown}
     if not beyond_bytes(size_bytes, sum(counts.values())):
         return {}
     free_left, makers_left, parts = included(size_bytes), len(counts), dict[int, int]()

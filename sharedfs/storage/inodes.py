@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from sharedfs.common.names import printable
@@ -84,9 +84,15 @@ class Inodes:
 
     # -- what outlives us --------------------------------------------------------------------------------------------
 
-    def billed_inodes(self) -> dict[int, int]:
-        """What names and inodes take beyond those that come with the size, by maker, in bytes. From any thread."""
-        made_by, inodes = dict(self.table.made_by), self.tmpfs.inodes()
+    def billed_inodes(self, payer_for: Callable[[int], int]) -> dict[int, int]:
+        """What names and inodes take beyond those that come with the size, by who pays for the maker, in bytes.
+
+        From any thread.
+        """
+        made_by, inodes = dict[int, int](), self.tmpfs.inodes()
+        for maker, made in dict(self.table.made_by).items():
+            payer = payer_for(maker)
+            made_by[payer] = made_by.get(payer, 0) + made
         return inode_cost.billed(
             self.tmpfs.room.size_bytes, sum(made_by.values()) if inodes is None else inodes, made_by
         )

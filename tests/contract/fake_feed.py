@@ -46,6 +46,9 @@ class FakePool:
     refuses_orders_with: int | None = None
     files_of_a_page: int = 1000
     allowed: dict[str, int | None] = field(default_factory=dict)
+    allowed_above: dict[str, int] = field(default_factory=dict)
+    knows_above: bool = True
+    """False: it is of a version that refuses what it does not know."""
     orders: int = 0
     _loop: trio.lowlevel.TrioToken | None = None
     _stop: trio.Event | None = None
@@ -108,7 +111,10 @@ class FakePool:
         async def allowances(order: AllowanceOrder) -> Response:
             if self.refuses_orders_with is not None:
                 return Response(json.dumps({"detail": "not today"}), self.refuses_orders_with)
+            if order.above and not self.knows_above:
+                return Response(json.dumps({"detail": "extra inputs are not permitted"}), 422)
             self.orders += 1
+            self.allowed_above |= {mark.path: mark.until_bytes for mark in order.above}
             self.allowed |= {allowance.path: allowance.until_bytes for allowance in order.tenants}
             return Response(status_code=204)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sharedfs.pool.schema import VERSION
 from tests.support.deaths import kill_daemon
 from tests.support.mount import mounted_pool
 from tests.support.packages import FIRST, PAGE, PATIENCE, THIS, Copy, Host, Package, Work, managed
@@ -143,7 +144,7 @@ def test_a_pool_of_the_flat_package_is_reloaded_to_this_one_and_back(
     reload_to(host, flat, work)
     killed_goes_on_as(host, flat, work)
     reload_to(host, THIS, work)
-    assert host.state_version() == 2
+    assert host.state_version() == VERSION
     host.pool.check_conservation()
 
 
@@ -156,7 +157,7 @@ def test_a_pool_of_this_package_is_reloaded_to_the_flat_one_and_back(
     assert host.state_version() == 1
     killed_goes_on_as(host, flat, work)
     reload_to(host, THIS, work)
-    assert host.state_version() == 2
+    assert host.state_version() == VERSION
     host.pool.check_conservation()
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from sharedfs.linux.cgroups import CgroupVersion
+from sharedfs.pool.schema import VERSION
 from tests.support.mount import mounted_pool
-from tests.support.packages import FIRST, PAGE, PATIENCE, THIS, Copy, Host, Work, managed
+from tests.support.packages import FIRST, PAGE, PATIENCE, SECOND, THIS, Copy, Host, Work, managed
 from tests.support.tenants import Tenants, wait_until
 
-NEWER = Copy("newer", 3, (2, 3), (2, 3))
-STRANGE = Copy("strange", 3, (3,), (3,))
+NEXT = VERSION + 1
+NEWER = Copy("newer", NEXT, (VERSION, NEXT), (VERSION, NEXT))
+STRANGE = Copy("strange", NEXT, (NEXT,), (NEXT,))
 
 
 @pytest.fixture
@@ -35,11 +38,11 @@ def work(host: Host, tenants: Tenants) -> Work:
     return Work(host.pool, tenants)
 
 
-@pytest.mark.parametrize(("other", "left"), [(NEWER, 3), (FIRST, 1)], ids=["newer", "first"])
+@pytest.mark.parametrize(("other", "left"), [(NEWER, NEXT), (SECOND, 2), (FIRST, 1)], ids=["newer", "second", "first"])
 def test_a_reload_to_another_version_and_back_keeps_everything(host: Host, work: Work, other: Copy, left: int) -> None:
     daemons = {host.pool.status().daemon_pid}
-    assert host.state_version() == 2
-    for package, version in ((other, left), (THIS, 2)):
+    assert host.state_version() == VERSION
+    for package, version in ((other, left), (THIS, VERSION)):
         host.install(package)
         done = host.reload()
         assert done.returncode == 0, done.stderr + host.log()
@@ -51,16 +54,37 @@ def test_a_reload_to_another_version_and_back_keeps_everything(host: Host, work:
     assert host.pool.status().restarts == 2, "no daemon has died"
 
 
+@pytest.mark.parametrize("other", [SECOND, FIRST], ids=["second", "first"])
+def test_a_package_that_knows_no_heirs_finds_pages_that_are_nobodys(host: Host, tenants: Tenants, other: Copy) -> None:
+    above = tenants.make("above", 64 << 20)
+    if above.hierarchy.version is CgroupVersion.V2:
+        (above.directory / "cgroup.subtree_control").write_text("+memory")
+    for number in range(2):
+        child = tenants.make(f"above/{number}")
+        child.do(f"with open({str(host.pool.path / f'f{number}')!r}, 'wb') as file: file.write(b'x' * {PAGE})")
+        child.exit()
+    wait_until(lambda: host.pool.used(above) == 2 * PAGE, "it has what they left", PATIENCE)
+    for package in (other, THIS):
+        host.install(package)
+        done = host.reload()
+        assert done.returncode == 0, done.stderr + host.log()
+        assert host.pool.used(above) == 0
+        assert host.pool.holdings().resident_bytes == 2 * PAGE
+    assert host.pool.status().restarts == 2, "no daemon has died"
+
+
 def test_a_version_that_cannot_be_read_is_refused_and_the_daemon_goes_on(host: Host, work: Work) -> None:
     before = host.pool.status()
     host.install(STRANGE)
     refused = host.reload()
     assert refused.returncode == 1
     assert refused.stderr.count("\n") == 1
-    assert f"the installed package reads 3: install another one; daemon {before.daemon_pid} goes on" in refused.stderr
+    assert (
+        f"the installed package reads {NEXT}: install another one; daemon {before.daemon_pid} goes on" in refused.stderr
+    )
     os.kill(before.keeper_pid, signal.SIGHUP)  # without asking first
     wait_until(lambda: "the old one goes on" in host.log(), "the keeper refuses", PATIENCE)
-    assert "sharedfs: the state of this pool is of version 2" in host.log()
+    assert f"sharedfs: the state of this pool is of version {VERSION}" in host.log()
     assert "Traceback" not in host.log()
     after = host.pool.status()
     assert (after.daemon_pid, after.restarts, after.reloads) == (before.daemon_pid, 0, 0)
@@ -85,7 +109,7 @@ def test_a_keeper_that_cannot_read_the_state_touches_nothing(
         assert manager.wait() == -signal.SIGKILL
         host.install(STRANGE)
         assert manager.start_in_vain() == 1
-        assert "sharedfs: the state of this pool is of version 2" in capfd.readouterr().err
+        assert f"sharedfs: the state of this pool is of version {VERSION}" in capfd.readouterr().err
         host.install(THIS)
         manager.start()
         assert (host.pool.path / "f").read_bytes() == b"x" * PAGE
@@ -104,7 +128,7 @@ def test_what_a_killed_daemon_leaves_is_read_by_its_own_version(host: Host, work
             os.kill(before.daemon_pid, signal.SIGKILL)
     wait_until(lambda: host.pool.status_or_none() is not None, "another daemon answers", PATIENCE)
     after = host.pool.status()
-    assert (after.restarts, after.reloads, host.state_version()) == (1, 0, 2)
+    assert (after.restarts, after.reloads, host.state_version()) == (1, 0, VERSION)
     assert "the old one goes on; reload again" in host.log()
     work.goes_on()
     assert host.reload().returncode == 0

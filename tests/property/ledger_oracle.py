@@ -19,6 +19,7 @@ class Page:
     recent: set[TenantId] = field(default_factory=set)
     older: set[TenantId] = field(default_factory=set)
     mapped: set[TenantId] = field(default_factory=set)
+    heir: TenantId = NOBODY
 
     def touch(self, tenant: TenantId) -> None:
         if tenant != NOBODY:
@@ -26,12 +27,18 @@ class Page:
             self.recent.add(tenant)
 
     def payers(self) -> set[TenantId]:
-        """I10: who allocated the page, and who touched it in this generation or the one before, or maps it."""
-        return (self.recent | self.older | self.mapped | {self.owner}) - {NOBODY}
+        """I10: who allocated the page, and who touched it in this generation or the one before, or maps it.
+
+        Where there is none of them, who inherits from the owner.
+        """
+        return ((self.recent | self.older | self.mapped | {self.owner}) - {NOBODY}) or ({self.heir} - {NOBODY})
+
+    def give_to(self, tenant: TenantId) -> None:
+        self.owner, self.heir = tenant, NOBODY
 
     def sharing_class(self) -> SharingClass:
         sets = frozenset(self.recent), frozenset(self.older), frozenset(self.mapped)
-        return SharingClass(self.owner, *sets, foreign=self.foreign)
+        return SharingClass(self.owner, *sets, foreign=self.foreign, heir=self.heir)
 
 
 class Oracle:
@@ -112,8 +119,8 @@ class Oracle:
         for page in self._resident(file, first_page, last_page):
             if to is None:
                 self.pages[file, page].foreign = False
-            elif self.pages[file, page].foreign:
-                self.pages[file, page].owner = to
+            elif self.pages[file, page].foreign and self.pages[file, page].owner != to:
+                self.pages[file, page].give_to(to)
 
     def add_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:
         self.told.pop((file, tenant), None)
@@ -144,14 +151,22 @@ class Oracle:
     def hand_over(self, file: int, tenant: TenantId) -> None:
         for (known, _), page in self.pages.items():
             if known == file and not page.foreign:
-                page.owner = tenant
+                page.give_to(tenant)
 
-    def exit(self, tenant: TenantId) -> None:
+    def exit(self, tenant: TenantId, heir: TenantId = NOBODY) -> None:
         self.told = {key: told for key, told in self.told.items() if key[1] != tenant}
         for page in self.pages.values():
-            page.owner = NOBODY if page.owner == tenant else page.owner
+            if page.owner == tenant:
+                page.owner, page.heir = NOBODY, heir
+            elif page.heir == tenant:
+                page.heir = heir
             for users in (page.recent, page.older, page.mapped):
                 users.discard(tenant)
+
+    def disinherit(self) -> None:
+        """It is handed over to a version that knows no heirs."""
+        for page in self.pages.values():
+            page.heir = NOBODY
 
     def age(self) -> None:
         for page in self.pages.values():

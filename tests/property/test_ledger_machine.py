@@ -120,6 +120,8 @@ class LedgerAndOracle(RuleBasedStateMachine):
         before = self.ledger
         if whole:
             self.ledger.write_whole()
+            self.oracle.disinherit()
+            self.state_before = self.oracle.state()
         self.kept.close()
         if whole:
             log = Path(self.directory.name, "books/classes").read_bytes().splitlines()[1:]
@@ -321,10 +323,10 @@ class LedgerMachine(Questions):
             self.books_agree()
             self.sequence_tells_changes()
 
-    @rule(tenant=tenants)
-    def exit(self, tenant: TenantId) -> None:
+    @rule(tenant=tenants, heir=anybody)
+    def exit(self, tenant: TenantId, heir: TenantId = NOBODY) -> None:
         cells = {file: pages.snapshot() for file, pages in self.ledger._files.all()}
-        self.both("exit", tenant)
+        self.both("exit", tenant, NOBODY if heir == tenant else heir)
         assert cells == {file: pages.snapshot() for file, pages in self.ledger._files.all()}
 
     @rule()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sharedfs.common import paths
+from sharedfs.pool import schema
 from tests.support.mount import MountedPool, sharedfs, unmount_whatever_happened
 from tests.support.service_manager import Manager
 from tests.support.tenants import Tenant, Tenants, wait_until
@@ -37,15 +38,19 @@ class Copy:
     """Of this package: what it writes, reads and leaves, and which words of it are others."""
 
     name: str
-    version: int = 2
-    reads: tuple[int, ...] = (1, 2)
-    leaves: tuple[int, ...] = (1, 2)
+    version: int = schema.VERSION
+    reads: tuple[int, ...] = schema.READS
+    leaves: tuple[int, ...] = schema.LEAVES
     edits: list[tuple[str, str, str]] = field(default_factory=list)
 
     def make(self, directory: Path) -> None:
         copy = directory / "sharedfs"
         shutil.copytree(Path(paths.__file__).parents[1], copy, ignore=shutil.ignore_patterns("__pycache__"))
-        numbers = [("VERSION", "2", self.version), ("READS", "(1, 2)", self.reads), ("LEAVES", "(1, 2)", self.leaves)]
+        numbers = [
+            ("VERSION", schema.VERSION, self.version),
+            ("READS", schema.READS, self.reads),
+            ("LEAVES", schema.LEAVES, self.leaves),
+        ]
         edits = [("pool/schema.py", f"\n{name} = {was}\n", f"\n{name} = {now}\n") for name, was, now in numbers]
         for file, was, now in [*edits, *self.edits]:
             text = (copy / file).read_text()
@@ -54,6 +59,28 @@ class Copy:
 
 
 THIS = Copy("this")
+SECOND = Copy(
+    "second",
+    2,
+    (1, 2),
+    (1, 2),
+    [
+        (
+            "ledger/class_table.py",
+            "        match record:\n",
+            '        if (record[0] == "exit" and len(record) > 2) or "-" in repr(record):\n            return False\n'
+            "        match record:\n",
+        ),
+        (
+            "ledger/tenant.py",
+            "        match record:\n",
+            '        if len(record) > (2 if record[0] == "gone" else 4 - (record[0] == "tenants")):\n'
+            "            return False\n"
+            "        match record:\n",
+        ),
+    ],
+)
+"""As a package of version 2 is: it knows no heirs, and its daemons die of records of them in a log."""
 FIRST = Copy(
     "first",
     1,

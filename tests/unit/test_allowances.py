@@ -163,9 +163,9 @@ def test_nobody_is_refused_when_marks_have_ended() -> None:
 
 def test_a_tenant_that_the_controller_has_not_seen_may_fill_its_cgroup() -> None:
     allowances = Tenant(0).allowances
-    allowances.begin(TenantId(77), 4 * PAGE)
+    allowances.begin(TenantId(77), {"/a": 4 * PAGE})
     allowances.take(TenantId(77), 4 * PAGE)
     with pytest.raises(OSError, match=strerror(EDQUOT)):
         allowances.take(TenantId(77), PAGE)
-    allowances.begin(TenantId(78), None)
+    allowances.begin(TenantId(78), {})
     allowances.take(TenantId(78), 1 << 30)

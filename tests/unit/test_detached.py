@@ -38,7 +38,7 @@ def test_it_adds_up_whatever_comes(steps: list[object]) -> None:
                 total = step
                 detached.put(total)
             case str():
-                detached.forget(A if step[0] == "A" else B)
+                detached.forget(A if step[0] == "A" else B, NOBODY)
             case (owner, users, are_recent, pages):
                 held = SharingClass(
                     owner,  # type: ignore[has-type]

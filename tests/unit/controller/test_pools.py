@@ -11,6 +11,7 @@ import trio
 
 from controller.service import pool_clients as pools_module
 from controller.service.pool_clients import Pools
+from controller.settlement.admission import Marks
 from sharedfs.api.types import BODY_BYTES
 from sharedfs.linux.cgroups import CgroupRef
 from tests.contract.fake_feed import FakePool
@@ -95,11 +96,29 @@ async def test_allowances_of_many_tenants_go_in_orders_that_fit(run_dir: Path) -
     with FakePool(run_dir) as pool:
         async with watched(run_dir) as pools:
             await pools.fetch()
-            await pools.allow({"demo": marks}, 5)
+            await pools.allow({"demo": Marks(marks, {})}, 5)
             assert pool.allowed == {cgroup.path: mark for cgroup, mark in marks.items()}
             orders = pool.orders
-            await pools.allow({"demo": marks}, 5)
+            await pools.allow({"demo": Marks(marks, {})}, 5)
             assert pool.orders == orders  # nothing has changed
+            assert pools.states()[0].errors == 0
+
+
+async def test_what_tenants_may_together_is_told_after_what_each_may(run_dir: Path) -> None:
+    with FakePool(run_dir) as pool:
+        async with watched(run_dir) as pools:
+            await pools.fetch()
+            await pools.allow({"demo": Marks({A: 4096}, {"/pod": 8192, "/": 1})}, 5)
+            assert (pool.allowed, pool.allowed_above) == ({"/a": 4096}, {"/pod": 8192, "/": 1})
+
+
+async def test_a_pool_of_an_earlier_version_counts_each_tenant_alone(run_dir: Path) -> None:
+    """It answers 422 to an order with a field that it does not know; what came before is in force."""
+    with FakePool(run_dir, knows_above=False) as pool:
+        async with watched(run_dir) as pools:
+            await pools.fetch()
+            await pools.allow({"demo": Marks({A: 4096}, {"/pod": 8192})}, 5)
+            assert pool.allowed == {"/a": 4096}
             assert pools.states()[0].errors == 0
 
 
@@ -111,12 +130,12 @@ async def test_a_refused_order_is_an_error_that_is_counted_and_said_once(
         async with watched(run_dir) as pools:
             await pools.fetch()
             for _ in range(2):
-                await pools.allow({"demo": {A: 4096}}, 5)
+                await pools.allow({"demo": Marks({A: 4096}, {})}, 5)
             (state,) = pools.states()
             assert state.errors == 2
             assert f"it answers {status} to PUT /v1/allowances" in state.last_error
             pool.refuses_orders_with = None
-            await pools.allow({"demo": {A: 4096}}, 5)  # what was refused is ordered again
+            await pools.allow({"demo": Marks({A: 4096}, {})}, 5)  # what was refused is ordered again
             assert pool.allowed == {"/a": 4096}
     said = [record for record in caplog.records if record.levelno == logging.WARNING and "allowances" in record.message]
     assert len(said) == 1

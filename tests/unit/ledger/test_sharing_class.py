@@ -114,3 +114,28 @@ def test_what_one_tenant_does_commutes_with_the_exit_of_another() -> None:
     ]
     for rule in (SharingClass.touched_by, SharingClass.mapped_by, SharingClass.unmapped_by, SharingClass.handed_to):
         assert all(rule(one, A).without(B) == rule(one.without(B), A) for one in classes)
+
+
+def test_the_heir_of_who_is_gone_pays_when_nobody_uses_the_pages() -> None:
+    left = held(1, "1").without(A, B)
+    assert (left, left.payers, left.is_unclaimed) == (SharingClass(NOBODY, heir=B), {B}, True)
+    used = left.touched_by(C)
+    assert (used.payers, used.is_unclaimed, used.tenants) == ({C}, False, {B, C})
+    assert used.aged().aged() == left
+    assert held(1, "12").without(A, B).payers == {B}, "as a user"
+
+
+def test_an_heir_that_goes_has_an_heir_or_none() -> None:
+    left = held(1).without(A, B)
+    assert left.without(B, C) == SharingClass(NOBODY, heir=C)
+    assert left.without(B) == held()
+    assert held(1, "2").without(B, C) == held(1), "it owned nothing: nobody inherits"
+
+
+def test_who_is_made_the_owner_puts_an_end_to_the_heir() -> None:
+    left, foreign = held(1).without(A, B), held(1, foreign=True).without(A, B)
+    assert left.handed_to(C) == held(3)
+    assert left.handed_to(NOBODY) == held()
+    assert foreign.charged_to(C) == held(3, foreign=True)
+    assert foreign.charged_to(NOBODY) == foreign, "the kernel charges the one that is gone, as before"
+    assert foreign.recharged() == left

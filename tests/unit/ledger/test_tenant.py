@@ -77,3 +77,28 @@ def test_check_finds_a_tenant_lost_from_one_index() -> None:
     table._by_inode.clear()
     with pytest.raises(BrokenInvariant, match=r"^I9"):
         table.check()
+
+
+def test_who_pays_for_what_a_gone_tenant_made() -> None:
+    records: list[Record] = []
+    log = MemoryLog()
+    log.append = records.append  # type: ignore[method-assign]
+    table = TenantTable(log)
+    slice_, pod, child = (table.intern(path, inode) for inode, path in enumerate(("/s", "/s/pod", "/s/pod/c"), 1))
+    assert table.payer_for(child) == child
+    table.remove(child, pod)
+    assert table.payer_for(child) == pod
+    table.remove(pod, slice_)
+    assert [table.payer_for(one) for one in (child, pod, slice_)] == [slice_] * 3
+    table.check()
+    for replayed in (records, [table.dump()]):
+        again = TenantTable()
+        assert all(again.replay(record) for record in replayed)
+        again.check()
+        assert [again.payer_for(one) for one in (child, pod, slice_, NOBODY)] == [slice_] * 3 + [NOBODY]
+    table.keep_heirs_of({child})
+    assert (table.payer_for(child), table.payer_for(pod)) == (slice_, NOBODY)
+    assert len(table.dump(with_heirs=False)) == 3, "as the versions before read it"
+    table.remove(slice_)
+    assert table.payer_for(child) == NOBODY
+    table.check()
