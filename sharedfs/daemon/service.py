@@ -28,6 +28,7 @@ from sharedfs.daemon.parts import Given, build
 from sharedfs.daemon.pool_status import StatusReader
 from sharedfs.fuse import protocol as wire
 from sharedfs.ledger.tenant_rules import TenantRules
+from sharedfs.linux import syscalls
 from sharedfs.linux.cgroup_memory import CgroupMemory
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mountinfo import mount_at
@@ -66,6 +67,7 @@ _INITIALISATION_SECONDS = 60.0  # which a busy host may take; requests are answe
 _SWITCH_SECONDS = 0.0005
 _NOTIFYING_SECONDS = 10.0  # which a notification may wait for the answers to tenants' requests
 _LEAVING_SECONDS = 0.1  # which the request that is being answered may take; or it waits for what we hold
+_LOG_FD = 2
 _INIT_FILE = "init"  # of the state: the kernel's INIT request
 
 
@@ -100,7 +102,7 @@ class Pool:
         self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
         memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
         resources.callback(memory.close)
-        charge = PoolCharge(self.store.tmpfs, self.books, self.state, memory)
+        charge = PoolCharge(self.store.tmpfs, self.books, self.state, memory, self._beside_bytes)
         self.moved = MovedCharges(self.store, self.books, parts.reconcile, parts.charges, charge)
         self._audit = Audit(self.store, self.books, parts.charges, self.moved, self.looks)
         self._detached = DetachedPages(self.books, charge, self.moved)
@@ -125,6 +127,10 @@ class Pool:
             self._resume()
             if faults is not None:
                 faults.starts()
+
+    def _beside_bytes(self) -> int:
+        """Of a tmpfs that is not the pool's, at /tmp or /run: copies of spilled files, and the log."""
+        return self.spill.tmpfs_bytes + syscalls.tmpfs_bytes(_LOG_FD)
 
     def _given(self, events: TaskEvents | None, faults: Faults | None) -> Given:
         return Given(

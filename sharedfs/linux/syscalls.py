@@ -47,6 +47,7 @@ UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 NANOSECONDS = 1_000_000_000
 LONGEST_NAME_BYTES = 255  # NAME_MAX, linux/limits.h
 STATX_BYTES = 256
+_STATFS_BYTES, _TMPFS_MAGIC = 256, 0x01021994  # struct statfs begins with f_type and is shorter; linux/magic.h
 STAT_BLOCK_BYTES = 512  # of stat's st_blocks
 _SYS_PERF_EVENT_OPEN = {"x86_64": 298, "aarch64": 241}
 _PERF_FLAG_FD_CLOEXEC = 1 << 3
@@ -189,6 +190,17 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """The file has none of these bytes' whole pages any more, and is as long as before."""
     fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def tmpfs_bytes(fd: int) -> int:
+    """What a file takes of memory because it is on a tmpfs; 0 for one elsewhere."""
+    return STAT_BLOCK_BYTES * os.fstat(fd).st_blocks if is_on_tmpfs(fd) else 0
+
+
+def is_on_tmpfs(fd: int) -> bool:
+    found = (c_long * (_STATFS_BYTES // sizeof(c_long)))()
+    _checked(_libc.fstatfs(fd, byref(found)), "fstatfs")
+    return found[0] == _TMPFS_MAGIC
 
 
 def set_times(fd: int, atime: tuple[int, int], mtime: tuple[int, int]) -> None:

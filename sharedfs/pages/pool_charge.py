@@ -4,6 +4,8 @@ More than the files have: pages that are in no file any more, because somebody h
 direct I/O) while they were cut off or their file was removed. Less: charges that have moved to others.
 """
 
+from collections.abc import Callable
+
 from sharedfs.accounting.books import Books
 from sharedfs.linux.cgroup_memory import CgroupMemory
 from sharedfs.storage.state_files import StateFiles
@@ -11,13 +13,22 @@ from sharedfs.storage.tmpfs import PrivateTmpfs
 
 
 class PoolCharge:
-    """For one pool. `memory` is that of its cgroup, which is also charged for the files of `state`."""
+    """For one pool. `memory` is that of its cgroup, which is also charged for the files of `state`, and for what the
+    pool's processes have on other tmpfs: `beside_bytes`."""
 
-    def __init__(self, tmpfs: PrivateTmpfs, books: Books, state: StateFiles, memory: CgroupMemory | None) -> None:
+    def __init__(
+        self,
+        tmpfs: PrivateTmpfs,
+        books: Books,
+        state: StateFiles,
+        memory: CgroupMemory | None,
+        beside_bytes: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._tmpfs = tmpfs
         self._books = books
         self._state = state
         self._memory = memory
+        self._beside_bytes = beside_bytes
 
     def surplus_bytes(self) -> int:
         """How much more it is charged for than files have, negative where it is less; 0 where the kernel does not tell.
@@ -28,4 +39,5 @@ class PoolCharge:
         if charged_bytes is None:
             return 0
         elsewhere_bytes = self._books.questions.foreign_bytes() + self._books.swapped.bytes
-        return charged_bytes - self._state.held_bytes() - (self._tmpfs.used_bytes() - elsewhere_bytes)
+        own_bytes = self._state.held_bytes() + self._beside_bytes()
+        return charged_bytes - own_bytes - (self._tmpfs.used_bytes() - elsewhere_bytes)

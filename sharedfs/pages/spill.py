@@ -46,8 +46,11 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Copy:
+    """`spilled_bytes` are those of the file, `tmpfs_bytes` what the copy takes of memory where it is on a tmpfs."""
+
     name: str
     spilled_bytes: int
+    tmpfs_bytes: int
 
 
 class Spill:
@@ -65,6 +68,8 @@ class Spill:
         self._copies: dict[int, _Copy] = {}
         self._busy = threading.Lock()  # over the freeing and the filling of a file's pages
         self.brought_back = 0
+        self._on_tmpfs = directory_fd is not None and syscalls.is_on_tmpfs(directory_fd)
+        self._draft_bytes = 0
         if directory_fd is not None:
             self._find_copies(directory_fd)
 
@@ -75,6 +80,16 @@ class Spill:
         """The bytes that each spilled file had in memory, by inode."""
         return {inode: copy.spilled_bytes for inode, copy in self._copies.copy().items()}
 
+    @property
+    def tmpfs_bytes(self) -> int:
+        """What the copies take of memory, charged to the pool's cgroup as well, where they are on a tmpfs."""
+        return self._draft_bytes + sum(copy.tmpfs_bytes for copy in self._copies.copy().values())
+
+    def _tmpfs_bytes_of(self, name: str) -> int:
+        if not self._on_tmpfs:
+            return 0
+        return syscalls.STAT_BLOCK_BYTES * os.stat(name, dir_fd=self._directory_fd, follow_symlinks=False).st_blocks
+
     def _find_copies(self, directory_fd: int) -> None:
         """Take over the copies of marked files, and free what these still or again have; other copies are left over.
 
@@ -83,7 +98,8 @@ class Spill:
         for name in os.listdir(directory_fd):
             node, ours = self._marked(name), is_copy(directory_fd, name)
             if node is not None:
-                self._copies[node.inode] = _Copy(name, self._bytes_of(self._known_runs(name)) if ours else 0)
+                spilled_bytes = self._bytes_of(self._known_runs(name)) if ours else 0
+                self._copies[node.inode] = _Copy(name, spilled_bytes, self._tmpfs_bytes_of(name) if ours else 0)
                 self._free(node)
             elif ours:
                 os.unlink(name, dir_fd=directory_fd)
@@ -127,15 +143,22 @@ class Spill:
         name = node.handle.hex()
         with self._busy:
             runs = self._books.questions.runs_where(node.inode, lambda _: True)
-            with self._store.opened(node, os.O_RDWR) as fd:
-                self._copy_out(fd, name, runs)
             spilled_bytes = self._bytes_of(runs)
+            with self._store.opened(node, os.O_RDWR) as fd:
+                self._draft_bytes = spilled_bytes if self._on_tmpfs else 0
+                try:
+                    self._copy_out(fd, name, runs)
+                except OSError:
+                    self._draft_bytes = 0
+                    raise
             with self._store.lock:
                 if not is_unchanged():
                     self._remove(name)
+                    self._draft_bytes = 0
                     return 0
                 os.setxattr(self._store.descriptor_path(node), _MARK, name.encode())
-                self._copies[node.inode] = _Copy(name, spilled_bytes)
+                self._copies[node.inode] = _Copy(name, spilled_bytes, self._tmpfs_bytes_of(name))
+                self._draft_bytes = 0
             self._free(node)
         return spilled_bytes
 

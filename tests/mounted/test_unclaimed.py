@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -238,6 +239,19 @@ def test_what_cannot_come_back_stays_on_disk(mount: Mount, disk: Path, tenants: 
         wait_until(
             lambda: not [found for found in disk.rglob("*") if found.is_file()], "copies go with files", PATIENCE
         )
+
+
+def test_copies_on_a_tmpfs_are_no_pages_that_somebody_holds(mount: Mount, tenants: Tenants) -> None:
+    """They take the memory that they were to free, charged to the pool's cgroup: no tenant pays for it or lacks it."""
+    with TemporaryDirectory(dir="/dev/shm") as disk, mount("--unclaimed", "spill", "--spill-dir", disk) as pool:
+        leave_files(tenants, [pool.path / "f"], 32 * MIB // PAGE)
+        wait_until(lambda: pool.holdings().resident_bytes == 0, "the file is in the other tmpfs", PATIENCE)
+        user = tenants.make("user")
+        for _ in range(4):  # looks for pages that are held are half a second apart
+            user.do(f"with open('{pool.path}/full', 'wb') as file: file.write(bytes({48 * MIB}))")
+            user.do(f"import time; time.sleep(0.5); os.unlink('{pool.path}/full')")
+            wait_until(lambda: pool.holdings().resident_bytes == 0, "there is room", PATIENCE)
+            assert pool.holdings().detached_bytes == 0
 
 
 def test_spilling_needs_a_place(mount: Mount, disk: Path, run_dir: Path) -> None:
