@@ -1,6 +1,6 @@
 """Handles through which a tenant may read all of a file without a request: while it has one it uses all its pages."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 
 from sharedfs.accounting.core import Core
 from sharedfs.ledger.holdings import used_bytes
@@ -41,7 +41,7 @@ class FastReaders:
         with core.lock:
             if tenant not in core.tenants:
                 return  # it has exited
-            if not self._readers.add((inode, tenant), -1, request):
+            if not self._readers.add((inode, tenant), -1, request) and (inode, tenant) not in self._readers:
                 if core.ledger.is_large(inode):
                     self._closed[inode, tenant] = None
                 else:
@@ -50,6 +50,27 @@ class FastReaders:
                     self._note_added((inode, tenant), before, used_bytes(core.ledger.file_holdings(inode), tenant))
                     core.set_mapped(inode, tenant, NO_RUNS)
             core.tidy_log()
+
+    def seen(self) -> frozenset[Reader]:
+        """Who uses a file by a handle that another tenant opened, as of the last scan."""
+        return self._readers.seen
+
+    def see(self, opened: Set[Reader]) -> None:
+        """A scan found these with a file open: whoever opened it, they may read all of it, and use all its pages.
+
+        Who was found so before, and is no more, has closed it. `refresh` is to follow.
+        """
+        core = self._core
+        with core.lock:
+            before, now = self._readers.seen, frozenset(self._others(opened))
+            self._readers.seen = now
+            for reader in now - before:
+                self._own_bytes.setdefault(reader, core.ledger.resident_pages_of(reader[0]) * core.page_bytes)
+            self._closed.update(dict.fromkeys(before - now))
+
+    def _others(self, opened: Set[Reader]) -> Iterator[Reader]:
+        """Those that live, and have no handle of their own on the file."""
+        return (one for one in opened if one[1] in self._core.tenants and not self._readers.has_handle(one))
 
     def refresh(self) -> None:
         """Readers use what has become resident since they opened, too. O(readers) when nothing has.

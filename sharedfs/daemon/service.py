@@ -50,7 +50,7 @@ from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
-from sharedfs.pool.options import PoolOptions
+from sharedfs.pool.options import PoolOptions, Reads
 from sharedfs.pool.schema import Word
 from sharedfs.storage.fault_injection import Faults, faults_of
 from sharedfs.storage.in_hand import InHand
@@ -99,7 +99,9 @@ class Pool:
         resources.callback(self._end_spill)
         self.in_hand = InHand(self.state)
         self.parts = parts = build(self._given(events, faults), resources)
-        self.mappings = MappingScan(self.books, parts.reconcile, self.looks)
+        self.mappings = MappingScan(
+            self.books, parts.reconcile, self.looks, lambda: self.options.now().reads is Reads.FAST
+        )
         memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
         resources.callback(memory.close)
         charge = PoolCharge(self.store.tmpfs, self.books, self.state, memory, self._beside_bytes)

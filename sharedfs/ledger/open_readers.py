@@ -25,6 +25,9 @@ class Readers:
     def __init__(self, log: Log | None = None) -> None:
         self._log = MemoryLog() if log is None else log
         self._handles: Counter[Reader] = Counter()
+        self.seen: frozenset[Reader] = frozenset()
+        """Who else has such a file open, as the last scan found it: a handle was passed on, or its process has moved.
+        Not kept: the next daemon's first scan finds it."""
         self._requests: deque[int] = deque(maxlen=_REMEMBERED_REQUESTS)
         self._before: frozenset[int] = frozenset()
 
@@ -53,16 +56,20 @@ class Readers:
         for reader in [reader for reader in self._handles if reader[1] == tenant]:
             self._log.append((_READER, *reader, 0, _UNASKED))
             del self._handles[reader]
+        self.seen = frozenset(reader for reader in self.seen if reader[1] != tenant)
 
     def of(self, file: int) -> tuple[TenantId, ...]:
         """The tenants with a handle on `file`, ascending. O(readers)."""
-        return tuple(sorted(tenant for known, tenant in self._handles if known == file))
+        return tuple(sorted(tenant for known, tenant in self if known == file))
 
-    def __contains__(self, reader: Reader) -> bool:
+    def has_handle(self, reader: Reader) -> bool:
         return reader in self._handles
 
+    def __contains__(self, reader: Reader) -> bool:
+        return reader in self._handles or reader in self.seen
+
     def __iter__(self) -> Iterator[Reader]:
-        return iter(self._handles)
+        return iter(self._handles.keys() | self.seen)
 
     def dump(self) -> Record:
         """All of it as one record. O(readers)."""

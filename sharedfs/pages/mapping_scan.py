@@ -1,15 +1,16 @@
 """Mappings: which tenants map which pages of the pool, found in page tables.
 
-A mapped access never calls the daemon, so a scan looks for it: the processes of the host whose maps show the mount,
-and of these mappings the pages that are present. The kernel maps up to 64 KiB around a page that is read for the first
-time (fault-around), so a page that was mapped and never looked at can be among them: to the kernel it is in use.
+A mapped access never calls the daemon, nor does read(2) of a file that is read fast, so a scan looks for it: the
+processes of the host whose maps show the mount, and of these mappings the pages that are present. The kernel maps up to
+64 KiB around a page that is read for the first time (fault-around), so a page that was mapped and never looked at can
+be among them: to the kernel it is in use.
 
 `scan` waits for the process that looks at others (`pages/process_looks.py`), in a worker thread; what it saw is put
 into the books afterwards. What is known of a process that cannot be looked at stays in the books.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -27,19 +28,26 @@ Seen = dict[Key, Runs]
 class MappingScan:
     """Finds the mappings of one mount and keeps the books' view of them."""
 
-    def __init__(self, books: Books, reconcile: Reconcile, looks: ProcessLooks) -> None:
+    def __init__(
+        self, books: Books, reconcile: Reconcile, looks: ProcessLooks, reads_fast: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`reads_fast`: who has a file open for reading only may read all of it unseen."""
         self._books = books
         self._reconcile = reconcile
         self._looks = looks
         self._known: set[Key] | None = None
         """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
         self._unseen: tuple[Unseen, ...] = ()
+        self._reads_fast = reads_fast
+        self._opened: set[Key] = set()
+        """Who has which file open so, of the last scan."""
         self.scans = 0
 
     def scan(self) -> Seen:
         """The pages of each file that each tenant maps now, as far as its processes can be looked at."""
         gone, since = self._books.mappings.begin_scan()
-        sights, self._unseen = self._looks.all(pages=True)
+        sights, self._unseen = self._looks.all(pages=True, opened=self._reads_fast())
+        self._opened = {(inode, tenant) for sight, tenant in sights for inode in sight.opened if tenant != NOBODY}
         unseen = {process.process_id for process in self._unseen}
         ranges: defaultdict[Key, list[Runs]] = defaultdict(list)
         for sight, tenant in sights:
@@ -64,6 +72,7 @@ class MappingScan:
         """
         known = self._books.mappings.known() if self._known is None else self._known
         held = self._held(known)
+        self._books.readers.see(self._opened | (held & self._books.readers.seen()))
         for inode, tenant in known - seen.keys() - held:
             self._books.mappings.put(inode, tenant, NO_RUNS)
         for (inode, tenant), pages in seen.items():
@@ -72,7 +81,7 @@ class MappingScan:
                 self._reconcile.book_brought(inode, tenant, brought)
             self._books.mappings.put(inode, tenant, pages, adds=(inode, tenant) in held)
         self._books.readers.refresh()
-        self._known = seen.keys() | held
+        self._known = seen.keys() | held | self._opened
         self.scans += 1
 
     def _held(self, known: Iterable[Key]) -> set[Key]:

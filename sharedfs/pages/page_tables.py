@@ -13,6 +13,7 @@ import numpy as np
 from sharedfs.common.units import PAGE_BYTES
 from sharedfs.ledger.page_ranges import NO_RUNS, Runs, as_runs
 from sharedfs.linux import procfs
+from sharedfs.linux.file_device import opened_for_reading
 from sharedfs.linux.mapping_table import MappingTable, Numbers, mappings_of_device
 from sharedfs.linux.pagemap import PagemapReader
 
@@ -38,6 +39,11 @@ class MappedTable(Mapped):
 
 
 @dataclass(frozen=True, slots=True)
+class MappedAndOpened(MappedTable):
+    """And which files it has open for reading only: with `--reads fast` it may read all of these unseen."""
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """Asks for the page faults of processes so far, and for what their page tables show of these parts of mappings."""
 
@@ -46,13 +52,17 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What was seen of a process: `cgroup` is the text of the task that stands for it, `present` has pages by inode."""
+    """What was seen of a process: `cgroup` is the text of the task that stands for it, `present` has pages by inode.
+
+    `opened` are inodes, where that was asked.
+    """
 
     process: procfs.Process
     cgroup: bytes | None
     task: str
     mappings: MappingTable
     present: Mapping[int, Runs]
+    opened: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +76,21 @@ _reader = PagemapReader()
 
 
 def look(process_id: int, question: Mapped | Parts) -> Sight | PartsSight | None:
-    """None of a process that maps nothing of the mount, or that is gone."""
+    """None of a process that has nothing of the mount, or that is gone."""
     if isinstance(question, Parts):
         return _parts(process_id, *question.by_process[process_id])
     for _ in range(_TRIES):
         task, mappings = mappings_of_device(process_id, question.device)
         process = procfs.process_with(process_id)
-        if not len(mappings) or process is None:
+        asks_opened = isinstance(question, MappedAndOpened)
+        opened = opened_for_reading(process_id, question.device) if asks_opened else frozenset[int]()
+        if not (len(mappings) or opened) or process is None:
             return None
         try:
-            present = present_pages(_reader, task, mappings) if question.pages else {}
+            present = present_pages(_reader, task, mappings) if question.pages and len(mappings) else {}
         except (FileNotFoundError, ProcessLookupError):
             continue  # the thread that it is looked through ended meanwhile, so that another one has to be found
-        sight = Sight(process, procfs.cgroup_of(task), task, mappings, present)
+        sight = Sight(process, procfs.cgroup_of(task), task, mappings, present, opened)
         if procfs.process_with(process_id) == process:
             return sight if isinstance(question, MappedTable) else _as_before(sight)
         # else the id became another process's: what was read is a mixture of two

@@ -23,7 +23,7 @@ from sharedfs.accounting.books import Books
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import procfs
 from sharedfs.linux.looker import PUT_OFF, SLOW, STUCK, Looker, is_unseen, one_round
-from sharedfs.pages.page_tables import Device, MappedTable, Parts, PartsSight, Sight, look
+from sharedfs.pages.page_tables import Device, MappedAndOpened, MappedTable, Parts, PartsSight, Sight, look
 
 log = logging.getLogger("sharedfs")
 
@@ -102,15 +102,19 @@ class ProcessLooks:
             finally:
                 self._lock.release()
 
-    def all(self, *, pages: bool) -> tuple[list[tuple[Sight, TenantId]], tuple[Unseen, ...]]:
-        """The processes that map anything of the mount and whose they are, and those that cannot be looked at."""
+    def all(self, *, pages: bool, opened: bool = False) -> tuple[list[tuple[Sight, TenantId]], tuple[Unseen, ...]]:
+        """The processes that map anything of the mount and whose they are, and those that cannot be looked at.
+
+        With `opened` also those that have a file of it open for reading only.
+        """
         with self._lock:
             ids = list(procfs.process_ids())
             order = self._in_turn(ids)
             left_out = set(ids).difference(order)
             seen, late = set[int](), set[int]()
             sights: list[tuple[Sight, TenantId]] = []
-            question, most_seconds = MappedTable(self._device, pages), MOST_OF_A_CGROUP_SECONDS if pages else math.inf
+            question = (MappedAndOpened if opened else MappedTable)(self._device, pages)
+            most_seconds = MOST_OF_A_CGROUP_SECONDS if pages else math.inf
             for process_id, found in one_round(self._looker, order, question, most_of_a_cgroup_seconds=most_seconds):
                 if found is STUCK or found is SLOW:
                     self._note(process_id, found)
@@ -215,7 +219,7 @@ class ProcessLooks:
         tenant = NOBODY if sight.cgroup is None else self._books.tenants.tenant_in(sight.cgroup)
         identity = procfs.identity(sight.process.id)
         if identity is not None:
-            self._known[sight.process.id] = Known(identity, tenant, sight.mappings.inodes())
+            self._known[sight.process.id] = Known(identity, tenant, sight.mappings.inodes() | sight.opened)
         return tenant
 
     def _unseen(self, process_id: int, is_late: bool) -> Unseen | None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.deaths import kill_daemon
 from tests.support.mount import MountedPool, mounted_pool, sharedfs
 from tests.support.tenants import Tenant, Tenants, wait_until
 
@@ -118,3 +119,54 @@ def test_another_way_is_refused(run_dir: Path) -> None:
     done = sharedfs("mount", str(run_dir / "mnt"), "--reads", "often", check=False)
     assert done.returncode == 2
     assert "exact or fast" in done.stderr
+
+
+def write_and_go(pool: MountedPool, tenants: Tenants, size: int = MIB) -> Path:
+    """A file whose maker lives and has it open no more."""
+    path, writer = pool.path / "file", tenants.make("writer")
+    writer.do(f"w = os.open({str(path)!r}, os.O_RDWR | os.O_CREAT, 0o666); os.write(w, bytes({size})); os.close(w)")
+    return path
+
+
+def test_who_moves_with_a_file_open_pays_where_it_is(pool: MountedPool, tenants: Tenants) -> None:
+    path, opener, goal = write_and_go(pool, tenants), tenants.make("opener"), tenants.make("goal")
+    open_to_read(opener, path)
+    assert pool.used(goal) == 0, "the control"
+    opener.do(f"with open({str(goal.directory / 'cgroup.procs')!r}, 'w') as file: file.write('0')")
+    wait_until(lambda: pool.used(goal) == MIB, "it is found where it is", 20)
+    wait_until(opener._remove, "the cgroup that it left is removed", 20)
+    wait_until(lambda: not pool.knows(opener), "which the pool knows", 20)
+    tenants.made[0].exit()
+    wait_until(lambda: pool.mapped(goal) == MIB, "it goes on paying", 20)
+    assert pool.check_conservation().resident_bytes == pool.used(goal) == MIB
+    opener.do("os.close(fd)")
+    wait_until(lambda: pool.mapped(goal) == 0, "until it closes it", 20)
+
+
+def test_who_is_passed_an_open_file_pays_as_well(pool: MountedPool, tenants: Tenants) -> None:
+    path, opener, heir = write_and_go(pool, tenants), tenants.make("opener"), tenants.make("receiver")
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        receiver = heir.agent(pass_fds=(fd,))
+        writable = tenants.make("only-writes")
+        writable.do(f"fd = os.open({str(path)!r}, os.O_RDWR)")
+        wait_until(lambda: pool.mapped(heir) == MIB, "it is found by its descriptor", 20)
+        assert pool.mapped(opener) == pool.used(writable) == 0, "reads of such a handle come to the daemon"
+        receiver.do(f"os.close({fd})")
+        wait_until(lambda: pool.mapped(heir) == 0, "until it closes it", 20)
+        assert pool.used(heir) == MIB, "which counts as a touch"
+    finally:
+        os.close(fd)
+
+
+def test_another_daemon_finds_them_again(pool: MountedPool, tenants: Tenants) -> None:
+    path, goal = write_and_go(pool, tenants), tenants.make("goal")
+    opener = tenants.make("opener")
+    open_to_read(opener, path)
+    opener.do(f"with open({str(goal.directory / 'cgroup.procs')!r}, 'w') as file: file.write('0')")
+    wait_until(lambda: pool.used(goal) == MIB, "it is found where it is", 20)
+    kill_daemon(pool)
+    wait_until(lambda: pool.status_or_none() is not None, "another daemon serves", 20)
+    assert pool.used(goal) == MIB
+    opener.do("os.close(fd)")
+    wait_until(lambda: pool.mapped(goal) == 0, "until it closes it", 20)
