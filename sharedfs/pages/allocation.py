@@ -47,7 +47,8 @@ class Allocation:
             self._inodes.tmpfs.room.allocating(self._needed_bytes(fd, start, end)),
             self._books.changes.under_way(node.inode),
         ):
-            self._reconcile.book_strays(node)  # or they would be taken for what this call brings
+            # Or they would be taken for what this call brings.
+            self._reconcile.book_strays(node, asked=_pages(start, end))
             made: list[ByteRange] = []
             size = os.fstat(fd).st_size
             if self._makes_huge:

@@ -63,16 +63,25 @@ class Reconcile:
 
     # -- strays: pages that the books have not -----------------------------------------------------------------------
 
-    def book_strays(self, node: Node, fd: int | None = None) -> None:
+    def book_strays(self, node: Node, fd: int | None = None, asked: PageRange | None = None) -> None:
         """Find pages that a mapping brought into a hole and that no scan saw, for it was gone by then.
 
         When no write or allocation of the file is between its system call and its line in the books. `fd` saves to
-        open the file. Pages that it has lost are left to the next look.
+        open the file. Pages that it has lost are left to the next look. The caller makes the pages `asked`, and books
+        those that a daemon had made for it already when it was killed.
         """
         if self._has_strays(node, fd):
             with self._inodes.opened(node) as opened_fd:
-                there = self.resident(opened_fd, 0, LAST_PAGE)
-                self._charge_strays(node.inode, opened_fd, self._books.questions.absent(node.inode, there))
+                found = self._books.questions.absent(node.inode, self.resident(opened_fd, 0, LAST_PAGE))
+                if asked is not None and found:
+                    own = self._made_by_us(opened_fd, common(found, [asked]))
+                    found = [(first, last) for first, last in without(as_runs(found), as_runs(own)).tolist()]
+                self._charge_strays(node.inode, opened_fd, found)
+
+    def _made_by_us(self, fd: int, pages: list[PageRange]) -> list[PageRange]:
+        """Which of these a daemon made: no fault makes pages behind a file's end, or charges any to the pool."""
+        end = -(-os.fstat(fd).st_size // PAGE_BYTES)
+        return [*common(pages, [(end, LAST_PAGE)]), *common(pages, self._charges.of(fd, pages).of_pool())]
 
     def _has_strays(self, node: Node, fd: int | None = None) -> bool:
         with self._inodes.lock:
