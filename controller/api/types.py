@@ -102,7 +102,8 @@ class Bills:
 class ExplainedFile:
     """`used_bytes` are those that the tenant allocated or uses, by how the daemon knows of it.
 
-    That is an open handle for fast reading, page tables, or (`touched_bytes`) allocations, reads and writes.
+    That is an open handle for fast reading, page tables, or (`touched_bytes`) allocations, reads and writes. By
+    `by_range` the tenant had it mapped for so short that nobody saw its page tables: all in that range counts as read.
     """
 
     pool: str
@@ -112,6 +113,7 @@ class ExplainedFile:
     mapped_bytes: int
     touched_bytes: int
     share_bytes: int
+    by_range: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,7 +173,7 @@ def explain(answer: Explanation) -> None:
             file.pool,
             file.path,
             _size(file.used_bytes),
-            _size(file.touched_bytes),
+            _size(file.touched_bytes) + (" *" if file.by_range else ""),
             _size(file.mapped_bytes),
             _size(file.opened_bytes),
             _size(file.share_bytes),
@@ -181,6 +181,8 @@ def explain(answer: Explanation) -> None:
         for file in answer.files
     ]
     print_table(("POOL", "FILE", "USED", "READ, WRITTEN", "MAPPED", "OPEN", "SHARE"), files, texts=2)
+    if any(file.by_range for file in answer.files):
+        say("* it was mapped for too short a time to be looked at: all in the mapping's range counts as read")
     if answer.others:
         say(f"and {answer.others:,} files more, with {_size(answer.others_share_bytes)} of the share (--files)")
     classes = [

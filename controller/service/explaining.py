@@ -30,6 +30,7 @@ class PoolFiles:
         self._gone = gone
         self.files: dict[_File, Counter[SharingClass]] = {}
         self.opened: set[_File] = set()
+        self.by_range: set[_File] = set()
         self.classes: defaultdict[SharingClass, dict[_File, int]] = defaultdict(dict)
 
     def add(self, page: FilesOfTenant) -> None:
@@ -46,6 +47,8 @@ class PoolFiles:
             named = [tenants[number] for number in _named_in(file) if number in tenants]
             if not own.isdisjoint(file.opened):
                 self.opened.add(place)
+            if not own.isdisjoint(file.by_range):
+                self.by_range.add(place)
             for held, held_bytes in without(read_classes(self.pool, named, file.classes), self._gone).items():
                 if self._tenant in held.payers and held_bytes:
                     self.classes[held][place] = held_bytes
@@ -112,4 +115,5 @@ def _explain_file(tenant: CgroupRef, told: PoolFiles, place: _File, share_bytes:
         mapped_bytes=0 if is_opened else mapped_bytes,
         touched_bytes=used.total() - mapped_bytes,
         share_bytes=share_bytes,
+        by_range=place in told.by_range,
     )

@@ -31,6 +31,10 @@ class Remembered:
     openers: dict[int, TenantId] = field(default_factory=dict)
     """Inode -> who opened it last for direct I/O, as long as somebody has it open."""
 
+    def last_of(self, thread_id: int) -> TenantId:
+        """Whose a thread was when it was last looked up, which may be gone; NOBODY where it never was."""
+        return self.last.get(thread_id, NOBODY)
+
 
 class Callers:
     """For one thread of ours: have one for each."""

@@ -56,6 +56,9 @@ class Core:
         self.makers = Makers(self.tenants)
         self.unasked = Unasked()
         self.kept: KeptMappings[Process] = KeptMappings()
+        self.by_range: tuple[set[tuple[int, TenantId]], set[tuple[int, TenantId]]] = set(), set()
+        """Files and tenants that are billed by a mapping's range (`MappedPages.was_mapped`): of this generation of uses
+        and of the one before."""
         self.tape: Tape | None = None
         self._log = log
         for record in log.records():

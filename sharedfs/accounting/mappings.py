@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from sharedfs.accounting.changes import Changes
 from sharedfs.accounting.core import RANGES_AT_ONCE, Core, pause
 from sharedfs.accounting.pages import Pages
+from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, Runs, as_runs, batched, without
 from sharedfs.ledger.pieces import PIECE_CHUNKS
 from sharedfs.ledger.tenant import NOBODY, TenantId
@@ -96,6 +97,28 @@ class MappedPages:
         if core.tape is not None:  # which is told all that is mapped
             runs = core.ledger.class_runs(inode)
             core.tape.mapped(inode, tenant, [(first, last) for first, last, held in runs if tenant in held.mapped])
+
+    def was_mapped(self, inode: int, tenant: TenantId, pages: Sequence[PageRange]) -> None:
+        """`tenant` had these pages of a file mapped, and has no more: those that are there count as touched once.
+
+        In pieces, and for as long as it lives.
+        """
+        core = self._core
+        with core.lock:
+            core.by_range[0].add((inode, tenant))
+        for first, last in pages:
+            with core.lock:
+                chunks = core.ledger.chunks_of(inode, first, last)
+            for chunk in sorted(chunks):
+                start = max(first, chunk * PAGES_PER_CHUNK)
+                self._pages.touch_pages(inode, [(start, min(last, (chunk + 1) * PAGES_PER_CHUNK - 1))], tenant)
+                pause()
+
+    def billed_by_range(self, inode: int) -> tuple[TenantId, ...]:
+        """Who uses pages of a file by `was_mapped`, lately. O(those of all files)."""
+        with self._core.lock:
+            found = {tenant for part in self._core.by_range for known, tenant in part if known == inode}
+        return tuple(sorted(found))
 
     # -- what page tables do not show because the kernel moves pages (`ledger/kept_mappings.py`) -----------------------
 

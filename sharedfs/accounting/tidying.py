@@ -11,8 +11,10 @@ class Tidying:
 
     def age(self) -> None:
         """`Ledger.age`."""
-        with self._core.lock:
-            self._core.ledger.age()
+        core = self._core
+        with core.lock:
+            core.ledger.age()
+            core.by_range = set(), core.by_range[0]
 
     @property
     def is_due(self) -> bool:

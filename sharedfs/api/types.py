@@ -137,7 +137,8 @@ class Holdings(_Answer):
 class FileHoldings(_Answer):
     """The part of the books that is one file. `path` is relative to the pool's root.
 
-    `opened` are the tenants that have it open for fast reading, and use all of it for that.
+    `opened` are the tenants that have it open for fast reading, and use all of it for that. `by_range` are those that
+    had pages mapped which nobody saw in their page tables: of these all in the mapping's range count as touched.
     """
 
     path: str
@@ -146,6 +147,7 @@ class FileHoldings(_Answer):
     resident_bytes: int
     classes: tuple[ClassHolding, ...]
     opened: tuple[int, ...] = ()
+    by_range: tuple[int, ...] = ()
 
 
 BODY_BYTES = 64 << 10
@@ -235,7 +237,7 @@ class UsersOfFile(_Answer):
     file: FileHoldings
 
 
-NEW_IN_STATUS = ("moved_charge_bytes", "detached_bytes", "inode_bytes")
+NEW_IN_STATUS = ("moved_charge_bytes", "detached_bytes", "inode_bytes", "mapping_records_lost")
 """Fields of `PoolStatus`, oldest first. The daemon sends as many of them as the caller says that it knows."""
 
 
@@ -254,8 +256,9 @@ class PoolStatus(_Answer):
     does not tell); `survives` says whether there can be another daemon. `bound_bytes` is what the files may hold now,
     less than the size where `bounded_by` names a limit of memory; `hides_limits` says that there may be limits above
     that cannot be seen. `unseen_processes` could not be looked at, so that what they map stays as it was; `unseen` has
-    the first of them, by id with their cgroups. `oom_score_adj` is the daemon's: -1000 keeps the kernel from killing it
-    when memory is short.
+    the first of them, by id with their cgroups. `mapping_records_lost` says how often records of mappings were lost,
+    None where the kernel gives none (an earlier daemon takes none). `oom_score_adj` is the daemon's: -1000 keeps the
+    kernel from killing it when memory is short.
     """
 
     name: str
@@ -295,6 +298,7 @@ class PoolStatus(_Answer):
     sharing_classes: int
     ledger_bytes: int
     mapping_scans: int
+    mapping_records_lost: int | None = None
     unseen_processes: int = 0
     unseen: dict[int, str] = Field(default_factory=dict)
     refused: int

@@ -153,6 +153,7 @@ def _add_files(app: FastAPI, name: str, store: Store, books: Books) -> None:
             resident_bytes=sum(size_bytes for _, size_bytes in reading.holdings),
             classes=_classes(reading.holdings, swapped),
             opened=reading.opened,
+            by_range=books.mappings.billed_by_range(inode),
         )
 
     @app.get("/v1/tenants/files")

@@ -5,7 +5,7 @@ pages ◀── names, what gives way ◀── growth ◀── sizes, open fil
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers, Remembered
@@ -65,6 +65,7 @@ class Given:
     on_init: Callable[[bytes], None] | None = None
     restarts: int = 0
     pool_inode: int = 0
+    remembered: Remembered = field(default_factory=Remembered)
 
     def yields(self) -> bool:
         """Whether unclaimed files give way to requests, by the options in force."""
@@ -97,7 +98,7 @@ def build(given: Given, resources: ExitStack) -> Parts:
     """`resources` takes the parts apart again, but for the channel."""
     store, books, events, options = given.store, given.books, given.events, given.options()
     device, moves, files = Device(given.device_fd), PageMoves(books, given.looks), data_files(store.mount_fd)
-    remembered = Remembered()
+    remembered = given.remembered
     pump_callers, callers = Callers(books, events, remembered), Callers(books, events, remembered)
     charges = KernelCharges(books, given.pool_inode)
     resources.callback(charges.close)

@@ -92,6 +92,7 @@ class StatusReader:
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
             mapping_scans=self.mappings.scans,
+            mapping_records_lost=self.mappings.short.lost if self.mappings.short.are_seen else None,
             unseen_processes=unseen_processes,
             unseen=unseen,
             refused=self.books.admission.refused,

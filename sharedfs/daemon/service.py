@@ -16,6 +16,7 @@ import pyfuse3
 import trio
 
 from sharedfs.accounting.books import Books
+from sharedfs.accounting.callers import Remembered
 from sharedfs.api.http_server import serve_http
 from sharedfs.common.command_line import EXIT_CALLER_MISTAKE, EXIT_OUR_FAILURE
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
@@ -30,6 +31,7 @@ from sharedfs.fuse import protocol as wire
 from sharedfs.ledger.tenant_rules import TenantRules
 from sharedfs.linux import syscalls
 from sharedfs.linux.cgroup_memory import CgroupMemory
+from sharedfs.linux.mapping_events import MappingEvents
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.perf_events import TaskEvents
@@ -44,6 +46,7 @@ from sharedfs.pages.mapping_scan import MappingScan
 from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.process_looks import ProcessLooks
+from sharedfs.pages.short_mappings import ShortMappings
 from sharedfs.pages.spill import Spill
 from sharedfs.pages.swap_scan import SwapScan
 from sharedfs.pages.unused_windows import UnusedWindows
@@ -98,9 +101,16 @@ class Pool:
         self.spill = Spill(_spill_directory(options, kept), self.store, self.books)
         resources.callback(self._end_spill)
         self.in_hand = InHand(self.state)
-        self.parts = parts = build(self._given(events, faults), resources)
+        remembered = Remembered()
+        self.parts = parts = build(self._given(events, faults, remembered), resources)
+        self.short_mappings = ShortMappings(self.books, self._mapping_events(resources), remembered.last_of)
+        resources.callback(self.short_mappings.close)
         self.mappings = MappingScan(
-            self.books, parts.reconcile, self.looks, lambda: self.options.now().reads is Reads.FAST
+            self.books,
+            parts.reconcile,
+            self.looks,
+            lambda: self.options.now().reads is Reads.FAST,
+            self.short_mappings,
         )
         memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
         resources.callback(memory.close)
@@ -134,7 +144,17 @@ class Pool:
         """Of a tmpfs that is not the pool's, at /tmp or /run: copies of spilled files, and the log."""
         return self.spill.tmpfs_bytes + syscalls.tmpfs_bytes(_LOG_FD)
 
-    def _given(self, events: TaskEvents | None, faults: Faults | None) -> Given:
+    def _mapping_events(self, resources: ExitStack) -> MappingEvents | None:
+        """Linux before 6.13 names the pool's own tmpfs and not the mount, of a file that is passed through."""
+        found = os.fstat(self.store.mount_fd).st_dev
+        try:
+            events = MappingEvents([self.mount.device, (os.major(found), os.minor(found))])
+        except HostFault as fault:
+            log.warning("what is mapped for less than a scan is not seen: %s", fault)
+            return None
+        return resources.enter_context(closing(events))
+
+    def _given(self, events: TaskEvents | None, faults: Faults | None, remembered: Remembered) -> Given:
         return Given(
             options=self.options.now,
             store=self.store,
@@ -150,6 +170,7 @@ class Pool:
             on_init=lambda request: self.state.write(_INIT_FILE, request),
             restarts=self._start.restarts,
             pool_inode=self.cgroup.inode,
+            remembered=remembered,
         )
 
     def _make_upkeep(self, events: TaskEvents | None) -> Upkeep:
@@ -216,6 +237,7 @@ class Pool:
         self._trio_token = trio.lowlevel.current_trio_token()
         self.parts.channel.start()
         self.parts.reaper.start()
+        self.short_mappings.start()
         pyfuse3.init(RareRequests(self.parts.namespace), self.parts.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:

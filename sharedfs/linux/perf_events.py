@@ -38,7 +38,7 @@ class TaskEvents:
         self._online = _ONLINE.read_text()
         try:
             tracepoints = _tracepoint_ids()
-            self.heads = tuple(self._ring(cpu, tracepoints) for cpu in _cpus(self._online))
+            self.heads = tuple(self._ring(cpu, tracepoints) for cpu in online_cpus(self._online))
             """Of each CPU the eight bytes that move; their sum never comes back to a value that it had."""
         except OSError as error:
             self._resources.close()
@@ -73,14 +73,14 @@ class TaskEvents:
         return fd
 
 
-def _cpus(text: str) -> list[int]:
-    """The numbers in a list such as `0-3,8`.
+def online_cpus(text: str | None = None) -> list[int]:
+    """The numbers in a list such as `0-3,8`; of the CPUs that are online.
 
-    >>> _cpus("0-2,5")
+    >>> online_cpus("0-2,5")
     [0, 1, 2, 5]
     """
     cpus: list[int] = []
-    for part in text.strip().split(","):
+    for part in (_ONLINE.read_text() if text is None else text).strip().split(","):
         first, _, last = part.partition("-")
         cpus += range(int(first), int(last or first) + 1)
     return cpus

@@ -97,6 +97,10 @@ def _show_table(found: list[PoolStatus]) -> None:
 def _show_remarks(pool: PoolStatus) -> None:
     if not pool.data_path.has_passthrough:
         say(f"{pool.name}: {pool.mmap}")
+    elif pool.mapping_records_lost is None:
+        say(f"{pool.name}: what is mapped for less than half a second is not billed: no perf events here")
+    elif pool.mapping_records_lost:
+        say(f"{pool.name}: records of mappings were lost {pool.mapping_records_lost} times: there were too many")
     if pool.bound_bytes < pool.size_bytes:
         say(f"{pool.name}: its files may hold {format_size(pool.bound_bytes)}: bounded by {pool.bounded_by}")
     if pool.detached_bytes:

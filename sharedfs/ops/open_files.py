@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers
@@ -139,10 +140,16 @@ class OpenFiles:
             self._store.changed(node)
 
     def expect(self, inode: int, flags: int, thread_id: int) -> None:
-        """After `open`: of a file that is opened for direct I/O requests may come whose threads have ended (AIO)."""
+        """After `open`: of the thread that opened a file something may come when it has ended.
+
+        Requests, when it is for direct I/O (AIO), and else the record of a mapping (`pages/short_mappings.py`).
+        """
         if flags & os.O_DIRECT:
             self._opened_directly.add(inode)
             self._callers.opens_directly(inode, thread_id)
+        else:
+            with suppress(OSError):  # no descriptor is left to look with
+                self._callers.tenant_of(thread_id)
 
     def open_for_reading(self, inode: int, flags: int, thread_id: int) -> TenantId:
         """After `open`: the tenant, when the kernel is to serve this handle's reads itself; it uses the file then.

@@ -20,6 +20,7 @@ from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.pages.page_tables import Sight
 from sharedfs.pages.process_looks import ProcessLooks, Unseen
 from sharedfs.pages.reconcile import Reconcile
+from sharedfs.pages.short_mappings import Gone, ShortMappings
 
 Key = tuple[int, TenantId]
 Seen = dict[Key, Runs]
@@ -29,7 +30,12 @@ class MappingScan:
     """Finds the mappings of one mount and keeps the books' view of them."""
 
     def __init__(
-        self, books: Books, reconcile: Reconcile, looks: ProcessLooks, reads_fast: Callable[[], bool] = lambda: False
+        self,
+        books: Books,
+        reconcile: Reconcile,
+        looks: ProcessLooks,
+        reads_fast: Callable[[], bool] = lambda: False,
+        short: ShortMappings | None = None,
     ) -> None:
         """`reads_fast`: who has a file open for reading only may read all of it unseen."""
         self._books = books
@@ -39,6 +45,9 @@ class MappingScan:
         """What the last scan saw. None: none has yet, and what is mapped in the books is left of another daemon's."""
         self._unseen: tuple[Unseen, ...] = ()
         self._reads_fast = reads_fast
+        self.short = ShortMappings(books, None, lambda _: NOBODY) if short is None else short
+        self._gone: list[Gone] = []
+        """What was mapped before the last scan, and no more when it looked."""
         self._opened: set[Key] = set()
         """Who has which file open so, of the last scan."""
         self.scans = 0
@@ -46,9 +55,17 @@ class MappingScan:
     def scan(self) -> Seen:
         """The pages of each file that each tenant maps now, as far as its processes can be looked at."""
         gone, since = self._books.mappings.begin_scan()
+        waiting = self.short.begin_scan()
         sights, self._unseen = self._looks.all(pages=True, opened=self._reads_fast())
         self._opened = {(inode, tenant) for sight, tenant in sights for inode in sight.opened if tenant != NOBODY}
         unseen = {process.process_id for process in self._unseen}
+        mapped = {
+            (sight.process.id, inode): sight.mappings.pages_of(inode)
+            for sight, _ in sights
+            if waiting
+            for inode in sight.mappings.inodes()
+        }
+        self._gone += self.short.gone(waiting, mapped, unseen)
         ranges: defaultdict[Key, list[Runs]] = defaultdict(list)
         for sight, tenant in sights:
             for inode, pages in sight.present.items():
@@ -80,6 +97,8 @@ class MappingScan:
             if len(brought):
                 self._reconcile.book_brought(inode, tenant, brought)
             self._books.mappings.put(inode, tenant, pages, adds=(inode, tenant) in held)
+        while self._gone:
+            self._books.mappings.was_mapped(*self._gone.pop())
         self._books.readers.refresh()
         self._known = seen.keys() | held | self._opened
         self.scans += 1
