@@ -16,7 +16,7 @@ from sharedfs.linux.cgroups import chain
 
 FIRST_SECONDS = 5.0
 """So long counts what was read of a limit when a tenant came, while the controller says nothing of it."""
-RENEWAL_SECONDS = 2.0
+RENEWAL_SECONDS = 1.0
 """So long count earlier marks when the controller tells new ones: what is not among these has no mark any more."""
 _LOOKED_AT_CLASSES = 1024
 _LOOKED_AT_TENANTS = 64
