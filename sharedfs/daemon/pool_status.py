@@ -72,7 +72,7 @@ class StatusReader:
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
             swapped_bytes=swapped_bytes,
-            recharged_bytes=self.recharge.recharged_bytes,
+            recharged_bytes=self.recharge.recharged_bytes + self.moved.recharged_bytes,
             stranded_bytes=self.recharge.stranded_bytes,
             moved_charge_bytes=self.moved.bytes,
             detached_bytes=self.books.detached.bytes,

@@ -82,6 +82,8 @@ class MovedCharges:
         self._lacked = False
         self._alarm_seconds, self._alarm_at = _FIRST_ALARM_SECONDS, 0.0
         self._found = False
+        self.recharged_bytes = 0
+        """Of foreign pages that a look found to be charged to the pool: what moved them had not booked it."""
 
     # -- what is known -----------------------------------------------------------------------------------------------
 
@@ -231,6 +233,7 @@ class MovedCharges:
         foreign = self._books.questions.runs_where(inode, lambda held: held.foreign, *part)
         for first, last in common(charged.of_pool(), foreign):
             self._books.pages.recharge(inode, first * page_bytes, (last + 1) * page_bytes)
+            self.recharged_bytes += (last - first + 1) * page_bytes
         for tenant in charged.tenants if foreign else ():
             others = self._books.questions.runs_where(inode, partial(_is_anothers, tenant), *part)
             self._books.pages.take_foreign(inode, common(charged.pages_of(tenant), others), tenant)
