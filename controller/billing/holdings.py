@@ -41,6 +41,8 @@ class SharingClass:
 Books = Mapping[SharingClass, int]
 """Bytes per class."""
 
+_NO_HEIRS: Mapping[CgroupRef, CgroupRef] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class Unasked:
@@ -140,12 +142,18 @@ def read_holdings(holdings: Holdings) -> Books:
     return {**books, **read_beside(holdings)}
 
 
-def without(books: Books, gone: Set[CgroupRef]) -> Books:
-    """The same bytes when `gone` have exited: their classes merge into those without them (I4). O(classes)."""
+def without(books: Books, gone: Set[CgroupRef], heirs: Mapping[CgroupRef, CgroupRef] = _NO_HEIRS) -> Books:
+    """The same bytes when `gone` have exited: their classes merge into those without them (I4). O(classes).
+
+    What one of them owned and nobody uses is its heir's, as the pool will have it.
+    """
     if not gone:
         return books
     left: Counter[SharingClass] = Counter()
     for held, held_bytes in books.items():
-        owner = None if held.owner in gone else held.owner
-        left[replace(held, owner=owner, payers=held.payers - gone, mapped=held.mapped - gone)] += held_bytes
+        owner, payers = held.owner, held.payers - gone
+        if owner is not None and owner in gone:
+            heir = heirs.get(owner)
+            owner, payers = None, payers or (frozenset() if heir is None else frozenset((heir,)))
+        left[replace(held, owner=owner, payers=payers, mapped=held.mapped - gone)] += held_bytes
     return left

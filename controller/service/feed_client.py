@@ -131,19 +131,20 @@ class Feed:
     async def put_allowances(self, sequence: int, valid_seconds: float, marks: Marks) -> None:
         """How far tenants may grow, in as many orders as fit the pool's bound on a body.
 
-        What they may together comes last: a daemon of an earlier version refuses that, and counts each alone.
+        What they may together comes first, so that it never lapses while there are many orders. A daemon of an earlier
+        version refuses that, and counts each alone.
         """
         tenants = (Allowance(path=to.path, inode=to.inode, until_bytes=mark) for to, mark in marks.tenants.items())
         above = (AllowanceAbove(path=path, until_bytes=mark) for path, mark in sorted(marks.above.items()))
-        for part in _orders(tenants):
-            order = AllowanceOrder(sequence=sequence, valid_seconds=valid_seconds, tenants=part)
-            body = order.model_dump_json(exclude={"above"})
-            await self._ask("PUT", "/v1/allowances", content=body, headers=_JSON)
         for part_above in _orders(above) if marks.above else ():
             order = AllowanceOrder(sequence=sequence, valid_seconds=valid_seconds, above=part_above)
             answer = await self._send("PUT", "/v1/allowances", content=order.model_dump_json(), headers=_JSON)
             if answer.status_code != httpx.codes.UNPROCESSABLE_ENTITY:
                 self._checked(answer)
+        for part in _orders(tenants):
+            order = AllowanceOrder(sequence=sequence, valid_seconds=valid_seconds, tenants=part)
+            body = order.model_dump_json(exclude={"above"})
+            await self._ask("PUT", "/v1/allowances", content=body, headers=_JSON)
 
     def mountpoint(self) -> Path | None:
         """Where the pool is mounted, None when its record does not say."""

@@ -50,7 +50,8 @@ def headrooms_of(positions: Iterable[Position], room: Room) -> dict[str, int]:
 def marks_above(
     even_bytes: Mapping[CgroupRef, int], headrooms: Mapping[str, int], caps: Mapping[str, int]
 ) -> dict[str, int]:
-    """For each cgroup above tenants of a pool that has a headroom or a cap: until where their shares may grow together.
+    """For each cgroup above tenants of a pool that has a headroom, and each with a cap: until where all shares at and
+    below it may grow together.
 
     `even_bytes` has nobody who is not in the books that the headrooms were worked out from.
 
@@ -58,7 +59,7 @@ def marks_above(
     """
     used = at_and_below(even_bytes)
     told = {}
-    for path in above(tenant.path for tenant in even_bytes) & (headrooms.keys() | caps.keys()):
+    for path in (above(tenant.path for tenant in even_bytes) & headrooms.keys()) | caps.keys():
         rooms = [headrooms[place] for place in chain(path) if place in headrooms]
         rooms += [caps[place] - used[place] for place in chain(path) if place in caps]
         told[path] = used[path] + min(rooms)

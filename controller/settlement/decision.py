@@ -7,6 +7,7 @@ The service gathers `Facts`, asks `Decider.decide`, and carries out the `Decisio
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from posixpath import dirname
 
 from controller.billing.bill import Bill, add_up, due_by_pool, due_bytes, make_bill, swap_due_bytes
 from controller.billing.hierarchy import due_at
@@ -18,7 +19,7 @@ from controller.settlement.admission import Marks, headrooms_of, marks, marks_ab
 from controller.settlement.caps import CapOrders, capped, caps_in
 from controller.settlement.planner import Plan, Planner
 from controller.settlement.settle import Position
-from sharedfs.linux.cgroups import CgroupRef
+from sharedfs.linux.cgroups import CgroupRef, chain
 
 Allowances = Mapping[str, Marks]
 """By pool."""
@@ -52,6 +53,14 @@ class Facts:
     def tenants(self) -> frozenset[CgroupRef]:
         """Those of all pools that live."""
         return frozenset().union(*(pool.tenants for pool in self.pools)) - self.gone
+
+    def heirs(self) -> dict[CgroupRef, CgroupRef]:
+        """Of those `gone`, the nearest bounded cgroup above each: the pool gives it what they leave, a moment later."""
+        bounded = {cgroup.path: cgroup for cgroup in self.above if cgroup in self.accounts}
+        found = (
+            (gone, next((path for path in chain(dirname(gone.path)) if path in bounded), None)) for gone in self.gone
+        )
+        return {gone: bounded[path] for gone, path in found if path is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,8 @@ class Decider:
         O(classes x users + tenants x depth + positions log positions).
         """
         rules = self.planner.rules
-        books = {pool.pool: without(pool.books, facts.gone) for pool in facts.pools}
+        heirs = facts.heirs()
+        books = {pool.pool: without(pool.books, facts.gone, heirs) for pool in facts.pools}
         bills = {pool: make_bill([held], (), facts.policy) for pool, held in books.items()}
         # Rounding happens once a class, and a class is of one pool: the pools' bills sum up to the bill of all.
         bill = add_up(bills.values(), facts.tenants)
@@ -108,10 +118,10 @@ class Decider:
             plan=plan,
             unwatched=frozenset(facts.watched - plan.watches.keys()),
             released=facts.gone | _at_home(facts, plan),
-            allowances=self._allowances(facts, plan),
+            allowances=self._allowances(facts, plan, heirs.keys()),
         )
 
-    def _allowances(self, facts: Facts, plan: Plan) -> Allowances | None:
+    def _allowances(self, facts: Facts, plan: Plan, inherited: Set[CgroupRef]) -> Allowances | None:
         rules = self.planner.rules
         admits = rules.settle and rules.admission
         if not admits and not facts.caps:
@@ -121,7 +131,8 @@ class Decider:
         for pool in facts.pools:
             budgeted = marks(pool.even_bytes, headrooms) if admits else dict.fromkeys(pool.even_bytes, None)
             caps = caps_in(pool.pool, pool.size_bytes, facts.caps)
-            there = {tenant: share for tenant, share in pool.even_bytes.items() if tenant not in facts.gone}
+            even = pool.even_bytes.items()
+            there = {tenant: share for tenant, share in even if tenant not in facts.gone or tenant in inherited}
             told[pool.pool] = Marks(capped(budgeted, pool.even_bytes, caps), marks_above(there, headrooms, caps))
         return told
 

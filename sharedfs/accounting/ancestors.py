@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from sharedfs.ledger.holdings import even_shares
 from sharedfs.ledger.ledger import Ledger
+from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import TenantId
 from sharedfs.linux.cgroups import chain
 
@@ -81,13 +82,23 @@ class AncestorAllowances:
                 self.left[place] = rooms[place]
 
     def put(
-        self, marks: Mapping[str, int], shares: Mapping[str, int], unspent: Mapping[str, int], expires_seconds: float
+        self,
+        marks: Mapping[str, int],
+        shares: Mapping[str, int],
+        unspent: Mapping[str, int],
+        sequence: int,
+        expires_seconds: float,
     ) -> None:
-        """New marks. `shares` and `unspent` are of one earlier moment: what was made since is counted on."""
+        """New marks. `shares` and `unspent` are of one earlier moment, when the ledger had this `sequence`.
+
+        What was made since is counted on.
+        """
         for place, until_bytes in marks.items():
-            unspent_now = self.left.get(place, 0) + self._taken_below(place)
-            made = max(0, unspent.get(place, unspent_now) - unspent_now)
-            self._marks[place] = _Mark(until_bytes, expires_seconds, self._ledger.sequence)
+            made = 0
+            if place in self.left:
+                unspent_now = self.left[place] + self._taken_below(place)
+                made = max(0, unspent.get(place, unspent_now) - unspent_now)
+            self._marks[place] = _Mark(until_bytes, expires_seconds, sequence)
             self.left[place] = until_bytes - shares.get(place, 0) - made - self._taken_below(place)
 
     def doubt(self, expires_seconds: float) -> None:
@@ -106,13 +117,19 @@ class AncestorAllowances:
 
     # -- growth ------------------------------------------------------------------------------------------------------
 
-    def allow(self, tenant: TenantId, needed_bytes: int, now_seconds: float) -> bool:
-        """Whether all cgroups at and above a tenant leave it so much. O(depth), as long as they do."""
+    def allow(self, tenant: TenantId, needed_bytes: int, now_seconds: float, *, is_new: bool) -> bool:
+        """Whether all cgroups at and above a tenant leave it so much. O(depth), as long as they do.
+
+        `is_new`: the controller has not told anything of it yet. What it has told counts more than a first mark.
+        """
         for place in self.of.get(tenant, ()):
             left = self.left.get(place)
             if left is not None and left < needed_bytes:
-                if self._marks[place].expires_seconds <= now_seconds:
+                mark = self._marks[place]
+                if mark.expires_seconds <= now_seconds:
                     del self._marks[place], self.left[place]
+                elif mark.until_bytes is None and not is_new:
+                    continue
                 elif self._look_again(place) < needed_bytes:
                     return False
         return True
@@ -123,6 +140,17 @@ class AncestorAllowances:
             for place in self.of.get(tenant, ()):
                 if place in self.left:
                     self.left[place] -= made_bytes
+
+    def freed(self, held: SharingClass, freed_bytes: int) -> None:
+        """Pages of a class are gone from their file: whoever paid for them may make others. O(payers x depth)."""
+        if self.left:
+            payers = held.payers
+            for payer in payers:
+                self.spend(payer, -(freed_bytes // len(payers)))
+
+    def bounds(self, tenant: TenantId) -> bool:
+        """Whether a cgroup at or above a tenant has a mark."""
+        return any(place in self.left for place in self.of.get(tenant, ()))
 
     def _look_again(self, place: str) -> int:
         """What is left by the books as they are: more than was counted when somebody freed something."""

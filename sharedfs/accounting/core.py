@@ -25,6 +25,7 @@ from sharedfs.ledger.no_op_cache import SettledUses
 from sharedfs.ledger.open_readers import Readers
 from sharedfs.ledger.page_ranges import PageRange, Runs, page_parts
 from sharedfs.ledger.pieces import PIECE_CHUNKS
+from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.storage import LedgerStorage, Log, rewrite
 from sharedfs.ledger.tenant import TenantId, TenantTable
 from sharedfs.linux.procfs import Process
@@ -47,7 +48,7 @@ class Core:
         self.lock = Lock()
         self.page_bytes = page_bytes
         self.detached = Detached(self.lock)
-        self.ledger = Ledger(page_bytes, storage=storage, tidies_itself=False, on_freed=self.detached.freed)
+        self.ledger = Ledger(page_bytes, storage=storage, tidies_itself=False, on_freed=self._freed)
         self.tenants = TenantTable(log)
         self.readers = Readers(log)
         """How many handles a tenant has through which it may read all of a file without a request."""
@@ -56,9 +57,9 @@ class Core:
         self.makers = Makers(self.tenants)
         self.unasked = Unasked()
         self.kept: KeptMappings[Process] = KeptMappings()
-        self.by_range: tuple[set[tuple[int, TenantId]], set[tuple[int, TenantId]]] = set(), set()
-        """Files and tenants that are billed by a mapping's range (`MappedPages.was_mapped`): of this generation of uses
-        and of the one before."""
+        self.by_range: tuple[dict[int, set[TenantId]], dict[int, set[TenantId]]] = {}, {}
+        """By file the tenants that are billed by a mapping's range (`MappedPages.was_mapped`): of this generation of
+        uses and of the one before. Some thousands of files at most."""
         self.tape: Tape | None = None
         self._log = log
         for record in log.records():
@@ -66,6 +67,10 @@ class Core:
                 raise BrokenInvariant(f"I7: the log of the tenants has a record that nothing explains: {record}")
         for tenant in self.tenants.live():
             self.allowances.above.join(tenant.id, tenant.path)
+
+    def _freed(self, held: SharingClass, pages: int) -> None:
+        self.detached.freed(held, pages)
+        self.allowances.above.freed(held, pages * self.page_bytes)
 
     def tidy_log(self) -> None:
         if self._log.overgrown:

@@ -27,7 +27,7 @@ class Detached:
 
     def freed(self, held: SharingClass, pages: int) -> None:
         """Pages of a class are gone from their file."""
-        for tenant in held.recent | held.mapped or held.payers or (NOBODY,):
+        for tenant in held.recent | held.mapped or held.users or held.payers or (NOBODY,):
             self._freed[tenant] += pages
 
     def put(self, total_bytes: int) -> None:

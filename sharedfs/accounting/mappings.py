@@ -6,11 +6,12 @@ from sharedfs.accounting.changes import Changes
 from sharedfs.accounting.core import RANGES_AT_ONCE, Core, pause
 from sharedfs.accounting.pages import Pages
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
-from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, Runs, as_runs, batched, without
+from sharedfs.ledger.page_ranges import NO_RUNS, PageRange, Runs, as_runs, batched, common, without
 from sharedfs.ledger.pieces import PIECE_CHUNKS
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux.procfs import Process
 
+_MOST_MARKED = 4096
 _MAPS_AT_ONCE = 256  # read after a start, while the lock is held: a few milliseconds
 
 
@@ -101,23 +102,26 @@ class MappedPages:
     def was_mapped(self, inode: int, tenant: TenantId, pages: Sequence[PageRange]) -> None:
         """`tenant` had these pages of a file mapped, and has no more: those that are there count as touched once.
 
-        In pieces, and for as long as it lives.
+        In pieces, and for as long as it lives. What it has touched already takes no time.
         """
         core = self._core
         with core.lock:
-            core.by_range[0].add((inode, tenant))
-        for first, last in pages:
+            marked = core.by_range[0]
+            if inode in marked or len(marked) < _MOST_MARKED:
+                marked.setdefault(inode, set()).add(tenant)
+            chunks = sorted({chunk for first, last in pages for chunk in core.ledger.chunks_of(inode, first, last)})
+        for part in batched(chunks, PIECE_CHUNKS):
             with core.lock:
-                chunks = core.ledger.chunks_of(inode, first, last)
-            for chunk in sorted(chunks):
-                start = max(first, chunk * PAGES_PER_CHUNK)
-                self._pages.touch_pages(inode, [(start, min(last, (chunk + 1) * PAGES_PER_CHUNK - 1))], tenant)
-                pause()
+                if tenant not in core.tenants or core.ledger.settled_pages(inode, tenant) is not None:
+                    return
+            start, end = part[0] * PAGES_PER_CHUNK, (part[-1] + 1) * PAGES_PER_CHUNK - 1
+            self._pages.touch_pages(inode, common(pages, [(start, end)]), tenant)
+            pause()
 
     def billed_by_range(self, inode: int) -> tuple[TenantId, ...]:
-        """Who uses pages of a file by `was_mapped`, lately. O(those of all files)."""
+        """Who uses pages of a file by `was_mapped`, lately."""
         with self._core.lock:
-            found = {tenant for part in self._core.by_range for known, tenant in part if known == inode}
+            found = {tenant for part in self._core.by_range for tenant in part.get(inode, ())}
         return tuple(sorted(found))
 
     # -- what page tables do not show because the kernel moves pages (`ledger/kept_mappings.py`) -----------------------

@@ -63,6 +63,7 @@ class Allowances:
         self._marks: dict[TenantId, int] = {}
         self._at_will: set[TenantId] = set()  # whom the controller has seen, and gave no mark
         self._taken: dict[TenantId, int] = {}  # for pages that are being made
+        self._new: set[TenantId] = set()  # whose mark is of the limits, for the controller has not told one
         self.above = AncestorAllowances(ledger, self._taken)
         self._looked_at: dict[TenantId, int] = {}  # the ledger's sequence when `left` was last worked out anew
         self._sequence = -1
@@ -101,6 +102,7 @@ class Allowances:
         self._expires_seconds = self._monotonic() + valid_seconds
         state = self.state() if state is None else state
         shares = state.shares() if shares is None else shares
+        self._new.difference_update(marks)
         for tenant, mark in marks.items():
             if mark is None:
                 self._marks.pop(tenant, None)
@@ -124,7 +126,7 @@ class Allowances:
         self, marks: Mapping[str, int], valid_seconds: float, state: "AllowanceState", shares: Mapping[str, int]
     ) -> None:
         """Marks for all tenants at and below a path together, by `shares` of these in an earlier `state`."""
-        self.above.put(marks, shares, state.unspent_above, self._monotonic() + valid_seconds)
+        self.above.put(marks, shares, state.unspent_above, state.sequence, self._monotonic() + valid_seconds)
 
     def begin(self, tenant: TenantId, rooms: Mapping[str, int]) -> None:
         """What a tenant may make until the controller has seen it, by the limits at and above it (`first_allowances`).
@@ -132,10 +134,13 @@ class Allowances:
         Without any: what it likes, and its cap lets it.
         """
         room_bytes = min(rooms.values(), default=None)
+        if room_bytes is None and self.above.bounds(tenant):
+            room_bytes = UNLIMITED_BYTES  # what is above decides
         if self.caps.bounds_tenants and tenant not in self.left:
             self._renew([tenant], even_shares(self._ledger.holdings_of_tenant(tenant)))
         if room_bytes is not None and self._is_unseen(tenant):
             self._marks[tenant] = room_bytes
+            self._new.add(tenant)
             self.left[tenant] = min(room_bytes, self.left.get(tenant, room_bytes))
             self.above.begin(tenant, rooms, self._monotonic())
 
@@ -216,7 +221,7 @@ class Allowances:
             left = self.left[tenant] = self._look_again(tenant, left)
         if (
             left < needed_bytes
-            or not self.above.allow(tenant, needed_bytes, self._monotonic())
+            or not self.above.allow(tenant, needed_bytes, self._monotonic(), is_new=tenant in self._new)
             or not self._may_take_remainder(tenant, needed_bytes)
         ):
             self.refused += 1
@@ -245,7 +250,9 @@ class Allowances:
 
     def forget(self, tenant: TenantId) -> None:
         self._at_will.discard(tenant)
+        self.above.spend(tenant, -self._taken.get(tenant, 0))
         self.above.leave(tenant)
+        self._new.discard(tenant)
         for kept in (self.left, self._marks, self._taken, self._looked_at):
             kept.pop(tenant, None)
 
@@ -255,6 +262,7 @@ class Allowances:
         if (self._marks or self._at_will) and not self.in_force:
             self._marks.clear()
             self._at_will.clear()
+            self._new.clear()
             if self.caps.bounds_tenants:
                 self._renew(list(self.left), even_shares(self._ledger.holdings()))
             else:

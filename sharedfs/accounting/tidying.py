@@ -14,7 +14,7 @@ class Tidying:
         core = self._core
         with core.lock:
             core.ledger.age()
-            core.by_range = set(), core.by_range[0]
+            core.by_range = {}, core.by_range[0]
 
     @property
     def is_due(self) -> bool:

@@ -103,13 +103,15 @@ class Pool:
         self.in_hand = InHand(self.state)
         remembered = Remembered()
         self.parts = parts = build(self._given(events, faults, remembered), resources)
-        self.short_mappings = ShortMappings(self.books, self._mapping_events(resources), remembered.last_of)
+        self.short_mappings = ShortMappings(
+            self.books, self._mapping_events(resources), remembered.last_of, self._on_end
+        )
         resources.callback(self.short_mappings.close)
         self.mappings = MappingScan(
             self.books,
             parts.reconcile,
             self.looks,
-            lambda: self.options.now().reads is Reads.FAST,
+            lambda: self.options.now().reads is Reads.FAST and parts.device.passthrough,
             self.short_mappings,
         )
         memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)

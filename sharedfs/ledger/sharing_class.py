@@ -95,7 +95,7 @@ class SharingClass:
 
     def charged_to(self, tenant: TenantId) -> "SharingClass":
         """The kernel charges foreign pages to `tenant`'s own cgroup, NOBODY for one that is gone: it is their owner."""
-        return replace(self, owner=tenant, heir=NOBODY) if self.foreign and self.owner != tenant else self
+        return replace(self, owner=tenant, heir=NOBODY) if self.foreign else self
 
     def handed_to(self, tenant: TenantId) -> "SharingClass":
         """`tenant` owns the pages from now on; NOBODY: they are unclaimed as soon as they have no user, with no heir.

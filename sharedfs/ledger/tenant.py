@@ -7,7 +7,7 @@ never used again. The table is kept in a log, so that this holds for whoever con
 Of a tenant that has exited the table knows the *heir*: the live cgroup above it that has what nobody else pays for.
 """
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from typing import NewType
 
@@ -40,6 +40,7 @@ class TenantTable:
         self._by_id: dict[TenantId, Tenant] = {}
         self._by_inode: dict[int, Tenant] = {}
         self._heirs: dict[TenantId, TenantId] = {}  # of those that are gone; an heir lives
+        self._left_to: dict[TenantId, set[TenantId]] = {}  # the same by heir
         self._last_id = NOBODY
 
     def intern(self, path: str, inode: int) -> TenantId:
@@ -92,16 +93,25 @@ class TenantTable:
     def _remove(self, tenant: Tenant, heir: TenantId = NOBODY) -> Tenant:
         del self._by_id[tenant.id]
         del self._by_inode[tenant.inode]
-        left = [tenant.id, *(gone for gone, known in self._heirs.items() if known == tenant.id)]
-        for gone in left:
-            self._heirs.pop(gone, None)
-        if heir != NOBODY:
-            self._heirs.update(dict.fromkeys(left, heir))
+        left = {tenant.id, *self._left_to.pop(tenant.id, ())}
+        if heir == NOBODY:
+            for gone in left:
+                self._heirs.pop(gone, None)
+        else:
+            self._inherits(heir, left)
         return tenant
+
+    def _inherits(self, heir: TenantId, left: Collection[TenantId]) -> None:
+        self._heirs.update(dict.fromkeys(left, heir))
+        self._left_to.setdefault(heir, set()).update(left)
 
     def keep_heirs_of(self, made: Container[int]) -> None:
         """Forget who inherits from those that made nothing that is there. O(heirs)."""
-        self._heirs = {gone: heir for gone, heir in self._heirs.items() if gone in made}
+        kept = [(gone, heir) for gone, heir in self._heirs.items() if gone in made]
+        self._heirs.clear()
+        self._left_to.clear()
+        for gone, heir in kept:
+            self._inherits(heir, (gone,))
 
     def dump(self, *, with_heirs: bool = True) -> Record:
         """The table as one record; without heirs as the versions before read it. O(tenants + heirs)."""
@@ -117,7 +127,8 @@ class TenantTable:
                 for tenant_id, path, inode in tenants:
                     self._add(Tenant(TenantId(tenant_id), path, inode))
                 for part in heirs:
-                    self._heirs.update({TenantId(gone): TenantId(heir) for gone, heir in part})
+                    for gone, heir in part:
+                        self._inherits(TenantId(heir), (TenantId(gone),))
             case [str(tag), tenant_id, path, inode] if tag == _TENANT:
                 self._add(Tenant(TenantId(tenant_id), path, inode))
             case [str(tag), tenant_id, *heir] if tag == _GONE:
@@ -136,5 +147,8 @@ class TenantTable:
             raise BrokenInvariant(f"I9: tenants by id {self._by_id} are not those by inode {self._by_inode}")
         if any(not NOBODY < tenant_id <= self._last_id for tenant_id in self._by_id):
             raise BrokenInvariant(f"I9: a tenant id outside 1..{self._last_id} in {self._by_id}")
-        if any(gone in self._by_id or heir not in self._by_id for gone, heir in self._heirs.items()):
+        by_heir = {(gone, heir) for heir, left in self._left_to.items() for gone in left}
+        if by_heir != set(self._heirs.items()) or any(
+            gone in self._by_id or heir not in self._by_id for gone, heir in self._heirs.items()
+        ):
             raise BrokenInvariant(f"I9: an heir that is gone, or of one that lives: {self._heirs}")

@@ -56,7 +56,7 @@ def raw_path(path: str) -> bytes:
 
 def chain(path: str) -> Iterator[str]:
     """The path of a cgroup and those above it, without the root: that has no limit."""
-    while path != "/":
+    while path.strip("/"):
         yield path
         path = dirname(path)
 

@@ -51,7 +51,7 @@ def opened_for_reading(process_id: int, device: tuple[int, int]) -> frozenset[in
 def _opened_by(task: str, device: tuple[int, int]) -> set[int] | None:
     """None of a task without descriptors."""
     opened = set[int]()
-    with suppress(FileNotFoundError, ProcessLookupError):
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         place = os.open(f"{task}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             names, found = os.listdir(place), ctypes.create_string_buffer(STATX_BYTES)
@@ -70,7 +70,7 @@ def _reads_only(fdinfo: str) -> bool:
     try:
         with open(fdinfo, "rb", buffering=0) as file:
             flags = _FLAGS.search(file.readall())
-    except FileNotFoundError:  # it was closed since
+    except (FileNotFoundError, PermissionError):  # it was closed since
         return False
     return flags is not None and int(flags[1], 8) & (os.O_ACCMODE | os.O_PATH) == os.O_RDONLY
 

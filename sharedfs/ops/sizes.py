@@ -43,10 +43,11 @@ class Sizes:
 
     def is_slow(self, inode: int, size: int) -> bool:
         """Whether the change makes or frees many pages, so that it is not for the thread that answers everybody."""
-        found = self._store.stat(self._store.node(inode))
+        node = self._store.node(inode)
+        found = self._store.stat(node)
         if _is_slow_cut(found, size):
             return True
-        return self._growth.bytes_of(found.st_size, size, size) > LONG_BYTES
+        return self._growth.bytes_of(node, found.st_size, size, size) > LONG_BYTES
 
     def change(
         self, node: Node, size: int, thread_id: int, slot: Slot, and_then: Callable[[], None]

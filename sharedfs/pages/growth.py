@@ -68,13 +68,20 @@ class Growth:
         self._giving_way = giving_way
         self._reaper = reaper
 
-    def bytes_of(self, old_size: int, end: int, new_size: int) -> int:
+    def bytes_of(self, node: Node, old_size: int, end: int, new_size: int) -> int:
         """How many bytes a file that grows to `new_size` gets between its old end and `end`."""
         free_bytes = self._inodes.tmpfs.free_bytes() + self._reaper.waiting_bytes
         lacking_bytes = new_size - old_size - free_bytes
+        if lacking_bytes > 0:  # a daemon that was killed in it may have begun
+            lacking_bytes -= self._unbooked_bytes(node)
         if new_size > self._reserve_bytes or (lacking_bytes > 0 and lacking_bytes > self._giving_way.available_bytes()):
             return 0
         return max(0, end - self._first_byte(old_size))
+
+    def _unbooked_bytes(self, node: Node) -> int:
+        with self._inodes.lock:
+            held_bytes = self._inodes.stat(node).st_blocks * syscalls.STAT_BLOCK_BYTES
+        return max(0, held_bytes - self._books.questions.resident_bytes_of(node.inode))
 
     def _first_byte(self, old_size: int) -> int:
         return -(-old_size // self._books.page_bytes) * self._books.page_bytes
@@ -85,7 +92,7 @@ class Growth:
 
     def begin(self, node: Node, old_size: int, end: int, new_size: int, tenant: TenantId) -> Reservation | None:
         """What is to be reserved before anybody hears that the file grew; None where it stays sparse."""
-        if not self.bytes_of(old_size, end, new_size):
+        if not self.bytes_of(node, old_size, end, new_size):
             return None
         start = self._first_byte(old_size)
         try:
@@ -139,7 +146,7 @@ class Growth:
         """How many bytes are to be reserved when a file of `size` is given bytes `offset`..`end`; 0 as a rule."""
         if offset <= size or not (node.mappable and node.backing_id):
             return 0
-        return self.bytes_of(size, offset, end)
+        return self.bytes_of(node, size, offset, end)
 
     def fill_gap(self, node: Node, size: int, offset: int, end: int, tenant: TenantId) -> None:
         """Reserve that, where the bounds allow it."""

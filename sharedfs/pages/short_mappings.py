@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from sharedfs.accounting.books import Books
+from sharedfs.common.errors import SCARCE
 from sharedfs.ledger.page_ranges import PageRange, Runs, as_runs, merged, without
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import procfs
@@ -46,13 +47,20 @@ class Gone(NamedTuple):
 class ShortMappings:
     """`last_tenant` says whose a thread was that has ended, as far as is known; NOBODY else.
 
-    `begin_scan` and `gone` are for the thread of the mapping scan.
+    `begin_scan` and `gone` are for the thread of the mapping scan. `on_end` is told what nobody foresaw.
     """
 
-    def __init__(self, books: Books, events: MappingEvents | None, last_tenant: Callable[[int], TenantId]) -> None:
+    def __init__(
+        self,
+        books: Books,
+        events: MappingEvents | None,
+        last_tenant: Callable[[int], TenantId],
+        on_end: Callable[[BaseException], None] | None = None,
+    ) -> None:
         self._books = books
         self._events = events
         self._last_tenant = last_tenant
+        self._on_end = on_end
         self._lock = threading.Lock()
         self._waiting: dict[Made, list[PageRange]] = {}
         self._ended = threading.Event()
@@ -78,38 +86,50 @@ class ShortMappings:
     def _run(self) -> None:
         while not self._ended.is_set():
             began = time.thread_time()
-            self.take()
+            try:
+                with self._lock:
+                    self._take()
+            except BaseException as error:
+                if self._on_end is not None:
+                    self._on_end(error)
+                raise
             self._ended.wait(_RESTS * (time.thread_time() - began))
             assert self._events is not None
             self._events.wait(_TAKE_SECONDS)
 
-    def take(self) -> None:
-        """Take down what was mapped until now."""
+    def _take(self) -> None:
+        """Take down what was mapped until now. With the lock held: no scan begins between a record and its note."""
         if self._events is None:
             return
         found, is_lost = self._events.take()
         self.lost += is_lost
         own = os.getpid()
         for one in found:
-            if one.process_id != own:
+            if one.process_id == own:
+                continue
+            try:
                 self._note(one)
+            except OSError as error:
+                if error.errno not in SCARCE:
+                    raise
+                self.lost += 1
 
     def _note(self, one: NewMapping) -> None:
         tenant = self._tenant_of(one)
         if tenant == NOBODY:
             return
-        with self._lock:
-            if len(self._waiting) >= _MOST_WAITING:
-                self.lost += 1
-                return
-            ranges = self._waiting.setdefault(Made(one.process_id, tenant, one.inode), [])
-            ranges.append((one.first_page, one.last_page))
-            if len(ranges) > _MOST_RANGES:
-                ranges[:] = _few(merged(ranges))
+        if len(self._waiting) >= _MOST_WAITING:
+            self.lost += 1
+            return
+        ranges = self._waiting.setdefault(Made(one.process_id, tenant, one.inode), [])
+        ranges.append((one.first_page, one.last_page))
+        if len(ranges) > _MOST_RANGES:
+            ranges[:] = _few(merged(ranges))
 
     def _tenant_of(self, one: NewMapping) -> TenantId:
         for number in (one.thread_id, one.process_id):
-            text = procfs.cgroup_of(f"/proc/{number}")
+            # Of one that has ended and was not waited for cgroup v1 says that it is in the root.
+            text = None if procfs.has_ended(f"/proc/{number}") else procfs.cgroup_of(f"/proc/{number}")
             tenant = self._last_tenant(number) if text is None else self._books.tenants.tenant_in(text)
             if tenant != NOBODY:
                 return tenant
@@ -119,8 +139,8 @@ class ShortMappings:
 
     def begin_scan(self) -> dict[Made, list[PageRange]]:
         """What waits for a scan that begins now."""
-        self.take()
         with self._lock:
+            self._take()
             waiting, self._waiting = self._waiting, {}
         return waiting
 
@@ -129,9 +149,9 @@ class ShortMappings:
     ) -> list[Gone]:
         """What of `waiting` is mapped no more: a scan saw what each process maps of a file, but for those `unseen`.
 
-        What these made waits for the next scan.
+        What these made waits for the next scan. One for each tenant and file, however many processes it had.
         """
-        found, left_out = [], set(unseen)
+        found, left_out = dict[tuple[int, TenantId], list[PageRange]](), set(unseen)
         for made, ranges in waiting.items():
             if made.process_id in left_out:
                 with self._lock:
@@ -140,8 +160,9 @@ class ShortMappings:
             now = mapped.get((made.process_id, made.inode))
             left = as_runs(ranges) if now is None else without(as_runs(ranges), as_runs(now))
             if len(left):
-                found.append(Gone(made.inode, made.tenant, [(first, last) for first, last in left.tolist()]))
-        return found
+                ranges_of = found.setdefault((made.inode, made.tenant), [])
+                ranges_of += [(first, last) for first, last in left.tolist()]
+        return [Gone(inode, tenant, merged(ranges)) for (inode, tenant), ranges in found.items()]
 
 
 def _few(ranges: list[PageRange]) -> list[PageRange]:

@@ -119,7 +119,7 @@ class Oracle:
         for page in self._resident(file, first_page, last_page):
             if to is None:
                 self.pages[file, page].foreign = False
-            elif self.pages[file, page].foreign and self.pages[file, page].owner != to:
+            elif self.pages[file, page].foreign:
                 self.pages[file, page].give_to(to)
 
     def add_mapped(self, file: int, tenant: TenantId, ranges: Sequence[tuple[int, int]]) -> None:

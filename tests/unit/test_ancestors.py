@@ -25,7 +25,7 @@ class Pod:
 
     def __init__(self, mark_pages: int) -> None:
         self.seconds = 0.0
-        self.ledger = Ledger(PAGE)
+        self.ledger = Ledger(PAGE, on_freed=lambda held, pages: self.allowances.above.freed(held, pages * PAGE))
         self.allowances = Allowances(self.ledger, lambda: self.seconds)
         self.allowances.above.join(POD, "/pod")
         self.files = 0
@@ -136,3 +136,54 @@ def test_a_tenant_that_was_renamed_counts_where_it_is_now() -> None:
     pod.mark(4)
     assert pod.write(CHILDREN[0], 9)
     assert pod.write(CHILDREN[1], 4)
+
+
+def test_who_makes_and_removes_files_uses_nothing_up() -> None:
+    """However many tenants there are: nobody looks at the books of them all for one that is near a mark."""
+    pod = Pod(100)
+    for number in range(100, 200):
+        pod.allowances.above.join(TenantId(number), f"/pod/{number}")
+    for _ in range(20):
+        assert pod.write(CHILDREN[0], 90)
+        pod.ledger.drop(pod.files)
+    assert pod.write(CHILDREN[1], 100)
+
+
+def test_what_is_freed_while_marks_are_worked_out_may_be_used() -> None:
+    pod = Pod(100)
+    assert pod.write(CHILDREN[0], 100)
+    state, below = pod.allowances.state(), pod.allowances.above.below(["/pod"])
+    shares = {path: sum(state.shares().get(one, 0) for one in tenants) for path, tenants in below.items()}
+    pod.ledger.drop(pod.files)
+    pod.allowances.put_above({"/pod": 100 * PAGE}, 10.0, state, shares)
+    assert pod.write(CHILDREN[1], 100)
+
+
+def test_a_newcomers_limits_do_not_bind_whom_the_controller_has_seen() -> None:
+    pod = Pod(0)
+    pod.seconds = 11.0
+    assert pod.write(CHILDREN[0], 1)
+    pod.put({})  # a budget for reports: the controller bounds nobody there
+    pod.allowances.above.join(CHILDREN[1], "/pod/new")
+    pod.allowances.begin(CHILDREN[1], {"/pod": 2 * PAGE})
+    assert pod.write(CHILDREN[0], 50)
+    with pytest.raises(OSError, match=strerror(EDQUOT)):
+        pod.allowances.take(CHILDREN[1], 3 * PAGE)
+
+
+def test_a_newcomer_without_limits_is_counted_where_a_cap_is_above_it() -> None:
+    pod = Pod(10)
+    pod.allowances.above.join(CHILDREN[0], "/pod/new")
+    pod.allowances.begin(CHILDREN[0], {})
+    pod.allowances.take(CHILDREN[0], 10 * PAGE)
+    with pytest.raises(OSError, match=strerror(EDQUOT)):
+        pod.allowances.take(CHILDREN[0], PAGE)
+
+
+def test_what_was_taken_by_who_is_gone_is_there_for_others() -> None:
+    pod = Pod(10)
+    assert pod.write(CHILDREN[0], 1)
+    pod.allowances.take(CHILDREN[0], 9 * PAGE)
+    pod.exit(CHILDREN[0], NOBODY)
+    pod.allowances.give_back(CHILDREN[0], 9 * PAGE)
+    assert pod.write(CHILDREN[1], 9)

@@ -63,7 +63,7 @@ def test_who_used_the_pages_last_pays() -> None:
     assert detached.by_payer == {B: 10 * PAGE, A: 20 * PAGE}
     detached.put(15 * PAGE)
     assert detached.by_payer == {B: 5 * PAGE, A: 10 * PAGE}
-    detached.forget(A)
+    detached.forget(A, NOBODY)
     assert detached.by_payer == {B: 5 * PAGE, NOBODY: 10 * PAGE}
     detached.put(0)
     assert detached.by_payer == {}
@@ -92,3 +92,14 @@ def test_the_ledger_tells_of_pages_that_go_in_each_way() -> None:
     assert books.questions.reading().detached == {NOBODY: len(ways) * PAGE}
     assert books.questions.reading().sequence > reading.sequence
     books.close()
+
+
+def test_an_owner_that_has_not_used_the_pages_does_not_pay_beside_who_has() -> None:
+    detached = Detached(Lock())
+    detached.freed(SharingClass(A, older=frozenset({B})), 10)
+    detached.put(10 * PAGE)
+    assert detached.by_payer == {B: 10 * PAGE}
+    left = Detached(Lock())
+    left.freed(SharingClass(NOBODY, heir=A), 10)
+    left.put(10 * PAGE)
+    assert left.by_payer == {A: 10 * PAGE}, "what nobody uses is the heir's"

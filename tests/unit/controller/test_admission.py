@@ -50,7 +50,7 @@ def test_siblings_have_the_room_of_what_is_above_together() -> None:
     headrooms, even = headrooms_of(stand, ROOM), {A: 10 * MIB, B: 5 * MIB, FREE: MIB}
     assert headrooms["/pod"] == 8 * MIB
     assert marks_above(even, headrooms, {}) == {"/pod": 23 * MIB}
-    assert marks_above(even, headrooms, {"/pod": 17 * MIB, "/free": MIB}) == {"/pod": 17 * MIB}
+    assert marks_above(even, headrooms, {"/pod": 17 * MIB, "/free": MIB}) == {"/pod": 17 * MIB, "/free": MIB}
     assert marks_above(even, {}, {}) == {}
     deep = {CgroupRef("/pod/a/child", 7): 3 * MIB, A: 10 * MIB}
     assert marks_above(deep, headrooms, {}) == {"/pod": 21 * MIB, "/pod/a": 13 * MIB + 8 * MIB}

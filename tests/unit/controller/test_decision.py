@@ -121,7 +121,9 @@ def check(facts: Facts, decision: Decision) -> None:
     assert (decision.allowances is not None) == RULES.admission
     for pool in facts.pools:
         assert decision.allowances is not None
-        assert decision.allowances[pool.pool].keys() == pool.tenants
+        told = decision.allowances[pool.pool]
+        assert told.tenants.keys() == pool.tenants
+        assert told.above.keys() <= {POD.path}
 
 
 steps = st.lists(

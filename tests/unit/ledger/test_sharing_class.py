@@ -137,5 +137,5 @@ def test_who_is_made_the_owner_puts_an_end_to_the_heir() -> None:
     assert left.handed_to(C) == held(3)
     assert left.handed_to(NOBODY) == held()
     assert foreign.charged_to(C) == held(3, foreign=True)
-    assert foreign.charged_to(NOBODY) == foreign, "the kernel charges the one that is gone, as before"
+    assert foreign.charged_to(NOBODY) == held(foreign=True)
     assert foreign.recharged() == left
