@@ -8,6 +8,7 @@ and the cgroup's inode number compared: a path may come back as another cgroup s
 """
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sharedfs.accounting.books import Books
@@ -74,6 +75,15 @@ class Callers:
             if tenant != NOBODY:
                 self.verified[thread_id] = tenant
         return tenant
+
+    def remember(self, thread_id: int) -> None:
+        """Look a thread up that may have ended when it is asked for (`Remembered.last_of`), unless it was lately.
+
+        Where the kernel tells nothing of threads it tells nothing of mappings either: nobody will ask.
+        """
+        if self._events is not None and thread_id not in self.verified:
+            with suppress(OSError):  # no descriptor is left to look with
+                self.tenant_of(thread_id)
 
     def distrust_events(self) -> None:
         """Read at every call from here on. From any thread."""

@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
 
 from sharedfs.accounting.books import Books
 from sharedfs.accounting.callers import Callers
@@ -148,8 +147,7 @@ class OpenFiles:
             self._opened_directly.add(inode)
             self._callers.opens_directly(inode, thread_id)
         else:
-            with suppress(OSError):  # no descriptor is left to look with
-                self._callers.tenant_of(thread_id)
+            self._callers.remember(thread_id)
 
     def open_for_reading(self, inode: int, flags: int, thread_id: int) -> TenantId:
         """After `open`: the tenant, when the kernel is to serve this handle's reads itself; it uses the file then.
