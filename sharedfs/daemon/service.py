@@ -103,17 +103,7 @@ class Pool:
         self.in_hand = InHand(self.state)
         remembered = Remembered()
         self.parts = parts = build(self._given(events, faults, remembered), resources)
-        self.short_mappings = ShortMappings(
-            self.books, self._mapping_events(resources), remembered.last_of, self._on_end
-        )
-        resources.callback(self.short_mappings.close)
-        self.mappings = MappingScan(
-            self.books,
-            parts.reconcile,
-            self.looks,
-            lambda: self.options.now().reads is Reads.FAST and parts.device.passthrough,
-            self.short_mappings,
-        )
+        self.mappings = self._make_mapping_scan(resources, remembered)
         memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
         resources.callback(memory.close)
         charge = PoolCharge(self.store.tmpfs, self.books, self.state, memory, self._beside_bytes)
@@ -145,6 +135,16 @@ class Pool:
     def _beside_bytes(self) -> int:
         """Of a tmpfs that is not the pool's, at /tmp or /run: copies of spilled files, and the log."""
         return self.spill.tmpfs_bytes + syscalls.tmpfs_bytes(_LOG_FD)
+
+    def _make_mapping_scan(self, resources: ExitStack, remembered: Remembered) -> MappingScan:
+        parts = self.parts
+        short = ShortMappings(self.books, self._mapping_events(resources), remembered.last_of, self._on_end)
+        resources.callback(short.close)
+
+        def reads_fast() -> bool:
+            return self.options.now().reads is Reads.FAST and parts.device.passthrough
+
+        return MappingScan(self.books, parts.reconcile, self.looks, reads_fast, short)
 
     def _mapping_events(self, resources: ExitStack) -> MappingEvents | None:
         """Linux before 6.13 names the pool's own tmpfs and not the mount, of a file that is passed through."""
@@ -239,7 +239,7 @@ class Pool:
         self._trio_token = trio.lowlevel.current_trio_token()
         self.parts.channel.start()
         self.parts.reaper.start()
-        self.short_mappings.start()
+        self.mappings.short.start()
         pyfuse3.init(RareRequests(self.parts.namespace), self.parts.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:

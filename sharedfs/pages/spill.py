@@ -19,8 +19,8 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EIO, ENOMEM, ENOSPC
 from typing import BinaryIO
@@ -144,23 +144,26 @@ class Spill:
         with self._busy:
             runs = self._books.questions.runs_where(node.inode, lambda _: True)
             spilled_bytes = self._bytes_of(runs)
-            with self._store.opened(node, os.O_RDWR) as fd:
-                self._draft_bytes = spilled_bytes if self._on_tmpfs else 0
-                try:
+            with self._drafting(spilled_bytes):
+                with self._store.opened(node, os.O_RDWR) as fd:
                     self._copy_out(fd, name, runs)
-                except OSError:
-                    self._draft_bytes = 0
-                    raise
-            with self._store.lock:
-                if not is_unchanged():
-                    self._remove(name)
-                    self._draft_bytes = 0
-                    return 0
-                os.setxattr(self._store.descriptor_path(node), _MARK, name.encode())
-                self._copies[node.inode] = _Copy(name, spilled_bytes, self._tmpfs_bytes_of(name))
-                self._draft_bytes = 0
+                with self._store.lock:
+                    if not is_unchanged():
+                        self._remove(name)
+                        return 0
+                    os.setxattr(self._store.descriptor_path(node), _MARK, name.encode())
+                    self._copies[node.inode] = _Copy(name, spilled_bytes, self._tmpfs_bytes_of(name))
             self._free(node)
         return spilled_bytes
+
+    @contextmanager
+    def _drafting(self, copy_bytes: int) -> Iterator[None]:
+        """While a copy is made that is not among the `_copies`."""
+        self._draft_bytes = copy_bytes if self._on_tmpfs else 0
+        try:
+            yield
+        finally:
+            self._draft_bytes = 0
 
     def _copy_out(self, fd: int, name: str, runs: list[PageRange]) -> None:
         """Raises FileExistsError when one of the names is there and is no copy."""
