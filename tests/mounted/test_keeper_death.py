@@ -93,10 +93,18 @@ def test_a_mount_of_which_all_processes_were_killed_can_be_unmounted_and_mounted
     assert_nothing_left(pool.path, unique_name)
 
 
+def descriptors_of(process_id: int) -> dict[int, str]:
+    """What each of its descriptors is of, but for those that it closed while we looked."""
+    found = {}
+    for number in os.listdir(f"/proc/{process_id}/fd"):
+        with suppress(FileNotFoundError):
+            found[int(number)] = os.readlink(f"/proc/{process_id}/fd/{number}")
+    return found
+
+
 def connection_of(process_id: int) -> int:
     """A copy of the daemon's descriptor of /dev/fuse: with it the connection outlives the daemon, and requests wait."""
-    numbers = os.listdir(f"/proc/{process_id}/fd")
-    (number,) = (int(fd) for fd in numbers if os.readlink(f"/proc/{process_id}/fd/{fd}") == "/dev/fuse")
+    (number,) = (fd for fd, path in descriptors_of(process_id).items() if path == "/dev/fuse")
     process = os.pidfd_open(process_id)
     try:
         copy: int = ctypes.CDLL(None).syscall(_SYS_PIDFD_GETFD, process, number, 0)

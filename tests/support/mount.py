@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,11 @@ class MountedPool:
 
     def state_bytes(self) -> int:
         """What the pool keeps of itself: a tmpfs in which the keeper, and nobody by name, has a directory open."""
-        files = self.kept("journal").rglob("*")
-        return 512 * sum(file.stat().st_blocks for file in files)  # statvfs tells none of a tmpfs without bound
+        blocks = 0  # statvfs tells none of a tmpfs without bound
+        for file in self.kept("journal").rglob("*"):
+            with suppress(FileNotFoundError):  # the daemon writes anew, and renames
+                blocks += file.stat().st_blocks
+        return 512 * blocks
 
     def kept(self, name: str) -> Path:
         """The directory with `name` in it that the keeper has open, and that has no path of its own."""
