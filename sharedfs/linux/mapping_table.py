@@ -47,6 +47,14 @@ class MappingTable:
         rows = np.array(listed, _ROW)
         return cls(rows[np.argsort(rows["start"], kind="stable")])
 
+    @classmethod
+    def unpacked(cls, rows: bytes) -> Self:
+        return cls(np.frombuffer(rows, _ROW))
+
+    def packed(self) -> bytes:
+        """33 bytes for each mapping, in the order of `Mapping`'s fields."""
+        return self.rows.tobytes()
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -1,6 +1,7 @@
-"""What page tables show of a process's mappings of the mount, and whose the process is: looked at in a child process.
+"""What page tables show of a process's mappings of the mount, and whose the process is.
 
-`look` is what the child of a `Looker` does, and may wait for a process for ever. Reads /proc only.
+`see` and `see_parts` may wait for a process for ever, so a child process calls them (`pages/look_messages.py`). They
+read /proc only.
 """
 
 import os
@@ -23,24 +24,6 @@ _TRIES = 5  # to look at a process whose threads end
 _ASKED_TOGETHER_BYTES = 2 << 20
 
 Device = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """Asks what a process maps of the files on `device`, and with `pages` what its page tables show of it."""
-
-    device: Device
-    pages: bool
-
-
-@dataclass(frozen=True, slots=True)
-class MappedTable(Mapped):
-    """The same. A daemon of an earlier version asks `Mapped`, and reads a `Sight` with a tuple of mappings."""
-
-
-@dataclass(frozen=True, slots=True)
-class MappedAndOpened(MappedTable):
-    """And which files it has open for reading only: with `--reads fast` it may read all of these unseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,39 +58,36 @@ class PartsSight:
 _reader = PagemapReader()
 
 
-def look(process_id: int, question: Mapped | Parts) -> Sight | PartsSight | None:
-    """None of a process that has nothing of the mount, or that is gone."""
-    if isinstance(question, Parts):
-        return _parts(process_id, *question.by_process[process_id])
+def see(process_id: int, device: Device, *, pages: bool, opened: bool) -> Sight | None:
+    """What a process maps of the files on `device`; with `pages` what its page tables show of it.
+
+    With `opened` also which files it has open for reading only: with `--reads fast` it may read all of these unseen.
+    None of a process that has nothing of the mount, or that is gone.
+    """
     for _ in range(_TRIES):
-        task, mappings = mappings_of_device(process_id, question.device)
+        task, mappings = mappings_of_device(process_id, device)
         process = procfs.process_with(process_id)
-        asks_opened = isinstance(question, MappedAndOpened)
-        opened = opened_for_reading(process_id, question.device) if asks_opened else frozenset[int]()
-        if not (len(mappings) or opened) or process is None:
+        inodes = opened_for_reading(process_id, device) if opened else frozenset[int]()
+        if not (len(mappings) or inodes) or process is None:
             return None
         try:
-            present = present_pages(_reader, task, mappings) if question.pages and len(mappings) else {}
+            present = present_pages(_reader, task, mappings) if pages and len(mappings) else {}
         except (FileNotFoundError, ProcessLookupError):
             continue  # the thread that it is looked through ended meanwhile, so that another one has to be found
-        sight = Sight(process, procfs.cgroup_of(task), task, mappings, present, opened)
+        sight = Sight(process, procfs.cgroup_of(task), task, mappings, present, inodes)
         if procfs.process_with(process_id) == process:
-            return sight if isinstance(question, MappedTable) else _as_before(sight)
+            return sight
         # else the id became another process's: what was read is a mixture of two
     return None
 
 
-def _as_before(sight: Sight) -> Sight:
-    mappings: Any = tuple(sight.mappings.mappings())
-    return replace(sight, mappings=mappings)
-
-
-def _parts(process_id: int, task: str, parts: tuple[procfs.Mapping, ...]) -> PartsSight | None:
+def see_parts(process_id: int, task: str, parts: MappingTable) -> PartsSight | None:
+    """The page faults of a process so far, and what its page tables show of parts of its mappings."""
     found = procfs.process_faults(process_id)  # before page tables are read: what is faulted in meanwhile is counted
     if found is None:
         return None
     try:
-        return PartsSight(*found, present_pages(_reader, task, MappingTable.of(parts)) if parts else {})
+        return PartsSight(*found, present_pages(_reader, task, parts) if len(parts) else {})
     except (FileNotFoundError, ProcessLookupError):
         return None
 
@@ -158,3 +138,39 @@ def _in_mappings(addresses: Numbers, mappings: MappingTable) -> tuple[np.ndarray
         np.maximum(addresses[part, 0], starts[mapping]),
         np.minimum(addresses[part, 1], ends[mapping]),
     )
+
+
+# -- For daemons that were started by an earlier version ---------------------------------------------------------------
+#
+# Theirs are children of this version once the package is replaced. They find these names here, by `pickle`, and read
+# what is above. To be removed with the first release after 0.1. Since then it is `pages/look_messages.py`.
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """As a version asks that reads a `Sight` with a tuple of mappings."""
+
+    device: Device
+    pages: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MappedTable(Mapped):
+    """As a version asks that reads a `Sight` with a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedAndOpened(MappedTable):
+    """And the files that are open for reading."""
+
+
+def look(process_id: int, question: Mapped | Parts) -> Sight | PartsSight | None:
+    if isinstance(question, Parts):
+        task, parts = question.by_process[process_id]
+        return see_parts(process_id, task, MappingTable.of(parts))
+    opened = isinstance(question, MappedAndOpened)
+    sight = see(process_id, question.device, pages=question.pages, opened=opened)
+    if sight is None or isinstance(question, MappedTable):
+        return sight
+    mappings: Any = tuple(sight.mappings.mappings())
+    return replace(sight, mappings=mappings)

@@ -23,7 +23,8 @@ from sharedfs.accounting.books import Books
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux import procfs
 from sharedfs.linux.looker import PUT_OFF, SLOW, STUCK, Looker, is_unseen, one_round
-from sharedfs.pages.page_tables import Device, MappedAndOpened, MappedTable, Parts, PartsSight, Sight, look
+from sharedfs.pages.look_messages import answer, ask_mapped, ask_parts, parts_of, sight_of
+from sharedfs.pages.page_tables import Device, Parts, PartsSight, Sight
 
 log = logging.getLogger("sharedfs")
 
@@ -78,7 +79,7 @@ class ProcessLooks:
     def __init__(self, books: Books, device: Device) -> None:
         self._books = books
         self._device = device
-        self._looker = Looker(look)
+        self._looker = Looker(answer)
         self._lock = threading.Lock()
         self._stuck: dict[int, _Stuck] = {}
         self._known: dict[int, Known] = {}
@@ -113,7 +114,7 @@ class ProcessLooks:
             left_out = set(ids).difference(order)
             seen, late = set[int](), set[int]()
             sights: list[tuple[Sight, TenantId]] = []
-            question = (MappedAndOpened if opened else MappedTable)(self._device, pages)
+            question = ask_mapped(self._device, pages=pages, opened=opened)
             most_seconds = MOST_OF_A_CGROUP_SECONDS if pages else math.inf
             for process_id, found in one_round(self._looker, order, question, most_of_a_cgroup_seconds=most_seconds):
                 if found is STUCK or found is SLOW:
@@ -127,7 +128,8 @@ class ProcessLooks:
                 self._stuck.pop(process_id, None)
                 self._known.pop(process_id, None)
                 if found is not None:
-                    sights.append((found, self._learn(found)))
+                    sight = sight_of(process_id, found)
+                    sights.append((sight, self._learn(sight)))
             if pages:
                 self._remember_turns(ids, seen, late)
             unseen = filter(None, (self._unseen(process_id, process_id in late) for process_id in sorted(left_out)))
@@ -143,13 +145,13 @@ class ProcessLooks:
             for process_id in question.by_process:
                 if process_id in self._stuck:
                     raise _not_looked_at(process_id)
-            for process_id, sight in self._looker.looks(question.by_process, question):
-                if sight is STUCK or sight is SLOW:
-                    self._note(process_id, sight)
-                if is_unseen(sight):
+            for process_id, told in self._looker.looks(question.by_process, ask_parts(question)):
+                if told is STUCK or told is SLOW:
+                    self._note(process_id, told)
+                if is_unseen(told):
                     raise _not_looked_at(process_id)
-                if sight is not None:
-                    found[process_id] = sight
+                if told is not None:
+                    found[process_id] = parts_of(process_id, told)
         return found
 
     def check(self, inode: int, unseen: Iterable[Unseen]) -> None:

@@ -19,7 +19,7 @@ from sharedfs.ledger.page_ranges import merged
 from sharedfs.linux.mapping_table import MappingTable
 from sharedfs.linux.pagemap import PagemapReader
 from sharedfs.linux.procfs import Mapping, task_maps
-from sharedfs.pages.page_tables import Mapped, MappedTable, look, present_pages, spans
+from sharedfs.pages.page_tables import Mapped, MappedTable, look, present_pages, see, spans
 
 PAGES = 64
 MANY = 5000
@@ -186,7 +186,7 @@ def test_a_process_with_thousands_of_mappings_is_asked_about_a_few_times(
         return present(reader, fd, start, end, shared=shared)
 
     monkeypatch.setattr(PagemapReader, "present", counted)
-    sight = look(process, MappedTable(device, True))
+    sight = see(process, device, pages=True, opened=False)
     assert [runs.tolist() for runs in sight.present.values()] == [[[0, MANY - 1]]]  # type: ignore[union-attr]
     assert len(asked) <= MANY // 100
     mappings = MappingTable.parse(task_maps(process)[1], device)
