@@ -9,10 +9,8 @@ from sharedfs.accounting.books import Books
 from sharedfs.api.types import DataPathKind, PoolStatus
 from sharedfs.daemon.own_mount import OwnMount
 from sharedfs.daemon.parts import Parts
+from sharedfs.daemon.upkeep_parts import UpkeepParts
 from sharedfs.linux.memory_limits import MemoryLimits
-from sharedfs.maintenance.recharge import Recharge
-from sharedfs.pages.mapping_scan import MappingScan
-from sharedfs.pages.moved_charges import MovedCharges
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.spill import Spill
 from sharedfs.pool.cgroup import oom_score_adj
@@ -37,9 +35,7 @@ class StatusReader:
     looks: ProcessLooks
     spill: Spill
     parts: Parts
-    mappings: MappingScan
-    moved: MovedCharges
-    recharge: Recharge
+    watch: UpkeepParts
     _flags: str = ""
 
     def read(self) -> PoolStatus:
@@ -72,12 +68,12 @@ class StatusReader:
             resident_bytes=statistics.resident_bytes,
             foreign_bytes=statistics.foreign_bytes,
             swapped_bytes=swapped_bytes,
-            recharged_bytes=self.recharge.recharged_bytes + self.moved.recharged_bytes,
-            stranded_bytes=self.recharge.stranded_bytes,
-            moved_charge_bytes=self.moved.bytes,
+            recharged_bytes=self.watch.recharge.recharged_bytes + self.watch.moved.recharged_bytes,
+            stranded_bytes=self.watch.recharge.stranded_bytes,
+            moved_charge_bytes=self.watch.moved.bytes,
             detached_bytes=self.books.detached.bytes,
             inode_bytes=sum(self.store.billed_inodes(self.books.tenants.payer_for).values()),
-            recharge_refusal=self.recharge.refusal,
+            recharge_refusal=self.watch.recharge.refusal,
             deleted_files=self.parts.unclaimed.deleted_files,
             deleted_bytes=self.parts.unclaimed.deleted_bytes,
             spilled_files=len(spilled),
@@ -91,8 +87,8 @@ class StatusReader:
             pool_cgroup=self.pool_cgroup,
             sharing_classes=statistics.classes,
             ledger_bytes=statistics.memory_bytes,
-            mapping_scans=self.mappings.scans,
-            mapping_records_lost=self.mappings.short.lost if self.mappings.short.are_seen else None,
+            mapping_scans=self.watch.mappings.scans,
+            mapping_records_lost=self.watch.mappings.short.lost if self.watch.mappings.short.are_seen else None,
             unseen_processes=unseen_processes,
             unseen=unseen,
             refused=self.books.admission.refused,

@@ -27,6 +27,7 @@ from sharedfs.daemon.own_mount import OwnMount
 from sharedfs.daemon.ownership import Ownership
 from sharedfs.daemon.parts import Given, build
 from sharedfs.daemon.pool_status import StatusReader
+from sharedfs.daemon.upkeep_parts import Watched, build_upkeep
 from sharedfs.fuse import protocol as wire
 from sharedfs.ledger.tenant_rules import TenantRules
 from sharedfs.linux import syscalls
@@ -35,26 +36,17 @@ from sharedfs.linux.mapping_events import MappingEvents
 from sharedfs.linux.memory_limits import MemoryLimits
 from sharedfs.linux.mountinfo import mount_at
 from sharedfs.linux.perf_events import TaskEvents
-from sharedfs.maintenance.pins import Pins
-from sharedfs.maintenance.recharge import Recharge
 from sharedfs.maintenance.tasks import Upkeep
 from sharedfs.ops.pyfuse3_ops import RareRequests
 from sharedfs.ops.recovery import recover
-from sharedfs.pages.audit import Audit
-from sharedfs.pages.detached_pages import DetachedPages
-from sharedfs.pages.mapping_scan import MappingScan
-from sharedfs.pages.moved_charges import MovedCharges
-from sharedfs.pages.pool_charge import PoolCharge
 from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.pages.short_mappings import ShortMappings
 from sharedfs.pages.spill import Spill
-from sharedfs.pages.swap_scan import SwapScan
-from sharedfs.pages.unused_windows import UnusedWindows
 from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
-from sharedfs.pool.options import PoolOptions, Reads
-from sharedfs.pool.schema import Word
+from sharedfs.pool.options import PoolOptions
+from sharedfs.pool.schema import Held, Word
 from sharedfs.storage.fault_injection import Faults, faults_of
 from sharedfs.storage.in_hand import InHand
 from sharedfs.storage.journal import Journal
@@ -84,16 +76,16 @@ class Pool:
         self._clean_up = False
         self._end = trio.Event()
         self._trio_token: trio.lowlevel.TrioToken | None = None
-        schema.take_over(kept["state"])
-        self.state = StateFiles(kept["state"])
+        schema.take_over(kept[Held.STATE])
+        self.state = StateFiles(kept[Held.STATE])
         self.options = OptionsInForce(start, self.state)
         options = self.options.now()
         self.cgroup = start.pool_cgroup()
-        self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(options.tenant_rules), kept["state"])
+        self.books = Books(self.cgroup.hierarchy, PAGE_BYTES, TenantRules(options.tenant_rules), kept[Held.STATE])
         faults = faults_of(self.state)
         self._journal = Journal(self.state, faults)
         self.limits = MemoryLimits(self.cgroup.hierarchy, self.cgroup.path)
-        self.store = _make_store(kept["store"], options.size_bytes, self.limits, self.state, self._journal)
+        self.store = _make_store(kept[Held.STORE], options.size_bytes, self.limits, self.state, self._journal)
         resources.callback(self.store.close)
         events = _task_events(resources)
         self.mount = OwnMount(options.mountpoint, self.state)
@@ -102,32 +94,13 @@ class Pool:
         resources.callback(self._end_spill)
         self.in_hand = InHand(self.state)
         remembered = Remembered()
-        self.parts = parts = build(self._given(events, faults, remembered), resources)
-        self.mappings = self._make_mapping_scan(resources, remembered)
-        memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
-        resources.callback(memory.close)
-        charge = PoolCharge(self.store.tmpfs, self.books, self.state, memory, self._beside_bytes)
-        self.moved = MovedCharges(self.store, self.books, parts.reconcile, parts.charges, charge)
-        self._audit = Audit(self.store, self.books, parts.charges, self.moved, self.looks)
-        self._detached = DetachedPages(self.books, charge, self.moved)
-        self.store.tmpfs.room.put_aside(self._detached.bytes_now)
-        windows = UnusedWindows(self.store, self.books, parts.reconcile, self.state, faults)
-        self.recharge = Recharge(
-            self.store,
-            self.books,
-            parts.data_path,
-            parts.reconcile,
-            parts.moves,
-            windows,
-            self.moved,
-            self.state,
-            faults,
-        )
-        self._pins = Pins(self.store, self.books, parts.data_path, windows)
+        given = self._given(events, faults, remembered)
+        self.parts = build(given, resources)
+        self.watch = build_upkeep(given, self.parts, self._watched(resources, remembered))
         self.upkeep = self._make_upkeep(events)
         if start.resumes:
-            parts.giving_way.resume()
-            self.recharge.resume()
+            self.parts.giving_way.resume()
+            self.watch.recharge.resume()
             self._resume()
             if faults is not None:
                 faults.starts()
@@ -136,15 +109,12 @@ class Pool:
         """Of a tmpfs that is not the pool's, at /tmp or /run: copies of spilled files, and the log."""
         return self.spill.tmpfs_bytes + syscalls.tmpfs_bytes(_LOG_FD)
 
-    def _make_mapping_scan(self, resources: ExitStack, remembered: Remembered) -> MappingScan:
-        parts = self.parts
+    def _watched(self, resources: ExitStack, remembered: Remembered) -> Watched:
+        memory = CgroupMemory(self.cgroup.hierarchy, self.cgroup.path)
+        resources.callback(memory.close)
         short = ShortMappings(self.books, self._mapping_events(resources), remembered.last_of, self._on_end)
         resources.callback(short.close)
-
-        def reads_fast() -> bool:
-            return self.options.now().reads is Reads.FAST and parts.device.passthrough
-
-        return MappingScan(self.books, parts.reconcile, self.looks, reads_fast, short)
+        return Watched(self.state, memory, self._beside_bytes, short)
 
     def _mapping_events(self, resources: ExitStack) -> MappingEvents | None:
         """Linux before 6.13 names the pool's own tmpfs and not the mount, of a file that is passed through."""
@@ -164,7 +134,7 @@ class Pool:
             journal=self._journal,
             looks=self.looks,
             spill=self.spill,
-            device_fd=self._kept["device"],
+            device_fd=self._kept[Held.DEVICE],
             on_end=self._on_end,
             events=events,
             faults=faults,
@@ -176,20 +146,21 @@ class Pool:
         )
 
     def _make_upkeep(self, events: TaskEvents | None) -> Upkeep:
+        parts, watch = self.parts, self.watch
         return Upkeep(
             self.options.now,
             self.books,
-            self.parts.data_path,
-            self.parts.callers,
+            parts.data_path,
+            parts.callers,
             events,
-            self.parts.reconcile,
-            self.moved,
-            self._detached,
-            self.mappings,
-            SwapScan(self.store, self.books),
-            self.recharge,
-            self.parts.unclaimed,
-            self._pins,
+            parts.reconcile,
+            watch.moved,
+            watch.detached,
+            watch.mappings,
+            watch.swap,
+            watch.recharge,
+            parts.unclaimed,
+            watch.pins,
             self.limits,
             self.store.tmpfs.room,
         )
@@ -239,7 +210,7 @@ class Pool:
         self._trio_token = trio.lowlevel.current_trio_token()
         self.parts.channel.start()
         self.parts.reaper.start()
-        self.mappings.short.start()
+        self.watch.mappings.short.start()
         pyfuse3.init(RareRequests(self.parts.namespace), self.parts.channel.libfuse_mountpoint, set())
         try:
             async with trio.open_nursery() as nursery:
@@ -308,7 +279,7 @@ class Pool:
         try:
             self.books.write_whole()
             if version is not None:
-                schema.mark(self._kept["state"], version)
+                schema.mark(self._kept[Held.STATE], version)
         except (HostFault, OSError):
             log.exception("the state stays as version %d writes it", schema.VERSION)
 
@@ -337,9 +308,7 @@ class Pool:
             self.looks,
             self.spill,
             self.parts,
-            self.mappings,
-            self.moved,
-            self.recharge,
+            self.watch,
         )
         app = make_feed(
             options.name,
@@ -349,10 +318,10 @@ class Pool:
             lambda words: self.options.change(words, self.store.tmpfs),
             self.parts.unclaimed.listing,
             Ownership(self.store, self.books),
-            self._audit,
+            self.watch.audit,
         )
-        add_state_version(app, self._kept["state"])
-        await serve_http(app, socket.socket(fileno=os.dup(self._kept["feed"])), task_status=task_status)
+        add_state_version(app, self._kept[Held.STATE])
+        await serve_http(app, socket.socket(fileno=os.dup(self._kept[Held.FEED])), task_status=task_status)
 
 
 def _make_store(fd: int, size_bytes: int, limits: MemoryLimits, state: StateFiles, journal: Journal) -> Store:
@@ -370,7 +339,7 @@ def _spill_directory(options: PoolOptions, kept: Mapping[str, int]) -> int | Non
     """The pool's own directory for spilled files. A keeper of an earlier version does not hold it."""
     if not options.spill_directory:
         return None
-    return kept.get("spill") or spill_directory.open_or_make(options.spill_directory, options.name)
+    return kept.get(Held.SPILL) or spill_directory.open_or_make(options.spill_directory, options.name)
 
 
 def _init_in(last_read: mmap.mmap) -> bytes:

@@ -19,7 +19,8 @@ from sharedfs.pages.reconcile import Reconcile
 from sharedfs.storage.fd_cache import Descriptors
 from sharedfs.storage.inodes import is_the_only_one
 from sharedfs.storage.journal import NOTHING, Aftermath
-from sharedfs.storage.node import Node, Words
+from sharedfs.storage.node import Node
+from sharedfs.storage.node_words import Words
 from sharedfs.storage.open_dirs import Listings
 from sharedfs.storage.tree import Found, Store
 

@@ -29,9 +29,31 @@ LEAVES = (1, 2, 3)
 """Those that it can leave behind when it hands over."""
 SPARE_MODULE = "sharedfs.spare"
 """What a keeper starts, of whichever version is installed by then: this name stays."""
+LOOKER_MODULES = ("sharedfs.linux.looker", "sharedfs.looker")
+"""What a daemon starts to look at processes, of whichever version is installed by then; first the name of this version,
+then that of daemons before the folders. What the two say: `pages/look_messages.py`."""
 
 _FILE = "version"
 _FIRST = 1
+
+
+class Held(StrEnum):
+    """The descriptors that keepers hold for daemons, and service managers for keepers, by name."""
+
+    LOCK = "lock"
+    """Of the pool's name on this host."""
+    DEVICE = "device"
+    """Of /dev/fuse: the connection."""
+    STORE = "store"
+    """The directory of the tmpfs that has files and names."""
+    STATE = "state"
+    """The directory of the tmpfs that has all that this module's version is about."""
+    FEED = "feed"
+    """The socket that answers the controller."""
+    SPILL = "spill"
+    """The directory for copies on disk, where there is one."""
+    KEEPER = "keeper"
+    """A spare's end of its link to the keeper, which nobody else gets."""
 
 
 class Word(StrEnum):

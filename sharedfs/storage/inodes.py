@@ -21,7 +21,8 @@ from sharedfs.storage import inode_cost
 from sharedfs.storage.fd_cache import Descriptors, open_for_data
 from sharedfs.storage.inode_table import NodeTable
 from sharedfs.storage.journal import PUMP, Journal
-from sharedfs.storage.node import SET_ID_BITS, Node, Words
+from sharedfs.storage.node import SET_ID_BITS, Node
+from sharedfs.storage.node_words import Words, node_of, words_of
 from sharedfs.storage.state_files import StateFiles
 from sharedfs.storage.tmpfs import TREE, PrivateTmpfs
 
@@ -72,14 +73,14 @@ class Inodes:
         """An inode that need not be known to the kernel. ESTALE when there is none."""
         found = self.nodes.get(inode)
         if found is None:
-            found = Node(inode, self.table.handle(inode), *self.table.words(inode))
+            found = node_of(inode, self.table.handle(inode), *self.table.words(inode))
             found.set_id = bool(self.stat(found).st_mode & SET_ID_BITS)  # ESTALE when it was removed since
         return found
 
     def add(self, handle: bytes) -> Node:
         """The inode of a file handle, which may be known or new; it is remembered until it is gone."""
         inode = self.table.remember(handle)
-        node = self.nodes[inode] = Node(inode, handle, *self.table.words(inode))
+        node = self.nodes[inode] = node_of(inode, handle, *self.table.words(inode))
         return node
 
     # -- what outlives us --------------------------------------------------------------------------------------------
@@ -116,7 +117,7 @@ class Inodes:
     def take_changes(self) -> list[Words]:
         if not self._changed:
             return []
-        words = [node.words for node in self._changed]
+        words = [words_of(node) for node in self._changed]
         self._changed.clear()
         return words
 

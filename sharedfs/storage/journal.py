@@ -4,7 +4,7 @@ A thread answers one request at a time, so at a kill at most one request of each
 thread has a slot in a file of the state:
 
     intend   what is about to change, where doing it again would not do: written after everything was checked
-    commit   the answer, and the words of the inodes that it changes (`Node`): from here on it counts as done
+    commit   the answer, and the words of the inodes that it changes (`node_words`): from here on it counts as done
     clear    the kernel has the answer
 
 `ops/recovery.py` reads the slots when a daemon comes back. What has an intent and no commit is undone or completed
@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from sharedfs.fuse import protocol as wire
 from sharedfs.storage.fault_injection import Faults, Point
+from sharedfs.storage.node_words import Words
 from sharedfs.storage.state_files import StateFiles
 
 SLOTS = 5  # the request pump's, and one for each thread of the slow lane
@@ -100,7 +101,7 @@ class Commit:
     unique: int
     error: int
     reply: bytes
-    words: list[tuple[int, int, int]]
+    words: list[Words]
     aftermath: Aftermath
 
 
@@ -149,7 +150,7 @@ class Slot:
         self,
         error: int,
         reply: bytes,
-        nodes: Sequence[tuple[int, int, int]],
+        nodes: Sequence[Words],
         aftermath: Aftermath = NOTHING,
     ) -> None:
         """The request taken last is done with this answer, and `nodes` are to have these words."""
@@ -280,7 +281,7 @@ class FaultySlot(Slot):
         self,
         error: int,
         reply: bytes,
-        nodes: Sequence[tuple[int, int, int]],
+        nodes: Sequence[Words],
         aftermath: Aftermath = NOTHING,
     ) -> None:
         self.reached(Point.DONE)

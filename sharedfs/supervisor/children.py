@@ -17,8 +17,7 @@ from sharedfs.pool.handoff import MESSAGE_BYTES
 from sharedfs.supervisor.fd_store import exec_with
 
 _LEFTOVER_SECONDS, _POLL_SECONDS = 1.0, 0.002
-# The module that looks at processes; its name in daemons before the folders, which a reload may leave, comes second.
-_LOOKERS = {b"sharedfs.linux.looker", b"sharedfs.looker"}
+_LOOKERS = {name.encode() for name in schema.LOOKER_MODULES}
 
 
 @dataclass(eq=False)
@@ -74,7 +73,7 @@ class Child:
 def start_spare(kept: Mapping[str, int], log_fd: int | None) -> Child:
     """`kept` are the pool's descriptors; `log_fd` is where it is to write instead of to our standard error."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    descriptors = {**kept, "keeper": theirs.fileno()}
+    descriptors = {**kept, schema.Held.KEEPER: theirs.fileno()}
     process_id = os.fork()
     if process_id == 0:
         try:

@@ -21,7 +21,7 @@ from sharedfs.pool import schema
 from sharedfs.pool.cgroup import PoolCgroup
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import FILESYSTEM_TYPE, PoolOptions, written
-from sharedfs.pool.schema import Word
+from sharedfs.pool.schema import Held, Word
 from sharedfs.storage import fault_injection
 from sharedfs.supervisor.children import Child, end_leftovers, start_spare
 
@@ -250,7 +250,7 @@ class Daemons:
     def _is_over(self) -> bool:
         """Whether the connection is: the mount was taken away while no daemon lived."""
         poll = select.poll()
-        poll.register(self.descriptors["device"], 0)
+        poll.register(self.descriptors[Held.DEVICE], 0)
         return any(events & select.POLLERR for _, events in poll.poll(0))
 
     def _is_mounted(self) -> bool:
@@ -278,7 +278,7 @@ class Daemons:
 
         The spare of the version before is kept until then: what a daemon that dies leaves, only its like may read.
         """
-        kept = schema.kept_in(self.descriptors["state"])
+        kept = schema.kept_in(self.descriptors[Held.STATE])
         version = kept.for_reader(reads)
         if version is None:
             log.error("%s; the old one goes on", kept.refusal(reads))

@@ -8,13 +8,15 @@ import fcntl
 import os
 from collections.abc import Mapping
 
+from sharedfs.pool.schema import Held
+
 _FIRST = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 
 def are_there() -> bool:
     """Whether descriptors were handed to this process. They are received by what it becomes."""
-    return os.environ.get("LISTEN_PID") == str(os.getpid()) and "device" in os.environ["LISTEN_FDNAMES"].split(":")
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and Held.DEVICE in os.environ["LISTEN_FDNAMES"].split(":")
 
 
 def received() -> dict[str, int]:

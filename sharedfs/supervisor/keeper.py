@@ -36,6 +36,7 @@ from sharedfs.linux.service_manager import ServiceManager
 from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import PoolCgroup, be_never_killed, join_pool_cgroup
 from sharedfs.pool.options import FILESYSTEM_TYPE, PoolOptions, parse
+from sharedfs.pool.schema import Held
 from sharedfs.storage.room import check_room
 from sharedfs.storage.tmpfs import make_state, make_tmpfs
 from sharedfs.supervisor.daemons import Daemons
@@ -50,16 +51,16 @@ def _make_descriptors(options: PoolOptions, lock_fd: int) -> tuple[dict[str, int
     atime = atime_attributes(options.flags)
     huge = None if options.huge == NEVER else ADVISE
     mount_fd, store_fd = make_tmpfs(options.size_bytes, options.inodes, options.root_mode, owner, atime, huge)
-    spill = {}
+    spill = dict[str, int]()
     if options.spill_directory:
-        spill["spill"] = spill_directory.open_or_make(options.spill_directory, options.name)
+        spill[Held.SPILL] = spill_directory.open_or_make(options.spill_directory, options.name)
     return {
         **spill,
-        "lock": lock_fd,
-        "device": os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC),
-        "store": store_fd,
-        "state": make_state(),
-        "feed": listen_at(paths.feed_socket(options.name)).detach(),
+        Held.LOCK: lock_fd,
+        Held.DEVICE: os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC),
+        Held.STORE: store_fd,
+        Held.STATE: make_state(),
+        Held.FEED: listen_at(paths.feed_socket(options.name)).detach(),
     }, mount_fd
 
 
@@ -93,11 +94,11 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
     log_fd = None
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
-    was_served = "device" in descriptors
+    was_served = Held.DEVICE in descriptors
     if was_served:
-        schema.check_left(descriptors["state"])  # nothing is touched: a keeper of another package can serve it
+        schema.check_left(descriptors[Held.STATE])  # nothing is touched: a keeper of another package can serve it
     with ExitStack() as resources:
-        lock_fd = descriptors["lock"] if was_served else lock.claim(options.name)
+        lock_fd = descriptors[Held.LOCK] if was_served else lock.claim(options.name)
         resources.callback(os.close, lock_fd)
         leave_no_trace = resources.enter_context(ExitStack())
         leave_no_trace.callback(lock.forget, options.name)
@@ -118,7 +119,7 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
         if not was_served:
             check_room(cgroup.hierarchy, cgroup.path, options.size_bytes)
             descriptors, _ = _make_descriptors(options, lock_fd)
-            connection = f"fd={descriptors['device']},rootmode=40000,user_id=0,group_id=0"
+            connection = f"fd={descriptors[Held.DEVICE]},rootmode=40000,user_id=0,group_id=0"
             access = f"allow_other,default_permissions,max_read={MAX_WRITE}"
             syscalls.mount(options.name, options.mountpoint, FILESYSTEM_TYPE, options.flags, f"{connection},{access}")
             for name, fd in descriptors.items():

@@ -14,6 +14,7 @@ import sys
 from sharedfs.common.errors import HostFault
 from sharedfs.pool import schema
 from sharedfs.pool.handoff import MESSAGE_BYTES, Start
+from sharedfs.pool.schema import Held
 from sharedfs.supervisor.fd_store import received
 
 
@@ -24,10 +25,10 @@ def main() -> None:
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive a fork
     kept = received()
-    keeper = socket.socket(fileno=kept.pop("keeper"))
+    keeper = socket.socket(fileno=kept.pop(Held.KEEPER))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        schema.check(kept["state"])
+        schema.check(kept[Held.STATE])
     except HostFault as fault:
         sys.exit(f"sharedfs: {fault}")
     from sharedfs.daemon import service  # noqa: F401, PLC0415 - what all this is for

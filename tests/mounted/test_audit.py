@@ -18,15 +18,11 @@ from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.procfs import process_cgroup
 from sharedfs.pages import audit
 from sharedfs.pages.audit import Audit, Difference
-from sharedfs.pages.moved_charges import MovedCharges
-from sharedfs.pages.pool_charge import PoolCharge
-from sharedfs.pages.process_looks import ProcessLooks
 from sharedfs.storage.node import Node
-from sharedfs.storage.state_files import StateFiles
 from tests.mounted.test_moved_charges import SIZE, charged_to, collapse, map_aligned, told_by_the_kernel, write
 from tests.support.controller import run_sharedctl
 from tests.support.mount import MountedPool
-from tests.support.parts import build_parts, make_books, make_store
+from tests.support.parts import build_all, make_books, make_store
 from tests.support.tenants import Tenants, wait_until
 
 PAGE = 4096
@@ -123,18 +119,14 @@ def scene(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
     assert own is not None
     with ExitStack() as resources:
         resources.callback(store.close)
-        parts = build_parts(resources, store, books, ended=ended, pool_inode=own.inode)  # type: ignore[arg-type]
+        parts, watch = build_all(resources, store, books, ended=ended, pool_inode=own.inode)  # type: ignore[arg-type]
         node, _, fd = store.create(store.node(1), b"file", 0o600, 0, 0, 0)
         resources.callback(os.close, fd)
         os.pwrite(fd, b"x" * (PAGES * PAGE), 0)
         node.opens, node.lookups = 1, 1
         tenant = books.tenants.intern("/t", 1)
         books.pages.charge(node.inode, 0, PAGES * PAGE, tenant)
-        charge = PoolCharge(store.tmpfs, books, StateFiles(), None)
-        moved = MovedCharges(store, books, parts.reconcile, parts.charges, charge)
-        looks = ProcessLooks(books, (255, 255))
-        resources.callback(looks.close)
-        yield Scene(books, parts, node, fd, Audit(store, books, parts.charges, moved, looks), tenant)
+        yield Scene(books, parts, node, fd, watch.audit, tenant)
     assert ended == []
 
 
@@ -201,13 +193,9 @@ def test_a_tenant_that_maps_and_does_not_pay(pool: MountedPool, tenants: Tenants
     with ExitStack() as resources:
         store = make_store(1 << 20)
         resources.callback(store.close)
-        parts = build_parts(resources, store, books, ended=[])
-        looks = ProcessLooks(books, (os.major(found.st_dev), os.minor(found.st_dev)))
-        resources.callback(looks.close)
-        moved = MovedCharges(
-            store, books, parts.reconcile, parts.charges, PoolCharge(store.tmpfs, books, StateFiles(), None)
-        )
-        seen = Audit(store, books, parts.charges, moved, looks).of_mappings()
+        device = os.major(found.st_dev), os.minor(found.st_dev)
+        _, watch = build_all(resources, store, books, ended=[], device=device)
+        seen = watch.audit.of_mappings()
     assert [(one.inode, one.books, one.kernel) for one in seen] == [
         (inode, f"{mapper.path} does not pay", f"{mapper.path} maps them")
     ]

@@ -8,12 +8,7 @@ import pytest
 from sharedfs.linux import huge_pages
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.procfs import process_cgroup
-from sharedfs.maintenance.recharge import Recharge
-from sharedfs.pages.moved_charges import MovedCharges
-from sharedfs.pages.pool_charge import PoolCharge
-from sharedfs.pages.unused_windows import UnusedWindows
-from sharedfs.storage.state_files import StateFiles
-from tests.support.parts import build_parts, make_books, make_store
+from tests.support.parts import build_all, make_books, make_store
 
 PAGE = 4096
 PAGES = 40
@@ -29,7 +24,7 @@ def test_a_file_goes_while_its_pages_become_the_pools(monkeypatch: pytest.Monkey
     assert own is not None
     with ExitStack() as resources:
         resources.callback(store.close)
-        parts = build_parts(resources, store, books, ended=ended, pool_inode=own.inode)  # type: ignore[arg-type]
+        parts, watch = build_all(resources, store, books, ended=ended, pool_inode=own.inode)  # type: ignore[arg-type]
         node, _, fd = store.create(store.node(1), b"file", 0o600, 0, 0, 0)
         resources.callback(os.close, fd)
         os.pwrite(fd, b"x" * (PAGES * PAGE), 0)
@@ -46,21 +41,8 @@ def test_a_file_goes_while_its_pages_become_the_pools(monkeypatch: pytest.Monkey
             moved.append(start)
 
         monkeypatch.setattr(parts.reconcile, "collapse", go_meanwhile)
-        windows = UnusedWindows(store, books, parts.reconcile, StateFiles())
-        recharge = Recharge(
-            store,
-            books,
-            parts.data_path,
-            parts.reconcile,
-            parts.moves,
-            windows,
-            MovedCharges(
-                store, books, parts.reconcile, parts.charges, PoolCharge(store.tmpfs, books, StateFiles(), None)
-            ),
-            StateFiles(),
-        )
-        recharge.round()
+        watch.recharge.round()
         assert moved == [0], "nothing was moved"
         assert books.questions.resident_bytes() == 0
-        assert recharge.refusal == ""
+        assert watch.recharge.refusal == ""
     assert ended == []

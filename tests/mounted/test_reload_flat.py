@@ -51,7 +51,7 @@ RECORDED = Copy(
     [
         *FIRST.edits,
         ("supervisor/children.py", '"-P", "-m", schema.SPARE_MODULE', '"-m", "sharedfs.spare"'),
-        ("supervisor/keeper.py", 'schema.check_left(descriptors["state"])', "pass"),
+        ("supervisor/keeper.py", "schema.check_left(descriptors[Held.STATE])", "pass"),
         (
             "supervisor/daemons.py",
             "                child.reads = schema.read_by(rest)\n"

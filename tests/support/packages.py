@@ -88,9 +88,9 @@ FIRST = Copy(
     (1,),
     [
         ("supervisor/prefork.py", "schema.warm()", 'b"warm"'),
-        ("supervisor/prefork.py", 'schema.check(kept["state"])', "pass"),
-        ("daemon/service.py", 'schema.take_over(kept["state"])', "pass"),
-        ("daemon/service.py", 'add_state_version(app, self._kept["state"])', "pass"),
+        ("supervisor/prefork.py", "schema.check(kept[Held.STATE])", "pass"),
+        ("daemon/service.py", "schema.take_over(kept[Held.STATE])", "pass"),
+        ("daemon/service.py", "add_state_version(app, self._kept[Held.STATE])", "pass"),
         ("daemon/service.py", "schema.is_hand_over(message)", 'message == b"hand over"'),
         ("mount/mounting.py", "    _check_state_version(record, before)\n", ""),
         (

@@ -2,7 +2,7 @@
 
 import gc
 import os
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from sharedfs.accounting.books import Books
 from sharedfs.common.errors import HostFault
 from sharedfs.daemon.parts import Given, Parts, build
+from sharedfs.daemon.upkeep_parts import UpkeepParts, Watched, build_upkeep
 from sharedfs.ledger.tenant_rules import TenantRules
 from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.perf_events import TaskEvents
@@ -63,6 +64,33 @@ def build_parts(
     **options: Any,
 ) -> Parts:
     """Without `device_fd` nobody asks and nobody hears an answer. `ended` gets what the pumps or a part ended with."""
+    return build_all(
+        resources,
+        store,
+        books,
+        ended=ended,
+        device_fd=device_fd,
+        journal=journal,
+        events=events,
+        pool_inode=pool_inode,
+        **options,
+    )[0]
+
+
+def build_all(
+    resources: ExitStack,
+    store: Store,
+    books: Books,
+    *,
+    ended: list[BaseException | None],
+    device_fd: int | None = None,
+    journal: Journal | None = None,
+    events: TaskEvents | None = None,
+    pool_inode: int = 0,
+    device: tuple[int, int] = _NO_MOUNT,
+    **options: Any,
+) -> tuple[Parts, UpkeepParts]:
+    """As `build_parts`, with what looks after pages. Processes are looked at for what they map of `device`."""
     if device_fd is None:
         device_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         resources.callback(os.close, device_fd)
@@ -72,7 +100,7 @@ def build_parts(
         store=store,
         books=books,
         journal=Journal(StateFiles()) if journal is None else journal,
-        looks=ProcessLooks(books, _NO_MOUNT),
+        looks=resources.enter_context(closing(ProcessLooks(books, device))),
         spill=Spill(None, store, books),
         device_fd=device_fd,
         on_end=ended.append,
@@ -81,7 +109,7 @@ def build_parts(
     )
     parts = build(given, resources)
     resources.callback(_close, parts)
-    return parts
+    return parts, build_upkeep(given, parts, Watched())
 
 
 def _close(parts: Parts) -> None:
