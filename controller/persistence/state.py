@@ -14,7 +14,6 @@ The journal's lines are also on the cgroups (`limits/marks.py`): one that is los
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,46 +21,13 @@ from typing import Any
 from controller.limits.marks import Mark, Marks
 from controller.limits.types import Budget, Limits, Order
 from controller.persistence.database import check_database, check_place, read_only, unusable
+from controller.persistence.state_schema import LATER_COLUMNS, SCHEMA, check_columns, check_rows, columns_of
 from sharedfs.common.errors import HostFault
 from sharedfs.common.paths import CONTROLLER_DATABASE
 from sharedfs.common.units import Part
 from sharedfs.linux.cgroups import CgroupRef, MemoryHierarchy
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS budget (
-    tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL,
-    report_only INTEGER NOT NULL DEFAULT 0       -- 1: no limit is written
-) STRICT;
-CREATE TABLE IF NOT EXISTS cap (                  -- pool '': every one that has no cap of its own for the tenant
-    tenant TEXT NOT NULL, pool TEXT NOT NULL, number INTEGER NOT NULL, is_percent INTEGER NOT NULL,
-    PRIMARY KEY (tenant, pool)
-) STRICT;
-CREATE TABLE IF NOT EXISTS policy (name TEXT NOT NULL, payer TEXT) STRICT; -- the operator's: one row, or none
-CREATE TABLE IF NOT EXISTS journal (
-    boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
-    found_max INTEGER, found_high INTEGER,       -- NULL is no limit
-    wrote_max INTEGER, wrote_high INTEGER,       -- in force when the last order was given
-    intended_max INTEGER, intended_high INTEGER, -- what that order was to write
-    found_swap INTEGER, wrote_swap INTEGER, intended_swap INTEGER,
-    raised TEXT,                                 -- what the guard may write: [[max, high, swap], ...]
-    PRIMARY KEY (path, inode)
-) STRICT;
-CREATE TABLE IF NOT EXISTS debt (
-    boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL,
-    since_seconds REAL NOT NULL,                 -- since the host was started
-    PRIMARY KEY (path, inode)
-) STRICT;
-CREATE TABLE IF NOT EXISTS own (                 -- what tenants took on themselves: the rest is inherited
-    boot_id TEXT NOT NULL, pool TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    PRIMARY KEY (pool, path, inode)
-) STRICT;
-CREATE TABLE IF NOT EXISTS need (                -- the most that a cgroup has needed within the hour
-    boot_id TEXT NOT NULL, path TEXT NOT NULL, inode INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    PRIMARY KEY (path, inode)
-) STRICT;
-"""
-_LATER_COLUMNS = {"found_swap": "INTEGER", "wrote_swap": "INTEGER", "intended_swap": "INTEGER", "raised": "TEXT"}
 # Named, for columns that were added later stand last.
 _ANNOUNCE = """
 INSERT INTO journal (
@@ -99,24 +65,9 @@ def look_up_policy(path: Path) -> tuple[str, str | None] | None:
     with read_only(path) as database:
         if database is None:
             return None
-        _check_columns(database)
-        return _policy(database) if _columns(database, "policy") else None
-
-
-def _check_columns(database: sqlite3.Connection) -> None:
-    """Raises sqlite3.DatabaseError when a table that is there is another program's."""
-    with closing(sqlite3.connect(":memory:")) as fresh:
-        fresh.executescript(_SCHEMA)
-        for (table,) in fresh.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
-            present = _columns(database, table)
-            missing = _columns(fresh, table) - present - _LATER_COLUMNS.keys()
-            if present and missing:
-                raise sqlite3.DatabaseError(f"its table {table} has no {', '.join(sorted(missing))}")
-
-
-def _columns(database: sqlite3.Connection, table: str) -> set[str]:
-    """Empty where there is no such table."""
-    return {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
+        check_columns(database)
+        check_rows(database)
+        return _policy(database) if columns_of(database, "policy") else None
 
 
 def _policy(database: sqlite3.Connection) -> tuple[str, str | None] | None:
@@ -146,20 +97,21 @@ class State:
             check_database(self._database)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(_SCHEMA)
+            self._database.executescript(SCHEMA)
             for table in ("journal", "debt", "own", "need"):
                 self._database.execute(f"DELETE FROM {table} WHERE boot_id != ?", (self._boot_id,))
             self._add_missing_columns()
-            _check_columns(self._database)
+            check_columns(self._database)
+            check_rows(self._database)
         except sqlite3.Error as error:
             self._database.close()
             raise unusable(path, error) from error
 
     def _add_missing_columns(self) -> None:
         """A journal of a controller that had no limits of swap, or no guard: it never touched any."""
-        present = _columns(self._database, "journal")
-        for column in [name for name in _LATER_COLUMNS if name not in present]:
-            self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} {_LATER_COLUMNS[column]}")
+        present = columns_of(self._database, "journal")
+        for column in [name for name in LATER_COLUMNS if name not in present]:
+            self._database.execute(f"ALTER TABLE journal ADD COLUMN {column} {LATER_COLUMNS[column]}")
 
     def close(self) -> None:
         self._database.close()

@@ -672,6 +672,38 @@ def test_a_damaged_state_is_told_in_a_line_with_what_to_do(host: Host, where: in
         assert "mv " in said
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "INSERT INTO budget VALUES ('/a', -1, 0)",
+        "INSERT INTO cap VALUES ('/a', '', 101, 1)",
+        "INSERT INTO debt VALUES ((SELECT boot_id FROM journal), '/b', 7, -1.0)",
+        "INSERT INTO own VALUES ((SELECT boot_id FROM journal), 'p', '/b', 7, -1)",
+        "INSERT INTO need VALUES ((SELECT boot_id FROM journal), '/b', 7, -1)",
+        "UPDATE journal SET found_max = -4096",
+        "UPDATE journal SET inode = 0",
+        "UPDATE journal SET raised = 'no JSON'",
+        "UPDATE journal SET raised = '[[1, 2]]'",
+        "UPDATE journal SET raised = '[[1, 2, \"3\"]]'",
+    ],
+)
+def test_a_row_that_cannot_be_is_damage(host: Host, change: str) -> None:
+    """The file is sound, and what is in it is not what this program writes."""
+    a = host.tenant("a", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == 54 * MIB)
+    host.stop(controller, signal.SIGKILL)
+    database = host.state / "controller.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as opened:
+        assert opened.execute(change).rowcount == 1
+    for words in (["run", "--check"], ["run"], ["restore"]):
+        said = host.ctl(*words, code=2)
+        assert f"{database} is damaged" in said
+        assert "mv " in said
+    assert host.limit(a) == 64 * MIB
+
+
 def test_limits_come_back_although_the_database_is_damaged(host: Host) -> None:
     a = host.tenant("a", 64 * MIB)
     host.pool.files = {"f": [(10 * MIB, (a,))]}
