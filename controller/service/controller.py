@@ -199,15 +199,22 @@ class Controller:
     async def set_budget(self, name: str, budget: Budget) -> BudgetState:
         """Raises UnknownName where there is no cgroup, NotOursToSet where its manager set a limit.
 
-        A budget that is only for reports limits nothing, and goes beside the manager's.
+        A budget that is only for reports limits nothing, and goes beside the manager's. A pool's own cgroup has none:
+        it is charged for what the tenants pay.
         """
         cgroup = await self._cgroup(name)
+        self._check_is_no_pool(cgroup.path)
         if not budget.report_only:
             await self._check_limit_is_ours(cgroup)
         path = cgroup.path
         await trio.to_thread.run_sync(self._state.set_budget, path, budget, limiter=self._settler.disk)
         self.settling.budgets[path] = budget
         return await self._told_budget(path)
+
+    def _check_is_no_pool(self, path: str) -> None:
+        for feed in self._pools.feeds:
+            if feed.made_cgroup() == path:
+                raise NotOursToSet(f"{path} is pool {feed.name}'s own cgroup, no tenant: --size bounds the pool")
 
     async def _check_limit_is_ours(self, cgroup: CgroupRef) -> None:
         file = self._limits.limit_file(cgroup)
@@ -242,6 +249,8 @@ class Controller:
             raise CallerMistake(str(error)) from None
         if part is not None and self._hierarchy.find(path) is None:
             raise UnknownName(f"{path} is no memory cgroup: see `sharedctl bills` for the tenants")
+        if part is not None:
+            self._check_is_no_pool(path)
         pools = [answer.pool for answer in self.settling.pools.states()]
         if part is not None and pool is not None and pool not in pools:
             raise UnknownName(f"there is no pool {pool}: `sharedctl status` lists {', '.join(pools) or 'none now'}")

@@ -203,6 +203,7 @@ def reload(mountpoint: str) -> None:
 def status(as_json: bool) -> None:
     """Show the pools of this host: sizes, bytes resident, tenants, requests served, data path."""
     from sharedfs.mount import status as statuses  # noqa: PLC0415
+    from sharedfs.pool import registry  # noqa: PLC0415
 
     found = statuses.of_all_pools()
     if as_json:
@@ -214,6 +215,8 @@ def status(as_json: bool) -> None:
             f"sharedfs: the pool at {record.mountpoint} is dead: `sharedfs umount {record.mountpoint}` cleans up",
             err=True,
         )
+    for name in registry.damaged():
+        click.echo(f"sharedfs: {registry.damage(name)}", err=True)
 
 
 def main() -> None:

@@ -220,7 +220,7 @@ def remount(mountpoint: str, asked: Asked, *, keep_flags: int) -> None:
     record = registry.record_at(mountpoint)
     mounted = mount_at(mountpoint)
     if record is None or mounted is None or mounted.kind != FILESYSTEM_TYPE or not registry.is_served(record):
-        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+        raise registry.none_at(mountpoint)
     if "size_bytes" in asked.settings:
         _check_size(asked.settings["size_bytes"])
     old = flags_of(mounted)
@@ -261,7 +261,7 @@ def reload(mountpoint: str) -> None:
     require_root()
     record = registry.record_at(mountpoint)
     if record is None or not registry.is_served(record):
-        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+        raise registry.none_at(mountpoint)
     deadline = time.monotonic() + _RELOAD_SECONDS
     before = _await_status(record, deadline, lambda _: True)
     if before is None:

@@ -56,7 +56,7 @@ def umount(mountpoint: str, manner: Manner = Manner.PLAIN, *, only_dead: bool = 
         return ""
     mounted = _mount_of_pool(mountpoint, record)
     if record is None and mounted is None:
-        raise CallerMistake(f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are")
+        raise registry.none_at(mountpoint)
     if record is None and manner is Manner.FORCE:
         raise HostFault(
             f"no record that can be read in {paths.pools_directory()} says who serves {mountpoint}: set "

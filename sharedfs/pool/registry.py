@@ -70,6 +70,28 @@ def read_record(name: str) -> PoolRecord | None:
         return None
 
 
+def damaged() -> list[str]:
+    """Names of the pools whose record cannot be read: nobody can tell where they are mounted."""
+    if not check_trusted(paths.pools_directory(), paths.KEEP_TO_ROOT):
+        return []
+    names = sorted(directory.name for directory in paths.pools_directory().iterdir())
+    return [name for name in names if paths.pool_record(name).is_file() and read_record(name) is None]
+
+
+def damage(name: str) -> str:
+    """What to do about such a pool, in a line."""
+    return (
+        f"{paths.pool_record(name)} is damaged: pool {name} serves its users, and cannot be shown or reloaded; "
+        "`sharedfs umount MOUNTPOINT` ends it"
+    )
+
+
+def none_at(mountpoint: str) -> CallerMistake:
+    """What a command says that finds no pool to work on."""
+    said = [f"no pool is mounted at {mountpoint}: `sharedfs status` lists those that are", *map(damage, damaged())]
+    return CallerMistake("; ".join(said))
+
+
 def is_served(record: PoolRecord) -> bool:
     """Whether somebody serves the pool, or holds what is needed to go on serving it."""
     return lock.is_claimed(record.name)

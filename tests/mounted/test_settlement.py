@@ -90,6 +90,18 @@ def test_limits_are_put_back_when_the_controller_stops(pool: MountedPool, tenant
     assert unlimited.limit() is None
 
 
+@pytest.mark.parametrize("order", [("budget", "64M"), ("cap", "10%")], ids=lambda order: order[0])
+def test_a_pools_own_cgroup_is_no_tenant(pool: MountedPool, order: tuple[str, str]) -> None:
+    """It was taken, and never came into force: no page is billed to a pool."""
+    own = pool.status().pool_cgroup
+    with running_controller():
+        command, size = order
+        done = run_sharedctl(command, own, size)
+        assert done.returncode == 2
+        assert f"{own} is pool {pool.name}'s own cgroup" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
 def test_limits_are_put_back_after_a_crash_of_the_controller(pool: MountedPool, tenants: Tenants) -> None:
     tenant = tenants.make("tenant", BUDGET)
     with running_controller() as controller:

@@ -14,6 +14,7 @@ from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.mountinfo import mount_at, mounts
 from sharedfs.mount.mount_users import other_mountpoints
 from sharedfs.pool import registry
+from tests.support.deaths import assert_nothing_left
 from tests.support.mount import MountedPool, bound, mounted_pool, sharedfs, unmount
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
@@ -241,3 +242,28 @@ def test_force_without_a_record_changes_nothing(pool: MountedPool) -> None:
         assert mount_at(str(pool.path)) is not None
     finally:
         record.write_bytes(kept)
+
+
+def test_a_damaged_record_is_told_and_the_pool_can_be_ended(
+    run_dir: Path, unique_name: str, mount_options: list[str]
+) -> None:
+    """`status` said that there are no pools, and `reload` that none is mounted there."""
+    place = run_dir / "mnt"
+    with mounted_pool(place, unique_name, *mount_options) as pool:
+        (pool.path / "f").write_bytes(b"x")
+        record = paths.pool_record(pool.name)
+        record.write_text("{")
+        shown = sharedfs("status")
+        told = f"sharedfs: {record} is damaged"
+        assert shown.stderr.startswith(told)
+        assert shown.stderr.count("\n") == 1
+        for command in (["reload", str(place)], ["mount", str(place), "-o", "remount,ro"]):
+            done = sharedfs(*command, check=False)
+            assert done.returncode == 2
+            assert f"; {record} is damaged" in done.stderr
+            assert done.stderr.count("\n") == 1
+        assert (pool.path / "f").read_bytes() == b"x"
+    # Without a record `umount` cannot wait for the keeper.
+    wait_until(lambda: not paths.pool_directory(unique_name).exists(), "the keeper has cleaned up", 20)
+    assert_nothing_left(place, unique_name)
+    assert sharedfs("status").stderr == ""
