@@ -10,7 +10,7 @@ import pytest
 from sharedfs.linux.cgroup_memory import batch_bytes
 from tests.support.controller import bills, running_controller, sharedctl
 from tests.support.mount import MountedPool
-from tests.support.pins import Pin, move_agent
+from tests.support.pins import UNMAP, Pin, hold_in_pipes, move_agent
 from tests.support.tenants import AgentError, Tenant, Tenants, wait_until
 
 MIB = 1 << 20
@@ -23,22 +23,6 @@ def write(tenant: Tenant, path: Path, size: int) -> None:
     tenant.do(f"fd = os.open('{path}', os.O_RDWR | os.O_CREAT, 0o666); os.pwrite(fd, b'x' * {size}, 0)")
 
 
-def hold_in_pipes(tenant: Tenant, path: Path, size: int) -> None:
-    """The tenant maps a file and has all of its pages in pipes, 64 KiB in each."""
-    tenant.do(
-        f"import ctypes, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))\n"
-        f"libc = ctypes.CDLL(None, use_errno=True)\n"
-        f"libc.vmsplice.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]\n"
-        f"held = os.open('{path}', os.O_RDWR); m = mmap.mmap(held, {size})\n"
-        f"address = ctypes.addressof(ctypes.c_char.from_buffer(m)); pipes = []\n"
-        f"for start in range(0, {size}, 65536):\n"
-        f"    pipes.append(os.pipe())\n"
-        f"    part = (ctypes.c_size_t * 2)(address + start, 65536)\n"
-        f"    assert libc.vmsplice(pipes[-1][1], part, 1, 2) == 65536, ctypes.get_errno()"
-    )
-
-
-UNMAP = "m.close(); os.close(held)"
 LET_GO = "for end in pipes: os.close(end[0]); os.close(end[1])"
 
 

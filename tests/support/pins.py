@@ -66,6 +66,25 @@ class Pin:
         assert self._agent.do(_STORE.format(source=str(source), length=self._length)) == self._length
 
 
+def hold_in_pipes(tenant: Tenant, path: Path, size: int) -> None:
+    """The tenant maps a file and has all of its pages in pipes, 64 KiB in each."""
+    tenant.do(
+        f"import ctypes, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (8192, 8192))\n"
+        f"libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"libc.vmsplice.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint]\n"
+        f"held = os.open('{path}', os.O_RDWR); m = mmap.mmap(held, {size})\n"
+        f"address = ctypes.addressof(ctypes.c_char.from_buffer(m)); pipes = []\n"
+        f"for start in range(0, {size}, 65536):\n"
+        f"    pipes.append(os.pipe())\n"
+        f"    part = (ctypes.c_size_t * 2)(address + start, 65536)\n"
+        f"    assert libc.vmsplice(pipes[-1][1], part, 1, 2) == 65536, ctypes.get_errno()"
+    )
+
+
+UNMAP = "m.close(); os.close(held)"
+"""After `hold_in_pipes`: from here on the pages are in pipes only, and in the file."""
+
+
 def move_agent(agent: Agent, old: Tenant, new: Tenant) -> None:
     """The agent is the other tenant's from now on."""
     agent.do(f"open('{new.directory}/cgroup.procs', 'w').write(str(os.getpid()))")
