@@ -99,10 +99,14 @@ class Questions:
     def files_where(self, wanted: Predicate) -> list[int]:
         """Files with pages in a class that is `wanted`, ascending. The lock is let go between parts of the files.
 
-        A file that changes meanwhile is as it was when its part was looked at.
+        A file that changes meanwhile is as it was when its part was looked at. O(classes) where there is none.
         """
         with self._lock:
-            files, classes = self._ledger.all_files(), self._ledger.classes()
+            classes = self._ledger.classes()
+        if not any(wanted(held) for held, _ in classes.holdings()):
+            return []
+        with self._lock:
+            files = self._ledger.all_files()
         verdicts = Verdicts(classes, wanted)
         found: list[int] = []
         for part in batched(files, _FILES_AT_ONCE):

@@ -36,6 +36,7 @@ log = logging.getLogger("sharedfs")
 
 # A scan takes this part of our time, as far as a change of use can still be settled within two seconds.
 _SCAN_SHARE = 0.05
+_SWEEP_SHARE = 0.02  # and a look for unclaimed files, of a CPU
 _TIDY_PAUSE_SECONDS = 0.1
 _YOUNG_COLLECTIONS = 2  # each is of some 7,000 new objects: a millisecond or two
 _LONGEST_SCAN_PAUSE_SECONDS = 1.0
@@ -66,7 +67,7 @@ class Upkeep:
     pins: Pins
     limits: MemoryLimits
     room: Room
-    _swept_at: float = -math.inf
+    _sweep_at: float = -math.inf
 
     def start(self, nursery: trio.Nursery) -> None:
         """Each task runs until `nursery` is cancelled. Raises what nobody foresaw."""
@@ -150,10 +151,11 @@ class Upkeep:
             await trio.to_thread.run_sync(self.recharge.round, abandon_on_cancel=True)
         options = self.options()
         pause = _YIELD_SWEEP_PAUSE_SECONDS if options.unclaimed is UnclaimedRule.YIELD else options.grace_seconds / 4
-        if trio.current_time() - self._swept_at >= min(_LONGEST_SWEEP_PAUSE_SECONDS, pause):
+        if trio.current_time() >= self._sweep_at:
             rule = Rule(options.unclaimed, options.grace_seconds)
-            await trio.to_thread.run_sync(self.unclaimed.sweep, rule, self.pins, abandon_on_cancel=True)
-            self._swept_at = trio.current_time()
+            took = await trio.to_thread.run_sync(self.unclaimed.sweep, rule, self.pins, abandon_on_cancel=True)
+            pause = max(min(_LONGEST_SWEEP_PAUSE_SECONDS, pause), took / _SWEEP_SHARE)
+            self._sweep_at = trio.current_time() + pause
 
     async def _empty_page_cache(self) -> None:
         """What the kernel caches for a tenant is charged to it, and would make a zombie of its cgroup (I3)."""

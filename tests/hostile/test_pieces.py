@@ -333,6 +333,26 @@ def test_a_file_that_gives_way_and_is_forgotten_halfway_is_gone_in_the_end(servi
     assert books.questions.resident_bytes() == store.tmpfs.used_bytes() == 0
 
 
+def test_files_are_not_looked_at_for_what_no_class_is(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether any page is unclaimed is asked every few seconds, of pools with a hundred thousand files."""
+    books.tenants.intern("/t", 1)
+    for file in range(20):
+        books.pages.charge(file, 0, PAGE, TenantId(1))
+    looked_at: list[int] = []
+    among = Ledger.files_among
+
+    def counted(ledger: Ledger, files: list[int], verdicts: object) -> list[int]:
+        looked_at.extend(files)
+        return among(ledger, files, verdicts)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Ledger, "files_among", counted)
+    assert books.questions.files_where(lambda held: held.is_unclaimed) == []
+    assert looked_at == []
+    books.pages.charge_allocated(7, [(1, 1)], NOBODY)
+    assert books.questions.files_where(lambda held: held.is_unclaimed) == [7]
+    assert len(looked_at) == 20, "control: here all are"
+
+
 def test_questions_about_all_classes_are_answered_without_the_lock(
     books: Books, lock: CountingLock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

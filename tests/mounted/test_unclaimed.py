@@ -100,6 +100,7 @@ def test_unclaimed_files_are_deleted_after_the_grace_and_no_others(mount: Mount,
                 f"fd = os.open('{directory}/mapped', os.O_RDONLY); m = mmap.mmap(fd, 0, prot=mmap.PROT_READ)\n"
                 "os.close(fd)"
             )
+            pool.wait_for_scan()  # else its range counts as touched
             sharedfs("mount", str(pool.path), "-o", "remount,unclaimed=delete")
             wait_until(lambda: not os.path.lexists(directory / "gone"), "the file is deleted", PATIENCE)
             assert sorted(os.listdir(directory)) == ["guarded", "linked", "mapped", "open", "second"]
