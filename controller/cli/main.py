@@ -61,6 +61,7 @@ def run(config: Path | None, dry_run: bool, check: bool) -> None:
     import logging  # noqa: PLC0415
 
     from controller.service import config as configuration  # noqa: PLC0415
+    from sharedfs.common.logs import log_to_stderr  # noqa: PLC0415
 
     loaded = configuration.load(config)
     _need_root("run the controller")
@@ -69,7 +70,7 @@ def run(config: Path | None, dry_run: bool, check: bool) -> None:
     if check:
         click.echo(service.check(loaded))
         return
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of each request, twice a second and pool
     service.run(loaded, dry_run=dry_run)
 

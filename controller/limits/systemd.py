@@ -17,6 +17,7 @@ from jeepney import DBusAddress, DBusErrorResponse, Properties, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import Message, MessageType
 
+from controller.limits import v1, v2
 from controller.limits.cgroup_files import write_file
 from controller.limits.types import WriteFile
 from sharedfs.common.units import UNLIMITED_BYTES
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 UNLIMITED = (1 << 64) - 1
 _PROPERTIES = {
-    "memory.limit_in_bytes": "MemoryMax",
-    "memory.max": "MemoryMax",
-    "memory.high": "MemoryHigh",
-    "memory.swap.max": "MemorySwapMax",
+    v1.LIMIT: "MemoryMax",
+    v2.MAX: "MemoryMax",
+    v2.HIGH: "MemoryHigh",
+    v2.SWAP: "MemorySwapMax",
 }
 _KINDS = {
     "service": "Service",

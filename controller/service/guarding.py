@@ -20,6 +20,7 @@ from pathlib import Path
 
 import trio
 
+from controller.limits import v1, v2
 from controller.limits.types import KernelLimits
 from controller.service import guard
 from controller.settlement.watching import Watch
@@ -165,16 +166,16 @@ class Guarding:
                 await process.wait()
 
     def _entry(self, watch: Watch) -> guard.Entry:
-        v1 = self._limits.hierarchy.version is CgroupVersion.V1
+        is_v1 = self._limits.hierarchy.version is CgroupVersion.V1
         maxima = [limits.max_bytes for limits in watch.lowered]
         files: list[guard.File]
-        if v1:
-            files = [("memory.limit_in_bytes", list(maxima), watch.raised.max_bytes)]
+        if is_v1:
+            files = [(v1.LIMIT, list(maxima), watch.raised.max_bytes)]
         else:
             highs = [limits.high_bytes for limits in watch.lowered]
             files = [
-                ("memory.max", list(maxima), watch.raised.max_bytes),
-                ("memory.high", highs, watch.raised.high_bytes),
+                (v2.MAX, list(maxima), watch.raised.max_bytes),
+                (v2.HIGH, highs, watch.raised.high_bytes),
             ]
         limit_bytes = watch.lowered[0].enforced_bytes
         if limit_bytes is None:
@@ -184,7 +185,7 @@ class Guarding:
             "key": _key(cgroup),
             "directory": str(self._limits.hierarchy.directory(cgroup.path)),
             "inode": cgroup.inode,
-            "v1": v1,
+            "v1": is_v1,
             "threshold": watch.threshold_bytes,
             "limit": limit_bytes,
             "files": files,

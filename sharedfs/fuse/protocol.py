@@ -55,8 +55,10 @@ class Opcode(IntEnum):
     COPY_FILE_RANGE_64 = 53
 
 
-# Nobody waits for an answer to these.
-UNANSWERED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT, Opcode.NOTIFY_REPLY})
+FORGETS = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
+"""What has no answer and is not sent again."""
+UNANSWERED = FORGETS | {Opcode.INTERRUPT, Opcode.NOTIFY_REPLY}
+"""Nobody waits for an answer to these."""
 
 # fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding. `pid` is the calling thread's id.
 IN_HEADER = Struct("<IIQQIIIHH")

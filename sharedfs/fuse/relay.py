@@ -43,7 +43,6 @@ _SO_SNDBUFFORCE = 32
 _SOCKET_BUFFER_BYTES = 4 << 20  # one packet is one message, the longest (a batch of forgets) just over 1 MiB
 _WAITING_BYTES = 64 << 20  # requests that the kernel has given us and that wait for their turn
 _IN_ORDER = 2  # so few requests are answered as they came
-_DROPPED = frozenset({Opcode.FORGET, Opcode.BATCH_FORGET})
 _LEAVING_SECONDS = 0.0005  # between two looks whether the pump has stopped
 _REPLY_PUMP_END_SECONDS = 5.0  # it has at most a socket's buffer left to write
 
@@ -277,7 +276,7 @@ class Channel:
         taken: list[bytes] = []
         view = memoryview(buffer)
         while length:
-            if wire.IN_HEADER.unpack_from(buffer)[1] in _DROPPED:
+            if wire.IN_HEADER.unpack_from(buffer)[1] in wire.FORGETS:
                 self._answer(view[:length])
             else:
                 if self._device.in_hand is not None:

@@ -32,7 +32,6 @@ from errno import EIO, ENOENT, ESTALE
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.messages import forgets
 from sharedfs.fuse.passthrough import BackingFiles
-from sharedfs.fuse.protocol import Opcode
 from sharedfs.linux import syscalls
 from sharedfs.ops.namespace import Namespace
 from sharedfs.storage.journal import PUMP, Commit, Intent, Journal, Kind, Slot
@@ -164,7 +163,7 @@ class _Recovery:
     def forget_the_rest(self, request: memoryview) -> None:
         begun = self._store.slot.begun_forget()
         length, opcode, _, _, _, _, _, _, _ = wire.IN_HEADER.unpack_from(request)
-        if opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+        if opcode in wire.FORGETS:
             if begun is not None:
                 self._namespace.references.forget(*begun)
                 self._store.slot.end_begun_forget()

@@ -16,7 +16,6 @@ imports little, for it stays in memory.
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from dataclasses import replace
 from sharedfs.api.unix_listener import listen_at
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
+from sharedfs.common.logs import log_to_stderr
 from sharedfs.fuse.protocol import MAX_WRITE
 from sharedfs.linux import syscalls
 from sharedfs.linux.cgroups import find_memory_hierarchy
@@ -148,7 +148,7 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
 def main(arguments: Sequence[str]) -> int:
     """`-m sharedfs.supervisor.keeper MOUNTPOINT NAME OPTIONS [READY-FD]`, after `sharedfs mount` has checked all."""
     mountpoint, name, words, *ready = arguments
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     try:
         return keep(parse(words, 0).options(mountpoint, name, 0), int(ready[0]) if ready else None)
     except (CallerMistake, HostFault, OSError) as error:

@@ -12,6 +12,7 @@ import socket
 import sys
 
 from sharedfs.common.errors import HostFault
+from sharedfs.common.logs import log_to_stderr
 from sharedfs.pool import schema
 from sharedfs.pool.handoff import MESSAGE_BYTES, Start
 from sharedfs.pool.schema import Held
@@ -26,7 +27,7 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads would not survive a fork
     kept = received()
     keeper = socket.socket(fileno=kept.pop(Held.KEEPER))
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     try:
         schema.check(kept[Held.STATE])
     except HostFault as fault:
