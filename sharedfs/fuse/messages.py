@@ -20,7 +20,7 @@ RENAME2_IN = Struct("<QII")  # newdir, flags, (padding); both names
 OPEN_IN = Struct("<II")  # flags, open_flags
 CREATE_IN = Struct("<IIII")  # flags, mode, umask, open_flags; the name. TMPFILE's, too
 RELEASE_IN = Struct("<Q")  # fh, (flags, release_flags, lock_owner)
-READDIR_IN = Struct("<QQI")  # fh, offset, size, (read_flags, lock_owner, flags, padding)
+READDIR_IN = Struct("<QQI4x8xI")  # fh, offset, size, (read_flags, lock_owner,) flags of the open file, (padding)
 SETXATTR_IN = Struct("<IIII")  # size, flags, setxattr_flags, (padding), as INIT_SETXATTR_EXT has it; name, value
 GETXATTR_IN = Struct("<II")  # size, (padding); name
 GETXATTR_OUT = Struct("<II")  # size, (padding): the answer to size 0
@@ -33,7 +33,7 @@ STATX_OUT = Struct("<QIIQQ")  # attr_valid, attr_valid_nsec, flags, (spare); a s
 # gid, (unused5). Times before 1970 are negative.
 SETATTR_IN = Struct("<IIQQQqqqIIIIIIII")
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = (1 << bit for bit in range(6))
-FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 7, 1 << 8
+FATTR_FH, FATTR_ATIME_NOW, FATTR_MTIME_NOW = 1 << 6, 1 << 7, 1 << 8
 
 # fuse_open_out: fh, open_flags, backing_id. A CREATE reply has fuse_entry_out before it.
 OPEN_OUT = Struct("<QIi")

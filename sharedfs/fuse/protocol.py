@@ -69,7 +69,9 @@ OUT_HEADER = Struct("<IiQ")
 
 BODY = IN_HEADER.size
 """Where the body of a request begins: the layouts below are unpacked there."""
-READ_IN = Struct("<QQII")  # fuse_read_in: fh, offset, size, read_flags, (lock_owner, flags, padding)
+READ_IN = Struct(
+    "<QQII8xI"
+)  # fuse_read_in: fh, offset, size, read_flags, (lock_owner,) flags of the open file, (padding)
 WRITE_IN = Struct("<QQII")  # fuse_write_in: fh, offset, size, write_flags, (lock_owner, flags, padding)
 WRITE_DATA_OFFSET = BODY + 40  # the data follows the whole fuse_write_in
 WRITE_OUT = Struct("<II")  # fuse_write_out: size, padding

@@ -36,6 +36,9 @@ class Changes:
     mtime: Time = OMIT
 
 
+NOTHING = Changes()
+
+
 class Attributes:
     """Call with the store's lock held."""
 
@@ -73,7 +76,7 @@ class Attributes:
         node = self._store.node(inode)
         if changes.size is not None:
             self._content.want(inode)
-        if changes.uid != -1 or changes.gid != -1:
+        if changes.uid != -1 or changes.gid != -1 or changes == NOTHING:  # chown(path, -1, -1) moves the change time
             os.chown(self._store.descriptor_path(node), changes.uid, changes.gid)
         if changes.mode is not None:
             os.chmod(self._store.descriptor_path(node), stat.S_IMODE(changes.mode))

@@ -190,7 +190,7 @@ class DataPath:
 
     def _read(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["read"] += 1
-        _, offset, size, read_flags = wire.READ_IN.unpack_from(request, BODY)
+        _, offset, size, read_flags, flags = wire.READ_IN.unpack_from(request, BODY)
         known = self._store.node(node)
         if not read_flags & wire.READ_LOCKOWNER and self._device.passthrough:
             # sendfile(2), splice(2) or readahead(2), for FUSE's own page cache: a copy that does not see writes through
@@ -202,11 +202,19 @@ class DataPath:
         fd = self._files.get(known)
         tenant = self._callers.tenant_of(thread_id) or self._callers.opener_of(node)
         buffer = self._reply_buffer
+        place = [buffer[_REPLY_HEADER : _REPLY_HEADER + size]]
         with self._gate:
-            length = os.preadv(fd, [buffer[_REPLY_HEADER : _REPLY_HEADER + size]], offset)
+            length = (
+                self._read_unnoticed(known, place, offset) if flags & os.O_NOATIME else os.preadv(fd, place, offset)
+            )
         if length:
             self._pages.touch(node, offset, offset + length, tenant)
         self._device.reply_in_place(unique, buffer, length)
+
+    def _read_unnoticed(self, node: Node, place: list[memoryview], offset: int) -> int:
+        """With O_NOATIME, which the descriptor that serves all others has not."""
+        with self._store.opened(node, os.O_RDONLY | os.O_NOATIME) as fd:
+            return os.preadv(fd, place, offset)
 
     def _write(self, unique: int, node: int, thread_id: int, request: memoryview) -> None:
         self._answered["write"] += 1

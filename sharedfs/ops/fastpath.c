@@ -208,7 +208,8 @@ static int serve_read(FastPath *self, const struct fuse_in_header *header, const
     PyObject *tenant;
     ssize_t length;
 
-    if (in->size > self->max_read || !(in->read_flags & FUSE_READ_LOCKOWNER)) /* not read(2): see DataPath._read */
+    /* Not read(2), or O_NOATIME, which this descriptor has not: see DataPath._read. */
+    if (in->size > self->max_read || !(in->read_flags & FUSE_READ_LOCKOWNER) || in->flags & O_NOATIME)
         return 0;
     tenant = tenant_of(self, header->pid);
     if (tenant == NULL)

@@ -184,9 +184,9 @@ class NameRequests:
         return b""
 
     def _readdir(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = messages.READDIR_IN.unpack_from(request, BODY)
+        handle, offset, size, flags = messages.READDIR_IN.unpack_from(request, BODY)
         limit = size * dirents.PLAIN_PERCENT // 100
-        listing, records = self._listings.read(handle, inode, offset, limit)
+        listing, records = self._listings.read(handle, inode, offset, limit, flags)
         if not records:
             return b""
         starts = dirents.record_starts(records)
@@ -194,9 +194,9 @@ class NameRequests:
         return dirents.fuse_dirents(records, starts, self._store.tmpfs.root_numbers)
 
     def _readdirplus(self, inode: int, _thread_id: int, request: memoryview) -> bytes:
-        handle, offset, size = messages.READDIR_IN.unpack_from(request, BODY)
+        handle, offset, size, flags = messages.READDIR_IN.unpack_from(request, BODY)
         limit = min(size, MOST_REPLY_BYTES) * dirents.PLUS_PERCENT // 100
-        listing, records = self._listings.read(handle, inode, offset, limit)
+        listing, records = self._listings.read(handle, inode, offset, limit, flags)
         store, parts = self._store, []
         for number, next_offset, kind, name in dirents.entries(records):
             if name in messages.DOTS:  # the kernel takes no reference to these
@@ -264,9 +264,15 @@ def _owner(request: memoryview) -> tuple[int, int]:
 
 
 def changes_in(request: memoryview) -> Changes:
-    """What a SETATTR asks for."""
+    """What a SETATTR asks for.
+
+    ftruncate(2) and O_TRUNC move the times also of a file that has the size, and Linux leaves that to us. truncate(2)
+    does not: it gives no handle, but neither does O_TRUNC, so a cut to 0 is taken for one.
+    """
     fields = messages.SETATTR_IN.unpack_from(request, BODY)
     valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
+    if valid & messages.FATTR_SIZE and (valid & messages.FATTR_FH or size == 0):
+        valid |= messages.FATTR_MTIME_NOW
     return Changes(
         mode=mode if valid & messages.FATTR_MODE else None,
         uid=uid if valid & messages.FATTR_UID else -1,

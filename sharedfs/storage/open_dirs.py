@@ -19,12 +19,13 @@ _OPEN_LISTINGS = 512
 class Listing:
     """One open directory, from opendir(3) to closedir(3)."""
 
-    __slots__ = ("fd", "node", "offset")
+    __slots__ = ("fd", "flags", "node", "offset")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.fd = -1  # opened when it is first read
         self.offset = 0  # where `fd` is, but for the first portion
+        self.flags = 0  # what it is opened with besides
 
 
 class Listings:
@@ -52,16 +53,19 @@ class Listings:
         for handle in list(self._listings):
             self.close(handle)
 
-    def read(self, handle: int, inode: int, offset: int, limit: int) -> tuple[Listing, bytes]:
+    def read(self, handle: int, inode: int, offset: int, limit: int, flags: int = 0) -> tuple[Listing, bytes]:
         """The listing of a handle of directory `inode`, and its getdents64 records from `offset` on; none at the end.
 
-        They are at most `limit` bytes.
+        They are at most `limit` bytes. `flags` are those of the caller's open directory, of which O_NOATIME counts.
         The caller sets `Listing.offset` to where the next portion begins.
         """
         listing = self._listings.get(handle)
         if listing is None:
             listing = self._listings[handle] = Listing(self._store.node(inode))
+        if listing.fd >= 0 and listing.flags != flags & os.O_NOATIME:  # fcntl(2) has changed it
+            self._close_descriptor(handle)
         if listing.fd < 0:
+            listing.flags = flags & os.O_NOATIME
             self._open_descriptor(handle, listing)
         if offset != listing.offset or offset == 0:  # from the start: names that came since are to be seen
             os.lseek(listing.fd, offset, os.SEEK_SET)
@@ -83,6 +87,6 @@ class Listings:
         """Open the directory; where too many are open, the oldest is closed and opened anew when it is read again."""
         while len(self._open) >= _OPEN_LISTINGS:
             self._close_descriptor(next(iter(self._open)))
-        listing.fd = self._store.open(listing.node, os.O_RDONLY | os.O_DIRECTORY)
+        listing.fd = self._store.open(listing.node, os.O_RDONLY | os.O_DIRECTORY | listing.flags)
         os.lseek(listing.fd, listing.offset, os.SEEK_SET)
         self._open[handle] = listing
