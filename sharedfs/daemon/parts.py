@@ -97,7 +97,7 @@ class Parts:
 def build(given: Given, resources: ExitStack) -> Parts:
     """`resources` takes the parts apart again, but for the channel."""
     store, books, events, options = given.store, given.books, given.events, given.options()
-    device, moves, files = Device(given.device_fd), PageMoves(books, given.looks), data_files(store.mount_fd)
+    device, moves, files = Device(given.device_fd), PageMoves(books, given.looks), data_files(store.access)
     remembered = given.remembered
     pump_callers, callers = Callers(books, events, remembered), Callers(books, events, remembered)
     charges = KernelCharges(books, given.pool_inode)

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sharedfs.linux import syscalls
 from sharedfs.ops.content import Content
@@ -18,6 +19,7 @@ from sharedfs.storage.tree import Found, Store
 # A file's times and blocks change under the kernel when somebody writes to it through a mapping.
 _MAPPED_FILE_SECONDS = 1
 _ACCESS_ACL = b"system.posix_acl_access"
+_SETTING_FLAGS = (syscalls.FS_IOC_SETFLAGS, syscalls.FS_IOC_FSSETXATTR)
 
 Time = tuple[int, int]
 """Seconds, and nanoseconds or UTIME_NOW or UTIME_OMIT."""
@@ -32,6 +34,8 @@ class Changes:
     uid: int = -1
     gid: int = -1
     size: int | None = None
+    by_handle: bool = False
+    """Whether who sets the size has the file open (ftruncate)."""
     atime: Time = OMIT
     mtime: Time = OMIT
 
@@ -82,7 +86,8 @@ class Attributes:
             os.chmod(self._store.descriptor_path(node), stat.S_IMODE(changes.mode))
             node.set_id = bool(changes.mode & SET_ID_BITS)
         if changes.size is not None:
-            return self._sizes.change(node, changes.size, thread_id, slot, lambda: self._set_times(node, changes))
+            cut = partial(self._sizes.change, by_handle=changes.by_handle)
+            return cut(node, changes.size, thread_id, slot, lambda: self._set_times(node, changes))
         self._set_times(node, changes)
         return None
 
@@ -120,8 +125,13 @@ class Attributes:
 
     def inode_flags(self, inode: int, command: int, argument: bytearray) -> None:
         """Read or set inode flags (chattr(1)) with the ioctl `command`."""
-        node = self._store.node(inode)
+        node, access = self._store.node(inode), self._store.access
+        sets = command in _SETTING_FLAGS and node.opens > 0
+        if sets:
+            access.keep(node)
         with self._store.opened(node, os.O_RDONLY | os.O_NONBLOCK) as fd:
             fcntl.ioctl(fd, command, argument)
-        if node.opens <= 1:  # by this call: the next descriptor has the access that is allowed then
-            self._files.discard(inode)
+        if sets:
+            if access.allows_all(node):
+                access.drop(inode)
+            self._files.renew(node)

@@ -264,20 +264,15 @@ def _owner(request: memoryview) -> tuple[int, int]:
 
 
 def changes_in(request: memoryview) -> Changes:
-    """What a SETATTR asks for.
-
-    ftruncate(2) and O_TRUNC move the times also of a file that has the size, and Linux leaves that to us. truncate(2)
-    does not: it gives no handle, but neither does O_TRUNC, so a cut to 0 is taken for one.
-    """
+    """What a SETATTR asks for."""
     fields = messages.SETATTR_IN.unpack_from(request, BODY)
     valid, _, _, size, _, atime, mtime, _, atime_ns, mtime_ns, _, mode, _, uid, gid, _ = fields
-    if valid & messages.FATTR_SIZE and (valid & messages.FATTR_FH or size == 0):
-        valid |= messages.FATTR_MTIME_NOW
     return Changes(
         mode=mode if valid & messages.FATTR_MODE else None,
         uid=uid if valid & messages.FATTR_UID else -1,
         gid=gid if valid & messages.FATTR_GID else -1,
         size=size if valid & messages.FATTR_SIZE else None,
+        by_handle=bool(valid & messages.FATTR_FH),
         atime=_time(valid, messages.FATTR_ATIME, messages.FATTR_ATIME_NOW, atime, atime_ns),
         mtime=_time(valid, messages.FATTR_MTIME, messages.FATTR_MTIME_NOW, mtime, mtime_ns),
     )

@@ -114,7 +114,7 @@ class OpenFiles:
             fd = (
                 self._store.open(node, os.O_RDWR | flags & os.O_APPEND)
                 if for_writing
-                else self._store.open_for_data(node)
+                else self._store.access.open(node)
             )
             try:
                 if node.opens == 0 and node.may_be_mapped and not mappable:
@@ -173,6 +173,7 @@ class OpenFiles:
         node.opens -= 1
         if node.opens == 0:
             self._files.discard(inode)
+            self._store.access.drop(inode)
             if inode in self._opened_directly:
                 self._opened_directly.discard(inode)
                 self._callers.closed(inode)

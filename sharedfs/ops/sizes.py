@@ -18,6 +18,7 @@ from sharedfs.storage.tree import Store
 
 # A cut of more is made beside the request pump, as a reservation of LONG_BYTES is.
 _SLOW_CUT_BYTES = 1 << 20
+_LEFT, _NOW = (0, syscalls.UTIME_OMIT), (0, syscalls.UTIME_NOW)
 
 
 class Sizes:
@@ -50,43 +51,63 @@ class Sizes:
         return self._growth.bytes_of(node, found.st_size, size, size) > LONG_BYTES
 
     def change(
-        self, node: Node, size: int, thread_id: int, slot: Slot, and_then: Callable[[], None]
+        self, node: Node, size: int, thread_id: int, slot: Slot, and_then: Callable[[], None], *, by_handle: bool
     ) -> Callable[[], None] | None:
         """Give a file a size; what is to be done without the lock before it is answered, if anything.
 
-        `and_then` is called when the file has it, with the lock held.
+        `and_then` is called when the file has it, with the lock held. `by_handle`: who asks has it open for writing.
         """
         if _is_slow_cut(self._store.stat(node), size):
-            return self._begin_cut(node, size, slot, and_then)
-        rest = self._resize(node, size, thread_id, slot)
+            return self._begin_cut(node, size, slot, and_then, by_handle=by_handle)
+        rest = self._resize(node, size, thread_id, slot, by_handle=by_handle)
         and_then()
         return rest
 
-    def _resize(self, node: Node, size: int, thread_id: int, slot: Slot) -> Callable[[], None] | None:
+    def _truncate(self, node: Node, size: int, *, by_handle: bool) -> None:
+        """ftruncate(2) and O_TRUNC move the times also of a file that has the size, which Linux leaves to us.
+
+        truncate(2) does not. It has no handle, but neither has O_TRUNC, so a cut to 0 is taken for one.
+        """
+        kept = self._store.access.kept(node) if by_handle else None
+        if kept is None:
+            os.truncate(self._store.descriptor_path(node), size)
+            if by_handle or size == 0:
+                syscalls.set_times(self._store.path_descriptor(node), _LEFT, _NOW)
+            return
+        try:
+            os.ftruncate(kept, size)
+        finally:
+            os.close(kept)
+
+    def _resize(
+        self, node: Node, size: int, thread_id: int, slot: Slot, *, by_handle: bool
+    ) -> Callable[[], None] | None:
         self._uses.truncated(node.inode)
-        path = self._store.descriptor_path(node)
         old_size = self._store.stat(node).st_size
         if size <= old_size:
-            os.truncate(path, size)
+            self._truncate(node, size, by_handle=by_handle)
             self._allocation.truncated(node, size)
             return None
         reservation = self._growth.begin(node, old_size, size, size, self._callers.tenant_of(thread_id))
         if reservation is None:
-            os.truncate(path, size)
+            self._truncate(node, size, by_handle=by_handle)
             return None
         try:
             # Once the file is longer, nobody can see how much of that is new.
             slot.intend(Kind.EXTEND, node.inode, directory=old_size, other=size, new_directory=thread_id)
-            os.truncate(path, size)
+            self._truncate(node, size, by_handle=by_handle)
         except OSError:
             self._growth.give_up(reservation)
             raise
         return lambda: self._growth.reserve(reservation)
 
-    def _begin_cut(self, node: Node, size: int, slot: Slot, and_then: Callable[[], None]) -> Callable[[], None]:
+    def _begin_cut(
+        self, node: Node, size: int, slot: Slot, and_then: Callable[[], None], *, by_handle: bool
+    ) -> Callable[[], None]:
         """Its caller may be killed together with this daemon: the books are to follow the file all the same."""
         self._uses.truncated(node.inode)
-        fd = self._store.open(node, os.O_RDWR)
+        kept = self._store.access.kept(node) if by_handle else None
+        fd = self._store.open(node, os.O_RDWR) if kept is None else kept
         slot.intend(Kind.CUT, node.inode, other=size)
         self._books.changes.begin_shrinking(node.inode)
         return lambda: self._cut(node, fd, size, slot, and_then)

@@ -22,7 +22,8 @@ from sharedfs.pages.reaper import Reaper
 from sharedfs.storage.inodes import Inodes
 from sharedfs.storage.node import Node
 
-_STAYS_SPARSE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, *SCARCE})
+# EPERM: of a file that chattr +i lets nobody allocate. Who has it open for writing may still make it larger.
+_STAYS_SPARSE = frozenset({errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EPERM, *SCARCE})
 
 
 @dataclass(frozen=True, slots=True)

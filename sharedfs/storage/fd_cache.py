@@ -2,8 +2,9 @@
 
 import os
 import threading
+from collections.abc import Callable
 
-from sharedfs.linux import syscalls
+from sharedfs.storage.data_access import DataAccess
 from sharedfs.storage.node import Node
 
 _DATA_FILES = 4096
@@ -12,32 +13,21 @@ _DATA_FILES = 4096
 _PUT_ASIDE = 32
 
 
-def open_for_data(mount_fd: int, handle: bytes) -> int:
-    """A new descriptor of a regular file with all access that its inode flags allow (chattr's +a and +i take some)."""
-    for flags in (os.O_RDWR, os.O_RDWR | os.O_APPEND):
-        try:
-            return syscalls.open_by_handle(mount_fd, handle, flags)
-        except PermissionError:
-            pass
-    return syscalls.open_by_handle(mount_fd, handle, os.O_RDONLY)
-
-
-def data_files(mount_fd: int) -> "Descriptors":
+def data_files(access: DataAccess) -> "Descriptors":
     """Those through which the daemon reads and writes regular files for tenants."""
-    return Descriptors(mount_fd, os.O_RDWR, _DATA_FILES)
+    return Descriptors(access.open, _DATA_FILES)
 
 
 class Descriptors:
-    """Descriptors opened with `flags` on the store's `mount_fd`, by inode, at most `capacity` of them.
+    """Descriptors by inode, made by `opener`, at most `capacity` of them.
 
     One thread calls `get`; `discard` may come from another, and only for an inode that nobody can ask for any more.
     First in, first out: a hit must cost no more than one dict look-up, and opening anew costs 4 us. What was got is
     good for the request that got it, whatever that request gets besides.
     """
 
-    def __init__(self, mount_fd: int, flags: int, capacity: int) -> None:
-        self._mount_fd = mount_fd
-        self._flags = flags
+    def __init__(self, opener: Callable[[Node], int], capacity: int) -> None:
+        self._opener = opener
         self._capacity = capacity
         self.by_inode: dict[int, int] = {}  # for sharedfs/ops/fastpath.c to look at
         self._put_aside: dict[int, int] = {}  # as `by_inode`; an inode is in one of them at most
@@ -49,7 +39,7 @@ class Descriptors:
             with self._changes:
                 fd = self._put_aside.pop(node.inode, None)
             if fd is None:
-                fd = self._opened(node)
+                fd = self._opener(node)
             self.put(node.inode, fd)
         return fd
 
@@ -70,6 +60,15 @@ class Descriptors:
         if fd is not None:
             os.close(fd)
 
+    def renew(self, node: Node) -> None:
+        """The access that an inode allows has changed. From any thread: the descriptor in use keeps its number."""
+        with self._changes:
+            fd = self.by_inode.get(node.inode, self._put_aside.get(node.inode))
+            if fd is not None:
+                new = self._opener(node)
+                os.dup2(new, fd, inheritable=False)
+                os.close(new)
+
     def make_room(self) -> None:
         """Close them all, for a process that has no descriptor left. None that was got may be in use."""
         with self._changes:
@@ -77,11 +76,6 @@ class Descriptors:
                 self._put_oldest_aside()
             while self._put_aside:
                 self._close_oldest()
-
-    def _opened(self, node: Node) -> int:
-        if self._flags == os.O_RDWR:
-            return open_for_data(self._mount_fd, node.handle)
-        return syscalls.open_by_handle(self._mount_fd, node.handle, self._flags)
 
     def _put_oldest_aside(self) -> None:
         inode = next(iter(self.by_inode))

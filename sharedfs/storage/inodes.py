@@ -18,7 +18,8 @@ from sharedfs.fuse.protocol import ROOT_NODE
 from sharedfs.linux import syscalls
 from sharedfs.linux.file_paths import long_path, short_path
 from sharedfs.storage import inode_cost
-from sharedfs.storage.fd_cache import Descriptors, open_for_data
+from sharedfs.storage.data_access import DataAccess
+from sharedfs.storage.fd_cache import Descriptors
 from sharedfs.storage.inode_table import NodeTable
 from sharedfs.storage.journal import PUMP, Journal
 from sharedfs.storage.node import SET_ID_BITS, Node
@@ -44,7 +45,8 @@ class Inodes:
         self.lock = threading.RLock()  # two threads bring the namespace's requests, a third one asks for the feed
         self.slot = (Journal(state) if journal is None else journal).slots[PUMP]
         self.table = NodeTable(state)
-        self._paths = Descriptors(tmpfs.mount_fd, os.O_PATH | os.O_NOFOLLOW, _PATH_DESCRIPTORS)
+        self.access = DataAccess(tmpfs.mount_fd)
+        self._paths = Descriptors(lambda node: self.open(node, os.O_PATH | os.O_NOFOLLOW), _PATH_DESCRIPTORS)
         root = Node(ROOT_NODE, syscalls.name_to_handle(tmpfs.mount_fd, TREE))
         root.lookups = 1  # the kernel never forgets the root
         self.nodes: dict[int, Node] = {ROOT_NODE: root}
@@ -53,6 +55,7 @@ class Inodes:
 
     def close(self) -> None:
         self._paths.make_room()
+        self.access.close()
         self.table.close()
         self.tmpfs.close()
 
@@ -145,8 +148,15 @@ class Inodes:
 
     @contextmanager
     def opened(self, node: Node, flags: int = os.O_RDONLY) -> Iterator[int]:
-        """As `open`, for as long as the block lasts. Safe from any thread."""
-        fd, block = self.open(node, flags), object()
+        """As `open`, for as long as the block lasts, also with access that is kept. Safe from any thread."""
+        try:
+            fd = self.open(node, flags)
+        except PermissionError:
+            kept = self.access.kept(node) if flags == os.O_RDWR else None
+            if kept is None:
+                raise
+            fd = kept
+        block = object()
         self._open_blocks[block] = threading.get_ident()
         try:
             yield fd
@@ -162,10 +172,6 @@ class Inodes:
         while any(block in self._open_blocks for block in blocks) and time.monotonic() < deadline:
             time.sleep(_CLOSING_SECONDS / 100)
         return True
-
-    def open_for_data(self, node: Node) -> int:
-        """A new descriptor of a regular file with all access that its inode flags allow, the caller's to close."""
-        return open_for_data(self.mount_fd, node.handle)
 
     def is_open_elsewhere(self, node: Node) -> bool:
         """Whether any descriptor or mapping of the file is left. Where we cannot look there may be."""
@@ -239,6 +245,7 @@ class Inodes:
 
     def _release(self, inode: int) -> None:
         self._paths.discard(inode)
+        self.access.drop(inode)
         self.nodes.pop(inode, None)
 
 

@@ -200,6 +200,62 @@ def test_an_append_only_file_grows(flagged: Path) -> None:
         os.unlink(flagged)
 
 
+def test_who_had_a_file_open_keeps_its_access(flagged: Path) -> None:
+    """Flags count when a file is opened."""
+    for flags in (IMMUTABLE, APPEND_ONLY):
+        with opened(flagged, os.O_RDWR) as writer:
+            set_flags(flagged, flags)
+            with opened(flagged, os.O_RDONLY) as reader:  # leaves a descriptor with less access, if anything does
+                assert os.pread(reader, 1, 0)
+            assert os.pwrite(writer, b"C", 0) == 1
+            assert os.pread(writer, 7, 0) == b"Content"
+            with opened(flagged.with_name("source"), NEW) as source:
+                os.write(source, b"K")
+                if flags == IMMUTABLE:
+                    with fails(EPERM):
+                        os.copy_file_range(source, writer, 1, 0, 0)
+                else:
+                    assert os.copy_file_range(source, writer, 1, 0, 0) == 1
+                    assert os.pread(writer, 7, 0) == b"Kontent"
+            if flags == IMMUTABLE:
+                os.ftruncate(writer, 9)
+                os.ftruncate(writer, 7)
+                with fails(EPERM):
+                    os.posix_fallocate(writer, 0, 1 << 16)
+            else:
+                with fails(EPERM):
+                    os.ftruncate(writer, 9)
+                os.posix_fallocate(writer, 0, 1 << 16)
+            with fails(EPERM):
+                os.truncate(flagged, 3)
+            with fails(EPERM):
+                os.open(flagged, os.O_WRONLY)
+        set_flags(flagged, 0)
+        flagged.write_bytes(b"content")
+
+
+def test_flags_that_are_taken_away_leave_nothing(flagged: Path) -> None:
+    """A reader that opened it meanwhile stays. A write through O_RDWR went to the end, or failed with EBADF."""
+    for flags in (APPEND_ONLY, IMMUTABLE):
+        set_flags(flagged, flags)
+        with opened(flagged, os.O_RDONLY) as reader:
+            assert os.pread(reader, 7, 0) == b"content"
+            set_flags(flagged, 0)
+            with opened(flagged, os.O_RDWR) as writer:
+                os.pwrite(writer, b"Z", 0)
+                assert os.pread(reader, 100, 0) == b"Zontent"
+                os.ftruncate(writer, 3)
+        flagged.write_bytes(b"content")
+    set_flags(flagged, APPEND_ONLY)
+    with opened(flagged, os.O_WRONLY | os.O_APPEND) as appender:
+        os.write(appender, b"+")
+        set_flags(flagged, 0)
+        with opened(flagged, os.O_RDWR) as writer:
+            os.pwrite(writer, b"Z", 0)
+        os.write(appender, b"-")
+    assert flagged.read_bytes() == b"Zontent+-"
+
+
 def test_unknown_ioctls(place: Path) -> None:
     with opened(place / "f", NEW) as fd:
         for command in (0x5401, 0x80087601, 0xC0045878 + 5):

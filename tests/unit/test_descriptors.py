@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,17 +10,20 @@ from sharedfs.storage.fd_cache import Descriptors
 from sharedfs.storage.node import Node
 
 
+class Opener:
+    """Stands for open_by_handle_at: any descriptor will do. `made` are those that were opened, in order."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def __call__(self, _node: Node) -> int:
+        self.made.append(os.open("/dev/null", os.O_RDONLY))
+        return self.made[-1]
+
+
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Stands for open_by_handle_at: any descriptor will do. The ones that were opened, in order."""
-    made: list[int] = []
-
-    def open_anything(mount_fd: int, handle: bytes, flags: int) -> int:
-        made.append(os.open("/dev/null", os.O_RDONLY))
-        return made[-1]
-
-    monkeypatch.setattr(fd_cache.syscalls, "open_by_handle", open_anything)
-    return made
+def opener() -> Opener:
+    return Opener()
 
 
 def node(inode: int) -> Node:
@@ -36,39 +38,39 @@ def is_open(fd: int) -> bool:
     return True
 
 
-def test_the_oldest_makes_room(opened: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_makes_room(opener: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fd_cache, "_PUT_ASIDE", 2)
-    cache = Descriptors(0, 0, 3)
+    cache = Descriptors(opener, 3)
     first = [cache.get(node(inode)) for inode in (1, 2, 3)]
     assert [cache.get(node(inode)) for inode in (1, 2, 3)] == first
-    assert len(opened) == 3
+    assert len(opener.made) == 3
     cache.get(node(4))
     assert all(map(is_open, first)), "whoever was given the oldest may be at work with it"
     assert cache.get(node(2)) == first[1]
     assert cache.get(node(1)) == first[0], "and may get it back"
-    assert len(opened) == 4
+    assert len(opener.made) == 4
     for inode in (5, 6):
         cache.get(node(inode))
-    assert sum(map(is_open, opened)) == 5, "the one that lost its place first is closed"
+    assert sum(map(is_open, opener.made)) == 5, "the one that lost its place first is closed"
     cache.discard(4)
     cache.discard(4)
     cache.discard(1)
     cache.make_room()
-    assert not any(map(is_open, opened))
+    assert not any(map(is_open, opener.made))
 
 
-def test_room_is_made_for_a_process_without_descriptors(opened: list[int]) -> None:
-    cache = Descriptors(0, 0, 4)
+def test_room_is_made_for_a_process_without_descriptors(opener: Opener) -> None:
+    cache = Descriptors(opener, 4)
     for inode in range(1, 7):
         cache.get(node(inode))
     cache.make_room()
-    assert not any(map(is_open, opened))
+    assert not any(map(is_open, opener.made))
     cache.get(node(6))
-    assert len(opened) == 7
+    assert len(opener.made) == 7
 
 
-def test_discards_from_another_thread(opened: list[int]) -> None:
-    cache = Descriptors(0, 0, 8)
+def test_discards_from_another_thread(opener: Opener) -> None:
+    cache = Descriptors(opener, 8)
     stop = threading.Event()
 
     def discard() -> None:
@@ -86,4 +88,23 @@ def test_discards_from_another_thread(opened: list[int]) -> None:
         stop.set()
         thread.join()
         cache.make_room()
-    assert not any(map(is_open, opened))
+    assert not any(map(is_open, opener.made))
+
+
+def test_a_descriptor_that_is_renewed_keeps_its_number(opener: Opener) -> None:
+    """Whoever was given it goes on with it."""
+    cache = Descriptors(opener, 1)
+    fd = cache.get(node(1))
+    cache._opener = lambda _: os.open("/dev/null", os.O_RDWR)
+    cache.renew(node(1))
+    assert cache.get(node(1)) == fd
+    assert os.write(fd, b"x") == 1
+    assert not os.get_inheritable(fd)
+    cache.get(node(2))
+    cache._opener = opener
+    cache.renew(node(1))  # also where it has lost its place
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(fd, b"x")
+    cache.renew(node(3))
+    cache.make_room()
+    assert not is_open(fd)
