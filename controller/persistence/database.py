@@ -64,6 +64,15 @@ def read_only(path: Path) -> Iterator[sqlite3.Connection | None]:
         raise unusable(path, error) from error
 
 
+def check_version(path: Path, found: int, known: int) -> None:
+    """Raises CallerMistake for a database that a later version has written."""
+    if found > known:
+        raise CallerMistake(
+            f"{path} is of version {found}, this sharedctl reads {known} and earlier: install the later one again, or "
+            f"`mv {path} {path}.later`, and set budgets anew"
+        )
+
+
 def unusable(path: Path, error: sqlite3.Error) -> CallerMistake | HostFault:
     """What is wrong with a database, and what to do, in a line."""
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:  # the rest of the code says more

@@ -20,8 +20,16 @@ from typing import Any
 
 from controller.limits.marks import Mark, Marks
 from controller.limits.types import Budget, Limits, Order
-from controller.persistence.database import check_database, check_place, read_only, unusable
-from controller.persistence.state_schema import LATER_COLUMNS, SCHEMA, check_columns, check_rows, columns_of
+from controller.persistence.database import check_database, check_place, check_version, read_only, unusable
+from controller.persistence.state_schema import (
+    LATER_COLUMNS,
+    SCHEMA,
+    VERSION,
+    check_columns,
+    check_rows,
+    columns_of,
+    version_of,
+)
 from sharedfs.common.errors import HostFault
 from sharedfs.common.paths import CONTROLLER_DATABASE
 from sharedfs.common.units import Part
@@ -65,6 +73,7 @@ def look_up_policy(path: Path) -> tuple[str, str | None] | None:
     with read_only(path) as database:
         if database is None:
             return None
+        check_version(path, version_of(database), VERSION)
         check_columns(database)
         check_rows(database)
         return _policy(database) if columns_of(database, "policy") else None
@@ -95,6 +104,7 @@ class State:
             raise unusable(path, error) from error
         try:
             check_database(self._database)
+            check_version(path, version_of(self._database), VERSION)
             self._database.execute("PRAGMA journal_mode=WAL")
             self._database.execute("PRAGMA synchronous=FULL")
             self._database.executescript(SCHEMA)
@@ -103,9 +113,12 @@ class State:
             self._add_missing_columns()
             check_columns(self._database)
             check_rows(self._database)
-        except sqlite3.Error as error:
+            self._database.execute(f"PRAGMA user_version = {VERSION}")
+        except BaseException as error:
             self._database.close()
-            raise unusable(path, error) from error
+            if isinstance(error, sqlite3.Error):
+                raise unusable(path, error) from error
+            raise
 
     def _add_missing_columns(self) -> None:
         """A journal of a controller that had no limits of swap, or no guard: it never touched any."""

@@ -4,6 +4,8 @@ import json
 import sqlite3
 from contextlib import closing
 
+VERSION = 1
+"""Of the tables (`PRAGMA user_version`); 0 before there was one. Whoever changes what a column means raises it."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS budget (
     tenant TEXT PRIMARY KEY, budget_bytes INTEGER NOT NULL,
@@ -49,6 +51,11 @@ _VALID = {
     "own": "bytes >= 0",
     "need": "bytes >= 0",
 }
+
+
+def version_of(database: sqlite3.Connection) -> int:
+    found: int = database.execute("PRAGMA user_version").fetchone()[0]
+    return found
 
 
 def check_columns(database: sqlite3.Connection) -> None:

@@ -4,6 +4,7 @@ What is written is charged here as the kernel would: pages stay charged when som
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from errno import ENFILE, ENOSPC
@@ -14,7 +15,7 @@ import pytest
 
 from sharedfs.linux.cgroups import CgroupVersion, MemoryHierarchy
 from sharedfs.linux.memory_limits import MemoryLimits, Reading
-from sharedfs.storage import inode_cost
+from sharedfs.storage import inode_cost, room
 from sharedfs.storage.room import RESERVE_BYTES, Room
 from sharedfs.storage.tmpfs import make_tmpfs
 from tests.support.posix import fails
@@ -169,6 +170,13 @@ def test_names_that_are_made_while_another_thread_looks_count(tmp_path: Path, mo
         with fails(ENOSPC):
             make(most)
         assert most - 8 <= next(names) - 1 <= most
+
+
+def test_the_shortcut_counts_the_same_pages_at_a_writes_ends() -> None:
+    """It is compiled, and cannot ask."""
+    source = (Path(room.__file__).parents[1] / "ops" / "fastpath.c").read_text()
+    (pages,) = re.findall(r"^#define EDGE_PAGES (\d+)$", source, re.MULTILINE)
+    assert int(pages) * os.sysconf("SC_PAGESIZE") == room._EDGE_BYTES
 
 
 def test_files_are_opened_until_half_of_the_reserve_is_left(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.persistence.state_schema import VERSION
 from sharedfs.common.errors import HostFault
 from sharedfs.linux.cgroups import CgroupRef, CgroupVersion, find_memory_hierarchy
 from tests.contract.fake_feed import FakePool
@@ -717,6 +718,40 @@ def test_limits_come_back_although_the_database_is_damaged(host: Host) -> None:
     assert "mv " in said
     assert host.limit(a) == 64 * MIB
     assert "on cgroups: 0" in host.ctl("restore", code=2)
+
+
+def test_a_database_of_a_later_version_is_no_damage(host: Host) -> None:
+    """An earlier package must not have its budgets moved away."""
+    host.stop(host.start())
+    database = host.state / "controller.db"
+    with closing(sqlite3.connect(database, isolation_level=None)) as opened:
+        assert opened.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        opened.execute(f"PRAGMA user_version = {VERSION + 1}")
+    for words in (["run", "--check"], ["run"], ["restore"]):
+        said = host.ctl(*words, code=2)
+        assert f"{database} is of version {VERSION + 1}" in said
+        assert "damaged" not in said
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_marks_are_read_as_this_version_and_the_one_before_write_them(host: Host, earlier: bool) -> None:
+    a, b = host.tenant("a", 64 * MIB), host.tenant("b", 64 * MIB)
+    host.pool.files = {"f": [(10 * MIB, (a,))], "g": [(10 * MIB, (b,))]}
+    controller = host.start()
+    wait_until(lambda: host.limit(a) == host.limit(b) == 54 * MIB)
+    host.stop(controller, signal.SIGKILL)
+    for file in host.state.glob("controller.db*"):
+        file.unlink()
+    directory, other = (host.cgroups.hierarchy.directory(tenant.path) for tenant in (a, b))
+    mark = json.loads(os.getxattr(directory, "trusted.sharedfs.limits"))
+    assert mark["found"] == {"max": 64 * MIB, "high": None, "swap": None}
+    assert {"max": 54 * MIB, "high": None, "swap": None} in mark["ours"]
+    if earlier:
+        mark |= {"found": list(mark["found"].values()), "ours": [list(limits.values()) for limits in mark["ours"]]}
+    os.setxattr(directory, "trusted.sharedfs.limits", json.dumps(mark).encode())
+    os.setxattr(other, "trusted.sharedfs.limits", json.dumps(mark | {"found": {"later": 1}}).encode())
+    assert host.ctl("restore") == "limits put back: 1\n", "one that cannot be read is none"
+    assert (host.limit(a), host.limit(b)) == (64 * MIB, 54 * MIB)
 
 
 def test_an_order_that_cannot_be_is_told_with_its_place(host: Host) -> None:
