@@ -49,7 +49,7 @@ class Yielding:
 
 @dataclass(slots=True)
 class _Growth:
-    """What one tenant came to use of one kind of pages. `with_ghost` is `price` with one user more."""
+    """What one tenant came to use of one kind of pages. `price_with_ghost` is `price` with one user more."""
 
     net_bytes: int = 0
     gained_bytes: int = 0

@@ -44,8 +44,6 @@ _ATTR = "QQQqqqIIIIIIIIII"
 ATTR_OUT = Struct("<QII" + _ATTR)
 # fuse_entry_out: nodeid, generation, entry_valid, attr_valid, their nanoseconds, fuse_attr
 ENTRY_OUT = Struct("<QQQQII" + _ATTR)
-# fuse_dirent: ino, off, namelen, type; the name, padded to 8 bytes. A READDIRPLUS reply has fuse_entry_out before each.
-DIRENT = Struct("<QQII")
 
 SETXATTR_ACL_KILL_SGID = 1 << 0
 

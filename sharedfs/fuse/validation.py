@@ -12,8 +12,6 @@ from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.protocol import BODY, Opcode
 from sharedfs.linux.syscalls import LONGEST_NAME_BYTES
 
-_WRITE_IN_BYTES = wire.WRITE_DATA_OFFSET - BODY
-
 # The fields of a request, in bytes. More may follow: structs have grown with the protocol.
 _FIELDS: dict[int, int] = {
     Opcode.FORGET: names.FORGET_IN.size,

@@ -250,11 +250,6 @@ class Cells:
         return self._entry_count - len(self._free_entries)
 
     @property
-    def mixed_chunks(self) -> int:
-        """Those that have cells. O(1)."""
-        return sum(slots.used for slots in self._slots.values())
-
-    @property
     def used_bytes(self) -> int:
         """The entries of chunks, and the cells of those that have some. O(1)."""
         return self.chunks * ENTRY_BYTES + sum(slots.used * slots.bytes_each for slots in self._slots.values())

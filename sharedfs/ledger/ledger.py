@@ -14,7 +14,7 @@ ledger that is made over the storage of one that was killed, at whatever instant
 that returned is in them; of one that did not, each page has it or has it not, and doing it again completes it. All byte
 counts are counted again from the page maps.
 
-Classes are bounded, for a tenant could make a million of them: see `class_bound`.
+Classes are bounded, for a tenant could make a million of them: see `class_limit`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ class Ledger(LedgerView):
     """The books of one pool: the operations. What they are asked is in `LedgerView`.
 
     `page_bytes`: the kernel's page size. `storage`: where the books live, in memory of their own by default.
-    `spare_ids`: dead class ids that are never worth a compaction; `most_classes`: see `class_bound`; small in tests.
+    `spare_ids`: dead class ids that are never worth a compaction; `most_classes`: see `class_limit`; small in tests.
     `tidies_itself`: within the operation that makes it necessary, as long as that takes. Otherwise whoever has the
     ledger calls `tidy_some` after operations, in pieces, and until then only what is kept is more than it has to be.
     Methods raise ValueError, and change nothing, for a range that is not one (see `check_range`). HostFault of the
@@ -287,7 +287,7 @@ class Ledger(LedgerView):
     def tidy_some(self) -> bool:
         """Do a piece of what the books do for themselves (`tidying`), a millisecond or two; False when all is done.
 
-        No answer is another one afterwards, but where there are too many classes (`class_bound`).
+        No answer is another one afterwards, but where there are too many classes (`class_limit`).
         """
         return self._tidying.step()
 

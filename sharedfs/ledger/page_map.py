@@ -1,7 +1,7 @@
 """The pages of one file: four bytes a page that say which sharing class it is in, or none where neighbours are alike.
 
 A file is a table of chunks, as the kernel's page tables are, because files are sparse: one byte written at offset 2^62
-must not cost more than its page. A chunk holds raw ids (see `sharing_table`), grown page by page and cut after its last
+must not cost more than its page. A chunk holds raw ids (see `class_table`), grown page by page and cut after its last
 resident page; a chunk without one is not there. While all pages of a chunk are alike, as most are, it is one entry of
 24 bytes; otherwise it has a slot with four bytes a page (see `cells`). So a map takes of any file at most
 PAGES_PER_CHUNK * 4 bytes, one page, for each resident page.

@@ -2,7 +2,7 @@
 
 Classes that have changed get their keys (`SharingTable.settle`). When ids have become many, page maps that have dead
 ones are written anew and the ids are free again. When there are too many classes, the books get coarser
-(`class_bound`). A log that is mostly history is written anew. Between two pieces anything may happen to the books, and
+(`class_limit`). A log that is mostly history is written anew. Between two pieces anything may happen to the books, and
 they are right at any moment: what is dead when a compaction begins is in no page map that is written afterwards.
 """
 

@@ -7,10 +7,12 @@
  * What is not answered has had no effect, so Python (sharedfs/ops/data.py, name_dispatch.py) can do it from the start: whatever is
  * rare, new or an error is written once, there. Both ways pass the same tests.
  *
- * It has no state of its own but counters. The dicts are Python's, and so are the books: everything here holds the
- * GIL but while it waits for a request and while it copies much.
+ * It knows nothing that must outlive a request: counters, when it may sleep, where the last write ended. The dicts are
+ * Python's, and so are the books: everything here holds the GIL but while it waits for a request and while it copies
+ * much.
  *
- * Layouts are those of linux/fuse.h; the numbers that Python has too are handed over by it (see `FastPath.__init__`).
+ * Layouts are those of linux/fuse.h. Numbers that Python has too are handed over by it (see `FastPath.__init__`), but
+ * for EDGE_PAGES, which tests hold to sharedfs/storage/room.py.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -37,7 +39,7 @@
 /* Who was away this long in sched_yield() was in somebody's way: then to wait is better than to look. */
 #define IN_THE_WAY_NS 20000
 #define SLEEP_AT_ONCE_NS 2000000
-/* Bytes of the pages that a write touches beyond its own, one at each end, as sharedfs/storage/room.py counts them. */
+/* Pages that a write touches beyond its own, one at each end, as sharedfs/storage/room.py counts them. */
 #define EDGE_PAGES 2
 /* A write makes no more pages than it has bytes for and one at each end. */
 #define EDGES_BYTES (2 * (64 << 10))

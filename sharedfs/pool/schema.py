@@ -1,7 +1,8 @@
 """The version of what outlives a daemon, so that a package that cannot read it is refused before it takes over.
 
-It covers the files of the state (journal, requests in hand, inodes, moved pages, books), the messages between keeper
-and daemon, and the names of modules that these start. A file of the state tells it:
+It covers the files of the state (INIT, options in force, the mount, journal and deaths, requests in hand, inodes and
+their makers, moved pages, books), the messages between keeper and daemon, and the names of modules that these start. A
+file of the state tells it:
 
     {"version": 3, "leaves": [1, 2, 3]}     what is there, and what the running daemon can make of it as it hands over
 
