@@ -1,3 +1,5 @@
 """sharedfs: a shared scratch filesystem whose pages are paid for by those who use them."""
 
-__version__ = "0.1.0"
+from sharedfs.common import version
+
+__version__ = version.VERSION

@@ -6,12 +6,12 @@ It asks the pools' daemons, and needs no controller. It prints each difference, 
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
 
 import click
 
 from sharedfs.api import unix_client
+from sharedfs.api.types import AuditDifference, AuditPage
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
 from sharedfs.common.terminal import print_table, say
@@ -29,7 +29,10 @@ class AuditedPool:
     files: int
     resident_bytes: int
     repaired: int
-    differences: list[dict[str, Any]]
+    differences: list[AuditDifference]
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(replace(self, differences=[])) | {"differences": [one.model_dump() for one in self.differences]}
 
 
 def run(pools: Sequence[str], *, repair: bool, as_json: bool) -> bool:
@@ -40,7 +43,7 @@ def run(pools: Sequence[str], *, repair: bool, as_json: bool) -> bool:
             raise CallerMistake(f"there is no pool {pool!r}: `sharedfs status` lists {', '.join(there)}")
     audited = [_audit(pool, repair=repair) for pool in pools or there]
     if as_json:
-        click.echo(json.dumps({"pools": [asdict(pool) for pool in audited]}, indent=2))
+        click.echo(json.dumps({"pools": [pool.as_json() for pool in audited]}, indent=2))
     else:
         _show(audited)
     return not any(pool.differences for pool in audited)
@@ -56,12 +59,12 @@ def _all_pools() -> list[str]:
 
 def _audit(pool: str, *, repair: bool) -> AuditedPool:
     files = pages = repaired = 0
-    differences: list[dict[str, Any]] = []
+    differences: list[AuditDifference] = []
     for part in _parts(pool, repair=repair):
-        files += part["files"]
-        pages += part["pages"]
-        repaired += part["repaired"]
-        differences += part["differences"]
+        files += part.files
+        pages += part.pages
+        repaired += part.repaired
+        differences += part.differences
         if sys.stderr.isatty():
             click.echo(f"\r{pool}: {files:,} files", nl=False, err=True)
     if sys.stderr.isatty():
@@ -71,7 +74,7 @@ def _audit(pool: str, *, repair: bool) -> AuditedPool:
     )
 
 
-def _parts(pool: str, *, repair: bool) -> Iterator[dict[str, Any]]:
+def _parts(pool: str, *, repair: bool) -> Iterator[AuditPage]:
     after: int | None = 0
     while after is not None:
         query = {"after": str(after), "repair": str(repair).lower()}
@@ -85,14 +88,14 @@ def _parts(pool: str, *, repair: bool) -> Iterator[dict[str, Any]]:
             raise HostFault(f"the daemon of pool {pool} is of an older version: `sharedfs reload` renews it")
         if not answer.is_success:
             raise HostFault(f"pool {pool} cannot be audited ({answer.status}): {paths.daemon_log(pool)} may say why")
-        part = json.loads(answer.content)
+        part = AuditPage.model_validate_json(answer.content)
         yield part
-        after = part["next_after"]
+        after = part.next_after
 
 
 def _show(audited: Sequence[AuditedPool]) -> None:
     rows = [
-        (pool.pool, one["path"] or f"(inode {one['inode']})", _pages(one), one["books"], one["kernel"])
+        (pool.pool, one.path or f"(inode {one.inode})", _pages(one), one.books, one.kernel)
         for pool in audited
         for one in pool.differences
     ]
@@ -104,6 +107,6 @@ def _show(audited: Sequence[AuditedPool]) -> None:
         say(f"{pool.pool}: {pool.files:,} files, {format_size(pool.resident_bytes)}: {told}{mended}")
 
 
-def _pages(one: dict[str, Any]) -> str:
-    first, last = one["first_page"], one["last_page"]
+def _pages(one: AuditDifference) -> str:
+    first, last = one.first_page, one.last_page
     return str(first) if first == last else f"{first}-{last}"

@@ -45,10 +45,10 @@ from controller.service.ordered_policy import ordered_policy
 from controller.service.settling import Settling
 from controller.service.snapshot import Snapshot
 from controller.settlement.what_if import what_if_exit
-from sharedfs import __version__
 from sharedfs.api.types import UnclaimedPage
 from sharedfs.common.errors import CallerMistake, HostFault
 from sharedfs.common.units import parse_part
+from sharedfs.common.version import VERSION
 from sharedfs.linux.cgroups import CgroupRef, raw_path, readable
 
 Told = TypeVar("Told")
@@ -283,7 +283,7 @@ class Controller:
     def health(self) -> Health:
         snapshot = self.settling.snapshot
         return Health(
-            version=__version__,
+            version=VERSION,
             settlements=0 if snapshot is None else snapshot.number,
             pools=() if snapshot is None else snapshot.pool_answers,
             dry_run=self._settler.dry_run,

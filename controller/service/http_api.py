@@ -29,9 +29,9 @@ from controller.limits.types import Budget
 from controller.service.controller import Controller
 from controller.service.feed_client import FilePath
 from controller.service.long_answers import LongAnswer
-from sharedfs import __version__
 from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault
 from sharedfs.common.units import UNLIMITED_BYTES
+from sharedfs.common.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class PolicyOrder(_Body):
 
 
 def make_api(controller: Controller) -> FastAPI:
-    api = FastAPI(title="sharedfs controller", version=__version__, docs_url=None, redoc_url=None)
+    api = FastAPI(title="sharedfs controller", version=VERSION, docs_url=None, redoc_url=None)
 
     _add_questions(api, controller)
     _add_orders(api, controller)

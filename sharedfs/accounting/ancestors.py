@@ -19,7 +19,7 @@ FIRST_SECONDS = 5.0
 """So long counts what was read of a limit when a tenant came, while the controller says nothing of it."""
 RENEWAL_SECONDS = 1.0
 """So long count earlier marks when the controller tells new ones: what is not among these has no mark any more."""
-_LOOKED_AT_CLASSES = 1024
+LOOKED_AT_CLASSES = 1024
 _LOOKED_AT_TENANTS = 64
 
 
@@ -159,7 +159,7 @@ class AncestorAllowances:
             mark.until_bytes is not None
             and mark.looked_at != self._ledger.sequence
             and len(below) <= _LOOKED_AT_TENANTS
-            and sum(self._ledger.classes_of(tenant) for tenant in below) <= _LOOKED_AT_CLASSES
+            and sum(self._ledger.classes_of(tenant) for tenant in below) <= LOOKED_AT_CLASSES
         ):
             mark.looked_at = self._ledger.sequence
             share = sum(even_shares(self._ledger.holdings_of_tenant(tenant)).get(tenant, 0) for tenant in below)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from errno import EDQUOT
 from os import strerror
 
-from sharedfs.accounting.ancestors import RENEWAL_SECONDS, AncestorAllowances
+from sharedfs.accounting.ancestors import LOOKED_AT_CLASSES, RENEWAL_SECONDS, AncestorAllowances
 from sharedfs.accounting.caps import Caps
 from sharedfs.common.headroom import DEFAULT_ROOM
 from sharedfs.common.units import UNLIMITED_BYTES
@@ -29,7 +29,6 @@ from sharedfs.ledger.ledger import Ledger
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux.memory_limits import Reading
 
-LOOKED_AT_CLASSES = 1024
 """Of a tenant that has used its allowance up: a millisecond."""
 _NEVER = float("-inf")
 

@@ -30,8 +30,9 @@ def controller_socket() -> Path:
     return run_directory() / "controller.sock"
 
 
-FEED_SOCKET, POOL_RECORD = "feed.sock", "pool.json"
+FEED_SOCKET, POOL_RECORD, POOL_RECORD_DRAFT, POOL_LOCK = "feed.sock", "pool.json", "pool.new", "lock"
 """In a pool's directory."""
+_DAEMON_LOG = "daemon.log"
 CONTROLLER_DATABASE = "controller.db"
 """In the state directory: the controller's journal."""
 
@@ -68,12 +69,13 @@ def pool_directory(name: str) -> Path:
 
 
 def daemon_log(name: str) -> Path:
-    return pool_directory(name) / "daemon.log"
+    return pool_directory(name) / _DAEMON_LOG
 
 
 def is_of_a_pool(file: str) -> bool:
     """Whether a name in a pool's directory is one that sharedfs makes there (see above), or a draft of one."""
-    return file in ("lock", "daemon.log", POOL_RECORD, "pool.new", FEED_SOCKET) or file.startswith(f".{FEED_SOCKET}.")
+    known = (POOL_LOCK, _DAEMON_LOG, POOL_RECORD, POOL_RECORD_DRAFT, FEED_SOCKET)
+    return file in known or file.startswith(f".{FEED_SOCKET}.")
 
 
 def feed_socket(name: str) -> Path:

@@ -12,7 +12,6 @@ from contextlib import suppress
 
 from fastapi import FastAPI, HTTPException, Response
 
-from sharedfs import __version__
 from sharedfs.accounting.books import Books
 from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import (
@@ -37,6 +36,7 @@ from sharedfs.api.types import (
     UsersOfFile,
 )
 from sharedfs.common.errors import CallerMistake
+from sharedfs.common.version import VERSION
 from sharedfs.daemon.named_files import find_named
 from sharedfs.daemon.ownership import NoSuchName, Ownership
 from sharedfs.ledger.holdings import even_shares
@@ -64,7 +64,7 @@ def make_feed(
 
     `unclaimed` lists files that nobody uses, beyond an inode number; it is called in a thread.
     """
-    app = FastAPI(title=f"sharedfs pool {name}", version=__version__, docs_url=None, redoc_url=None)
+    app = FastAPI(title=f"sharedfs pool {name}", version=VERSION, docs_url=None, redoc_url=None)
 
     @app.get("/v1/status")
     def get_status(knows: int = 0) -> Response:

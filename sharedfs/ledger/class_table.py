@@ -16,6 +16,8 @@ from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.storage import Log, MemoryLog, Record
 from sharedfs.ledger.tenant import NOBODY, TenantId
 
+UNIT = "unit"
+"""Of the log: a file has another unit of accounting."""
 _TABLE, _PART, _BEHIND, _CLASS, _SETTLE, _FREE = "table", "part", "behind", "class", "settle", "free"
 _CLASSES_OF_A_RECORD = 64
 _ALIASES_OF_A_RECORD = 4096

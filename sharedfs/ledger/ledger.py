@@ -23,7 +23,7 @@ from itertools import chain
 from sharedfs.common.errors import BrokenInvariant
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK, Cells
 from sharedfs.ledger.class_limit import MOST_CLASSES, ClassBound, whole_units
-from sharedfs.ledger.class_table import SharingTable
+from sharedfs.ledger.class_table import UNIT, SharingTable
 from sharedfs.ledger.class_view import ABSENT
 from sharedfs.ledger.ledger_view import LedgerStatistics, LedgerView
 from sharedfs.ledger.page_map import Move
@@ -44,7 +44,7 @@ from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.ledger.tidying import Tidying
 from sharedfs.ledger.told_mappings import Told, ToldMappings
 
-_OPENED, _UNIT = "opened", "unit"
+_OPENED = "opened"
 _SEQUENCES_PER_OPENING = 1 << 40
 _TIMES_TOO_MANY = 4
 """So many times the bound on classes there are ids of these at most, whoever tidies the books up."""
@@ -366,7 +366,7 @@ class Ledger(LedgerView):
 
     def _forget(self, file: int) -> None:
         if self._files[file].unit_pages > 1:
-            self._log.append((_UNIT, file, 1))
+            self._log.append((UNIT, file, 1))
         self._files.remove(file)
         self._told.forget_file(file)
 
@@ -380,7 +380,7 @@ class Ledger(LedgerView):
             match record:
                 case [str(tag), int(number)] if tag == _OPENED:
                     self._openings = number + 1
-                case [str(tag), file, unit_pages] if tag == _UNIT:
+                case [str(tag), file, unit_pages] if tag == UNIT:
                     units[file] = unit_pages
                 case _ if not self._table.replay(record):
                     raise BrokenInvariant(f"I7: the log of the books has a record that nothing explains: {record}")
@@ -401,7 +401,7 @@ class Ledger(LedgerView):
 
     def _dump(self, table: Iterable[Record] | None = None) -> Iterator[Record]:
         """What the log is to say instead of all that it says; `table`: of the classes."""
-        units = [(_UNIT, *unit) for unit in self._files.units.items()]
+        units = [(UNIT, *unit) for unit in self._files.units.items()]
         return chain([(_OPENED, self._openings)], self._table.dump() if table is None else table, units)
 
 

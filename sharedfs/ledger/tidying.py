@@ -12,7 +12,7 @@ import numpy as np
 
 from sharedfs.ledger.chunks import PAGES_PER_CHUNK
 from sharedfs.ledger.class_limit import ClassBound
-from sharedfs.ledger.class_table import SharingTable
+from sharedfs.ledger.class_table import UNIT, SharingTable
 from sharedfs.ledger.page_map import Move
 from sharedfs.ledger.page_maps import PageMaps
 from sharedfs.ledger.page_ranges import batched
@@ -25,8 +25,6 @@ IDS_AT_ONCE = 256
 FILES_AT_ONCE = 256
 CHUNKS_AT_ONCE = 4
 PAGES_AT_ONCE = 64  # that may be of as many classes
-
-_UNIT = "unit"
 
 
 class Tidying:
@@ -99,7 +97,7 @@ class Tidying:
     def coarsening(self, file: int, unit_pages: int) -> Iterator[None]:
         pages = self._files[file]
         self._files.set_unit(file, min(unit_pages, PAGES_PER_CHUNK))
-        self._log.append((_UNIT, file, pages.unit_pages))
+        self._log.append((UNIT, file, pages.unit_pages))
         at_once = max(PAGES_AT_ONCE, pages.unit_pages)
         for index in pages.chunks():
             for first_page in range(index * PAGES_PER_CHUNK, (index + 1) * PAGES_PER_CHUNK, at_once):

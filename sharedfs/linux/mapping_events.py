@@ -18,7 +18,7 @@ from typing import NamedTuple
 from sharedfs.common.errors import HostFault
 from sharedfs.common.units import PAGE_BYTES
 from sharedfs.linux import syscalls
-from sharedfs.linux.perf_events import online_cpus
+from sharedfs.linux.perf_events import DATA_HEAD, DATA_TAIL, online_cpus
 
 RING_BYTES = 512 << 10
 """Of a CPU: some 5,000 records."""
@@ -29,7 +29,6 @@ _ATTR = struct.Struct("<IIQQQQQI")
 _ATTR_BYTES = 112
 _TYPE_SOFTWARE, _SW_DUMMY = 1, 9
 _WATERMARK, _MMAP_DATA, _MMAP2 = 1 << 14, 1 << 17, 1 << 23
-_HEAD, _TAIL = slice(1024, 1032), slice(1032, 1040)  # data_head and data_tail of perf_event_mmap_page
 # struct perf_event_header, then pid, tid, addr, len, pgoff (in bytes), maj, min, ino
 _RECORD = struct.Struct("<IHHIIQQQIIQ")
 _DEVICE, _DEVICE_OFFSET = struct.Struct("<II"), 40
@@ -106,10 +105,10 @@ class MappingEvents:
 
 def _taken(ring: mmap.mmap) -> bytes:
     """The text of the records that are in a ring; there is room for others then."""
-    head, tail = int.from_bytes(ring[_HEAD], "little"), int.from_bytes(ring[_TAIL], "little")
+    head, tail = int.from_bytes(ring[DATA_HEAD], "little"), int.from_bytes(ring[DATA_TAIL], "little")
     if head == tail:
         return b""
     start, end = mmap.PAGESIZE + tail % RING_BYTES, mmap.PAGESIZE + head % RING_BYTES
     text = ring[start:end] if start < end else ring[start:] + ring[mmap.PAGESIZE : end]
-    ring[_TAIL] = head.to_bytes(8, "little")
+    ring[DATA_TAIL] = head.to_bytes(8, "little")
     return text

@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from sharedfs.common.errors import HostFault
 from sharedfs.common.units import PAGE_BYTES
+from sharedfs.linux.pagemap import ENTRY_PRESENT
 
 _WINDOW_BYTES = 256 << 20  # mapped at a time: bounds the page tables that we take
 _SEARCHED_BYTES = 2 << 30  # up to this a file is looked at from end to end, holes and all
 _MADV_POPULATE_READ = 22
-_PRESENT = np.uint64(1 << 63)
 _FRAME_MASK = np.uint64((1 << 55) - 1)
 _ENTRY_BYTES = 8
 _SAME_READ_FRAMES = 64  # frames that lie closer than this are read at once: least time for files in pieces and whole
@@ -109,7 +109,7 @@ class PageCharges:
             _populate(window, first * PAGE_BYTES, (end - first) * PAGE_BYTES)
         raw = os.pread(self._pagemap, len(resident) * _ENTRY_BYTES, address // PAGE_BYTES * _ENTRY_BYTES)
         entries = np.frombuffer(raw, dtype="<u8")
-        pages = np.flatnonzero(entries & _PRESENT)
+        pages = np.flatnonzero(entries & ENTRY_PRESENT)
         frames = (entries[pages] & _FRAME_MASK).astype(np.int64)
         if len(frames) and not frames.any():
             raise HostFault("/proc/self/pagemap shows no frame numbers: CAP_SYS_ADMIN is missing")

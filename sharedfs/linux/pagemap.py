@@ -24,7 +24,7 @@ _WALK_END_FIELD = 4
 _PAGE_IS_FILE, _PAGE_IS_PRESENT = 1 << 2, 1 << 3
 _REGIONS_PER_CALL = 4096
 
-_ENTRY_PRESENT, _ENTRY_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
+ENTRY_PRESENT, _ENTRY_FILE = np.uint64(1 << 63), np.uint64(1 << 61)
 _ENTRIES_PER_READ = 1 << 18  # 2 MiB of pagemap are 1 GiB of memory
 
 AddressRanges = NDArray[np.int64]
@@ -77,7 +77,7 @@ class PagemapReader:
             pages = (min(chunk_start + step, end) - chunk_start) // PAGE_BYTES
             raw = os.pread(pagemap_fd, pages * 8, chunk_start // PAGE_BYTES * 8)
             entries = np.frombuffer(raw, dtype="<u8")
-            wanted = _ENTRY_PRESENT | _ENTRY_FILE
+            wanted = ENTRY_PRESENT | _ENTRY_FILE
             present = (entries & wanted) == wanted
             edges = np.flatnonzero(np.diff(present.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
             found.append(chunk_start + edges * PAGE_BYTES)

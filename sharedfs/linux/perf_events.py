@@ -27,7 +27,7 @@ _TYPE_TRACEPOINT = 2
 # bare headers), read_format, flags, wakeup_events, bp_type, bp_addr
 _ATTR = struct.Struct("<IIQQQQQIIQ")
 _RING_BYTES = 2 * mmap.PAGESIZE  # the page that has the head, and one of records
-_DATA_HEAD = slice(1024, 1032)  # perf_event_mmap_page.data_head
+DATA_HEAD, DATA_TAIL = slice(1024, 1032), slice(1032, 1040)  # of struct perf_event_mmap_page
 
 
 class TaskEvents:
@@ -64,7 +64,7 @@ class TaskEvents:
         ring = mmap.mmap(first, _RING_BYTES, mmap.MAP_SHARED, mmap.PROT_READ)
         for fd in others:
             fcntl.ioctl(fd, _IOC_SET_OUTPUT, first)
-        return memoryview(ring)[_DATA_HEAD].cast("Q")
+        return memoryview(ring)[DATA_HEAD].cast("Q")
 
     def _open(self, cpu: int, tracepoint: int) -> int:
         attr = _ATTR.pack(_TYPE_TRACEPOINT, _ATTR.size, tracepoint, 1, 0, 0, 0, 0, 0, 0)

@@ -13,7 +13,6 @@ from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake
 from sharedfs.common.trusted_paths import open_trusted
 
-_LOCK = "lock"
 _ADVICE = "choose a SHAREDFS_RUN_DIR that only root can change, or another name"
 
 # struct flock for the whole file: l_type, l_whence, l_start, l_len, l_pid
@@ -40,7 +39,7 @@ def claim(name: str) -> int:
             if directory.is_symlink():
                 raise CallerMistake(f"{directory} is a symbolic link: {_ADVICE}")
             os.close(open_trusted(directory, _ADVICE))
-            lock = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            lock = os.open(directory / paths.POOL_LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             continue  # a keeper that ends took its directory away meanwhile
         try:
@@ -56,7 +55,7 @@ def claim(name: str) -> int:
 def is_claimed(name: str) -> bool:
     """Whether somebody serves the pool `name`. Looks without getting in anybody's way."""
     try:
-        fd = os.open(paths.pool_directory(name) / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(paths.pool_directory(name) / paths.POOL_LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
@@ -74,7 +73,7 @@ def forget(name: str) -> None:
         return  # it is gone, or was never made by sharedfs
     try:
         # The lock goes last: as long as it is there, nobody else begins to serve the name.
-        for file in sorted(os.listdir(directory), key=_LOCK.__eq__):
+        for file in sorted(os.listdir(directory), key=paths.POOL_LOCK.__eq__):
             if paths.is_of_a_pool(file):
                 with suppress(OSError):
                     os.unlink(file, dir_fd=directory)

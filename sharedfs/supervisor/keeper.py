@@ -73,7 +73,7 @@ def _write_record(options: PoolOptions, cgroup: PoolCgroup, device: tuple[int, i
         "removable_cgroups": cgroup.removable,
         "device": device,
     }
-    draft = paths.pool_record(options.name).with_suffix(".new")
+    draft = paths.pool_directory(options.name) / paths.POOL_RECORD_DRAFT
     draft.unlink(missing_ok=True)
     with draft.open("x", encoding="utf-8") as file:
         file.write(json.dumps(record, indent=2) + "\n")
