@@ -19,8 +19,8 @@ from sharedfs.common.errors import HostFault
 from sharedfs.ledger.storage import REGION_BYTES, LedgerStorage, Record
 from sharedfs.linux import syscalls
 from sharedfs.linux.syscalls import STAT_BLOCK_BYTES
+from sharedfs.pool.schema import StateFile
 
-DIRECTORY = "books"
 _FORMAT = ["sharedfs books", 1]
 _LEAST_BACKING_BYTES = 64 << 10
 _OVERGROWN_BYTES = 64 << 10
@@ -144,8 +144,8 @@ class BooksState:
 
     def __init__(self, state_fd: int) -> None:
         with suppress(FileExistsError):
-            os.mkdir(DIRECTORY, 0o700, dir_fd=state_fd)
-        self._fd = os.open(DIRECTORY, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=state_fd)
+            os.mkdir(StateFile.BOOKS, 0o700, dir_fd=state_fd)
+        self._fd = os.open(StateFile.BOOKS, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=state_fd)
         entries, short, long = (FileRegion(self._fd, name) for name in ("entries", "short", "long"))
         classes, self.tenants = (FileLog(self._fd, name) for name in ("classes", "tenants"))
         self._parts = (entries, short, long, classes, self.tenants)

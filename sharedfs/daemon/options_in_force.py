@@ -10,10 +10,9 @@ from sharedfs.common.units import format_size
 from sharedfs.linux.mount_flags import atime_attributes
 from sharedfs.pool.handoff import Start
 from sharedfs.pool.options import PoolOptions, check_changes, check_unclaimed, parse, written
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage.state_files import StateFiles
 from sharedfs.storage.tmpfs import PrivateTmpfs
-
-_OPTIONS_FILE = "options"  # of the state
 
 
 class OptionsInForce:
@@ -21,7 +20,7 @@ class OptionsInForce:
 
     def __init__(self, start: Start, state: StateFiles) -> None:
         self._state = state
-        words = state.read(_OPTIONS_FILE).decode() or start.options
+        words = state.read(StateFile.OPTIONS).decode() or start.options
         self._now = parse(words, 0).options(start.mountpoint, start.name, 0)
 
     def now(self) -> PoolOptions:
@@ -52,4 +51,4 @@ class OptionsInForce:
             ) from error
         tmpfs.room.resize(changed.size_bytes)
         self._now = changed
-        self._state.write(_OPTIONS_FILE, written(changed).encode())
+        self._state.write(StateFile.OPTIONS, written(changed).encode())

@@ -5,9 +5,8 @@ from contextlib import suppress
 from sharedfs.common.errors import HostFault
 from sharedfs.linux import syscalls
 from sharedfs.linux.mountinfo import Mount, mount_at
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage.state_files import StateFiles
-
-_DEVICE_FILE = "device"  # of the state
 
 
 class OwnMount:
@@ -19,14 +18,14 @@ class OwnMount:
         self.device = self._find_device(state)
 
     def _find_device(self, state: StateFiles) -> tuple[int, int]:
-        known = state.read(_DEVICE_FILE)
+        known = state.read(StateFile.DEVICE)
         if known:
             major, minor = known.split()
             return int(major), int(minor)
         mount = mount_at(self._mountpoint)
         if mount is None:
             raise HostFault(f"{self._mountpoint} is not mounted any more")
-        state.write(_DEVICE_FILE, b"%d %d" % mount.device)
+        state.write(StateFile.DEVICE, b"%d %d" % mount.device)
         return mount.device
 
     def find(self) -> Mount | None:

@@ -46,7 +46,7 @@ from sharedfs.pool import lock, schema, spill_directory
 from sharedfs.pool.cgroup import NEVER_KILLED, oom_score_adj
 from sharedfs.pool.handoff import HANDED_OVER, Start
 from sharedfs.pool.options import PoolOptions
-from sharedfs.pool.schema import Held, Word
+from sharedfs.pool.schema import Held, StateFile, Word
 from sharedfs.storage.fault_injection import Faults, faults_of
 from sharedfs.storage.in_hand import InHand
 from sharedfs.storage.journal import Journal
@@ -63,7 +63,6 @@ _SWITCH_SECONDS = 0.0005
 _NOTIFYING_SECONDS = 10.0  # which a notification may wait for the answers to tenants' requests
 _LEAVING_SECONDS = 0.1  # which the request that is being answered may take; or it waits for what we hold
 _LOG_FD = 2
-_INIT_FILE = "init"  # of the state: the kernel's INIT request
 
 
 class Pool:
@@ -139,7 +138,7 @@ class Pool:
             events=events,
             faults=faults,
             in_hand=self.in_hand,
-            on_init=lambda request: self.state.write(_INIT_FILE, request),
+            on_init=lambda request: self.state.write(StateFile.INIT, request),
             restarts=self._start.restarts,
             pool_inode=self.cgroup.inode,
             remembered=remembered,
@@ -168,7 +167,7 @@ class Pool:
     def _resume(self) -> None:
         """Take over a connection: what another daemon left undone is ended, what it did not answer is asked again."""
         journal = self._journal
-        init_request = self.state.read(_INIT_FILE) or _init_in(journal.request)
+        init_request = self.state.read(StateFile.INIT) or _init_in(journal.request)
         if not init_request:
             return  # the kernel's very first request was not read yet
         self.parts.channel.resume(init_request)

@@ -38,6 +38,31 @@ _FILE = "version"
 _FIRST = 1
 
 
+class StateFile(StrEnum):
+    """What is in the directory of the state. Requests in hand have files besides (`storage/in_hand.py`)."""
+
+    INIT = "init"
+    """The kernel's INIT request."""
+    OPTIONS = "options"
+    """Those in force, as mount(8) words them."""
+    DEVICE = "device"
+    """The numbers of the mount's device, as text."""
+    JOURNAL = "journal"
+    REQUEST = "request"
+    """What the pump reads into."""
+    DEATHS = "deaths"
+    GENERATIONS = "generations"
+    NODES = "nodes"
+    """The words of inodes: `storage/node_words.py`."""
+    MAKERS = "makers"
+    PUNCHED = "punched"
+    FILLED = "filled"
+    BOOKS = "books"
+    """A directory: `accounting/persistence.py`."""
+    FAULTS = "faults"
+    """Of tests: where a daemon is to die."""
+
+
 class Held(StrEnum):
     """The descriptors that keepers hold for daemons, and service managers for keepers, by name."""
 

@@ -7,6 +7,7 @@ import os
 import signal
 from enum import IntEnum
 
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage.state_files import StateFiles
 
 VARIABLE = "SHAREDFS_FAULTS"
@@ -14,7 +15,6 @@ HIDDEN_FEATURES_VARIABLE = "SHAREDFS_HIDDEN_FEATURES"
 """INIT flags, in hexadecimal, that the kernel is taken not to have: how an older one is tried on a newer."""
 HIDDEN_COLLAPSE_VARIABLE = "SHAREDFS_HIDDEN_COLLAPSE"
 """Files that nobody uses are moved as on a kernel that collapses no pages."""
-FILE = "faults"
 _BYTES = 4096
 
 
@@ -62,7 +62,7 @@ class Faults:
     """The armed point; each kills once, unless it is to do so again."""
 
     def __init__(self, state: StateFiles) -> None:
-        self._armed = memoryview(state.map(FILE, _BYTES)).cast("Q")
+        self._armed = memoryview(state.map(StateFile.FAULTS, _BYTES)).cast("Q")
 
     def reached(self, opcode: int, point: Point) -> None:
         armed = self._armed[0]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from sharedfs.common.errors import HostFault
 from sharedfs.linux import syscalls
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage.state_files import StateFiles
 
 # struct file_handle of tmpfs: handle_bytes, handle_type; generation, inode number
@@ -109,9 +110,9 @@ class NodeTable:
     """Generations and words by inode number. Every store is one that a kill leaves done or undone."""
 
     def __init__(self, state: StateFiles) -> None:
-        self._generations = _Array(state, "generations", "I", 1)
-        self._words = _Array(state, "nodes", "Q", 2)
-        self._makers = _Array(state, "makers", "I", 1)
+        self._generations = _Array(state, StateFile.GENERATIONS, "I", 1)
+        self._words = _Array(state, StateFile.NODES, "Q", 2)
+        self._makers = _Array(state, StateFile.MAKERS, "I", 1)
         self.made_by: dict[int, int] = {}
         """How many inodes there are by the number of the tenant that made them; of others it is not known."""
         self.makings = 0

@@ -23,13 +23,13 @@ from struct import Struct
 from typing import NamedTuple
 
 from sharedfs.fuse import protocol as wire
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage.fault_injection import Faults, Point
 from sharedfs.storage.node_words import Words
 from sharedfs.storage.state_files import StateFiles
 
 SLOTS = 5  # the request pump's, and one for each thread of the slow lane
 PUMP = 0
-_FILE, _REQUEST_FILE, _DEATHS_FILE = "journal", "request", "deaths"
 _DEATHS_BYTES = 4096
 _PUT_OFF = 2  # the place in the file of deaths of the number of a request that is answered later than it was read
 
@@ -308,11 +308,11 @@ class Journal:
     """The slots, and the place that requests are read into."""
 
     def __init__(self, state: StateFiles, faults: Faults | None = None) -> None:
-        memory = memoryview(state.map(_FILE, SLOTS * _SLOT_BYTES))
+        memory = memoryview(state.map(StateFile.JOURNAL, SLOTS * _SLOT_BYTES))
         parts = [memory[start : start + _SLOT_BYTES] for start in range(0, SLOTS * _SLOT_BYTES, _SLOT_BYTES)]
         self.slots = [Slot(part) if faults is None else FaultySlot(part, faults) for part in parts]
-        self.request = state.map(_REQUEST_FILE, wire.REQUEST_BYTES)
-        self.deaths = memoryview(state.map(_DEATHS_FILE, _DEATHS_BYTES)).cast("Q")
+        self.request = state.map(StateFile.REQUEST, wire.REQUEST_BYTES)
+        self.deaths = memoryview(state.map(StateFile.DEATHS, _DEATHS_BYTES)).cast("Q")
         """A request's number, and how many daemons in a row have died over it."""
         self._put_off = self.deaths[_PUT_OFF : _PUT_OFF + 1]
         self._request_words = memoryview(self.request)[: wire.IN_HEADER.size].cast("Q")

@@ -22,11 +22,12 @@ import os
 from collections.abc import Sequence
 
 from sharedfs.ledger.page_ranges import PageRange
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage.state_files import StateFiles
 
 PUNCHED_BYTES = 64 << 10
 """The most that is punched out at once: 30 us."""
-_FILE, _FILLED_FILE, _CONTENT_AT = "punched", "filled", 4096
+_CONTENT_AT = 4096
 _LENGTH, _INODE, _START, _ATIME, _MTIME = range(5)
 
 
@@ -34,7 +35,7 @@ class Punched:
     """One range of one file at a time, for one thread."""
 
     def __init__(self, state: StateFiles) -> None:
-        memory = memoryview(state.map(_FILE, _CONTENT_AT + PUNCHED_BYTES))
+        memory = memoryview(state.map(StateFile.PUNCHED, _CONTENT_AT + PUNCHED_BYTES))
         self._words = memory[:_CONTENT_AT].cast("Q")
         self._memory = memory[_CONTENT_AT:]
 
@@ -70,7 +71,7 @@ class Filled:
 
     def __init__(self, state: StateFiles, window_pages: int) -> None:
         # Between two holes is a page: so many words are enough.
-        memory = memoryview(state.map(_FILLED_FILE, _CONTENT_AT + (window_pages + 1) * 8)).cast("Q")
+        memory = memoryview(state.map(StateFile.FILLED, _CONTENT_AT + (window_pages + 1) * 8)).cast("Q")
         self._words, self._holes = memory[: _CONTENT_AT // 8], memory[_CONTENT_AT // 8 :]
 
     @property

@@ -18,6 +18,7 @@ import pytest
 
 from sharedfs.fuse.protocol import IN_HEADER, Opcode
 from sharedfs.ops.recovery import MOST_DEATHS
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage import fault_injection
 from sharedfs.storage.fault_injection import Point, Start, armed_word, start_word
 from sharedfs.storage.journal import Journal
@@ -34,7 +35,7 @@ class Handed:
     def __init__(self, pool: MountedPool) -> None:
         self.pool = pool
         self.keeper = pool.status().keeper_pid
-        self.file = pool.kept(fault_injection.FILE) / fault_injection.FILE
+        self.file = pool.kept(StateFile.FAULTS) / StateFile.FAULTS
 
     def arm(self, opcode: int, point: Point) -> None:
         with self.file.open("r+b") as file:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from sharedfs.common import paths
+from sharedfs.pool.schema import StateFile
 from sharedfs.storage import fault_injection
 from sharedfs.storage.fault_injection import Point, armed_word
 from tests.support.kills import is_zombie
@@ -25,17 +26,17 @@ class Armed:
 
     def __init__(self, pool: MountedPool) -> None:
         self.pool = pool
-        self.state = pool.kept(fault_injection.FILE)
+        self.state = pool.kept(StateFile.FAULTS)
         self.store = pool.kept("removed")
         self.log = paths.daemon_log(pool.name)
 
     def arm(self, opcode: int, point: Point, how: int = 0) -> None:
         """`how` are flags of `faults`."""
-        with (self.state / fault_injection.FILE).open("r+b") as file:
+        with (self.state / StateFile.FAULTS).open("r+b") as file:
             file.write((armed_word(opcode, point) | how).to_bytes(8, "little"))
 
     def disarm(self) -> None:
-        with (self.state / fault_injection.FILE).open("r+b") as file:
+        with (self.state / StateFile.FAULTS).open("r+b") as file:
             file.write(bytes(8))
 
     def restarted_since(self, restarts: int) -> bool:

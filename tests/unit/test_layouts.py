@@ -16,7 +16,7 @@ from sharedfs.ledger.storage import MemoryLog, Record
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.pool import schema
 from sharedfs.pool.handoff import Start
-from sharedfs.pool.schema import Held, Word
+from sharedfs.pool.schema import Held, StateFile, Word
 from sharedfs.storage import in_hand
 from sharedfs.storage.journal import Aftermath, Commit, Intent, Journal, Kind
 from sharedfs.storage.node import Node
@@ -167,6 +167,10 @@ def test_words_and_names_that_cross_versions() -> None:
         "HAND_OVER": "hand over",
         "END": "end",
     }
+    assert {file.name.lower(): file.value for file in StateFile} == {
+        file: file
+        for file in ("init", "options", "device", "journal", "request", "deaths", "generations", "nodes", "makers")
+    } | {file: file for file in ("punched", "filled", "books", "faults")}
     assert sorted(Held) == ["device", "feed", "keeper", "lock", "spill", "state", "store"]
     assert in_hand._name(17) == "in-hand-17"
     modules = (schema.SPARE_MODULE, *schema.LOOKER_MODULES)
