@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from sharedfs.common.errors import BrokenInvariant, CallerMistake, HostFault, first_error
+from sharedfs.common.standard_streams import open_standard_streams
 
 EXIT_OUR_FAILURE = 1
 EXIT_CALLER_MISTAKE = 2
@@ -16,6 +17,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 def run_cli(command: click.Command, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `command` and exit: 0; 2 with one line for the caller's mistake; 1 with one line for our failure."""
+    open_standard_streams()
     try:
         # Without standalone mode click returns the code of its own exits, such as --help.
         code = command.main(arguments, prog_name=program, standalone_mode=False)

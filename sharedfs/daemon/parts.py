@@ -14,6 +14,7 @@ from sharedfs.fuse.relay import Channel
 from sharedfs.fuse.shortage import Shortage
 from sharedfs.linux.perf_events import TaskEvents
 from sharedfs.maintenance.giving_way import GivingWay
+from sharedfs.maintenance.gone_names import GoneNames, TakenOut
 from sharedfs.maintenance.unclaimed import UnclaimedFiles
 from sharedfs.ops.attributes import Attributes
 from sharedfs.ops.content import Content
@@ -110,8 +111,9 @@ def build(given: Given, resources: ExitStack) -> Parts:
     uses, content = RecentUses(store.lock), Content(store, given.spill)
     references = References(store, books, files, given.spill, reaper)
     names = Names(store, books, callers, references, content)
-    unclaimed = UnclaimedFiles(store, books, names, uses, given.spill, device)
-    giving_way = GivingWay(store, books, content, unclaimed, given.yields, unclaimed.tell, reaper)
+    gone = GoneNames(_forgets_names(device))
+    unclaimed = UnclaimedFiles(store, books, names, uses, given.spill, device, gone.put)
+    giving_way = GivingWay(store, books, content, unclaimed, given.yields, gone.put, reaper)
 
     growth = Growth(store, books, allocation, options.reserve_bytes, reaper, giving_way)
     listings, fast_reads = Listings(store, given.restarts), options.reads is Reads.FAST
@@ -151,6 +153,14 @@ def build(given: Given, resources: ExitStack) -> Parts:
         frequent,
         channel,
     )
+
+
+def _forgets_names(device: Device) -> Callable[[TakenOut], None]:
+    def tell_kernel(taken: TakenOut) -> None:
+        device.forget_name(taken.parent, taken.inode, taken.name)
+        device.expire_attributes(taken.parent)
+
+    return tell_kernel
 
 
 def _room_maker(files: Descriptors, pump_callers: Callers, namespace: Namespace) -> Callable[[], None]:

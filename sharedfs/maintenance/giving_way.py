@@ -15,13 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
 
 from sharedfs.accounting.books import Books
 from sharedfs.fuse import messages
 from sharedfs.fuse import protocol as wire
 from sharedfs.fuse.protocol import BODY, Opcode
-from sharedfs.maintenance.unclaimed import TakenOut, UnclaimedFiles
+from sharedfs.maintenance.gone_names import TakenOut
+from sharedfs.maintenance.unclaimed import UnclaimedFiles
 from sharedfs.ops.content import GIVEN_WAY_MARK, Content
 from sharedfs.pages.reaper import Reaper
 from sharedfs.storage.tree import Store
@@ -78,8 +78,6 @@ class GivingWay:
         self._candidate_bytes = 0
         self._looked_at = -1  # the ledger's sequence then
         self._look_again_at = 0.0
-        self._gone: SimpleQueue[TakenOut] = SimpleQueue()
-        threading.Thread(target=self._tell_kernel, name="names that are gone", daemon=True).start()
 
     def resume(self) -> None:
         """Free the pages of files that a daemon before us had taken out of the tree, and no more."""
@@ -135,7 +133,7 @@ class GivingWay:
             taken = self._unclaimed.take_out(inode, mark=GIVEN_WAY_MARK)
             if taken is None:
                 return False
-            self._gone.put(taken)
+            self._tell(taken)
             with self._store.lock:
                 if inode in self._store.removed:
                     self._reaper.empty(inode, self._store.removed[inode])
@@ -143,11 +141,3 @@ class GivingWay:
             log.debug("inode %d does not give way: %s", inode, error)
             return False
         return True
-
-    def _tell_kernel(self) -> None:
-        while True:
-            taken = self._gone.get()
-            try:
-                self._tell(taken)
-            except OSError as error:
-                log.warning("the kernel is not told that %s is gone: %s", taken.shown, error)

@@ -16,6 +16,7 @@ import logging
 import os
 import stat
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC, EPERM, EROFS
@@ -25,6 +26,7 @@ from sharedfs.api.paged_lists import PagedLists
 from sharedfs.api.types import FILES_OF_A_PAGE, UnclaimedFile, UnclaimedPage
 from sharedfs.fuse.device import Device
 from sharedfs.ledger.sharing_class import SharingClass
+from sharedfs.maintenance.gone_names import TakenOut
 from sharedfs.maintenance.pins import Pins
 from sharedfs.ops.names import Names
 from sharedfs.ops.recent_uses import RecentUses
@@ -46,16 +48,6 @@ class Rule:
     grace_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TakenOut:
-    """A file that has left the tree, and the name that the kernel may remember."""
-
-    parent: int
-    inode: int
-    name: bytes
-    shown: str
-
-
 class UnclaimedFiles:
     """For one pool; `sweep` is for one thread, which is not the request pump."""
 
@@ -67,13 +59,16 @@ class UnclaimedFiles:
         uses: RecentUses,
         spill: Spill,
         device: Device,
+        tell: Callable[[TakenOut], None],
     ) -> None:
+        """`tell` hears of each name that is gone, and waits for nobody."""
         self._store = store
         self._books = books
         self._names = names
         self._uses = uses
         self._spill = spill
         self._device = device
+        self._tell = tell
         self._since: dict[int, float] = {}
         self._lists = PagedLists(FILES_OF_A_PAGE)
         self._retry_at = 0.0
@@ -180,7 +175,7 @@ class UnclaimedFiles:
     def _delete(self, inode: int) -> None:
         taken = self.take_out(inode)
         if taken is not None:
-            self.tell(taken)
+            self._tell(taken)
 
     def take_out(self, inode: int, mark: bytes = b"") -> TakenOut | None:
         """Remove the only name of a file that nobody can be using; None, and nothing done, for any other.
@@ -204,11 +199,6 @@ class UnclaimedFiles:
         self.deleted_bytes += held_bytes
         log.info("deleted %s: unclaimed", path)
         return TakenOut(parent, inode, name, path)
-
-    def tell(self, taken: TakenOut) -> None:
-        """Tell the kernel. Without the lock: it may wait for a request in that directory, which waits for the pump."""
-        self._device.forget_name(taken.parent, taken.inode, taken.name)
-        self._device.expire_attributes(taken.parent)
 
     def oldest_first(self) -> list[tuple[int, int]]:
         """The files that no page of has a payer, with their bytes: those first that have been so for longest.

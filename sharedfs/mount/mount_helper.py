@@ -18,6 +18,7 @@ import psutil
 
 from sharedfs.common.command_line import CONTEXT, say_error
 from sharedfs.common.errors import CallerMistake, HostFault, first_error
+from sharedfs.common.standard_streams import open_standard_streams
 from sharedfs.linux.mount_flags import ATIME_FLAGS, MS_NODEV, MS_NOSUID
 from sharedfs.linux.mountinfo import unescape
 from sharedfs.mount import mounting
@@ -134,6 +135,7 @@ def _command_line_of_parent() -> list[str]:
 
 def main() -> None:
     """The console script."""
+    open_standard_streams()
     try:
         code = helper.main(prog_name=PROGRAM, standalone_mode=False)
     except BaseException as error:

@@ -26,6 +26,7 @@ from sharedfs.api.unix_listener import listen_at
 from sharedfs.common import paths
 from sharedfs.common.errors import CallerMistake, HostFault
 from sharedfs.common.logs import log_to_stderr
+from sharedfs.common.standard_streams import open_standard_streams
 from sharedfs.fuse.protocol import MAX_WRITE
 from sharedfs.linux import syscalls
 from sharedfs.linux.cgroups import find_memory_hierarchy
@@ -148,6 +149,7 @@ def keep(options: PoolOptions, ready_fd: int | None) -> int:
 def main(arguments: Sequence[str]) -> int:
     """`-m sharedfs.supervisor.keeper MOUNTPOINT NAME OPTIONS [READY-FD]`, after `sharedfs mount` has checked all."""
     mountpoint, name, words, *ready = arguments
+    open_standard_streams()
     log_to_stderr()
     try:
         return keep(parse(words, 0).options(mountpoint, name, 0), int(ready[0]) if ready else None)

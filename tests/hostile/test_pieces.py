@@ -26,7 +26,8 @@ from sharedfs.ledger.sharing_class import SharingClass
 from sharedfs.ledger.tenant import NOBODY, TenantId
 from sharedfs.linux.cgroups import CgroupRef
 from sharedfs.maintenance.giving_way import GivingWay
-from sharedfs.maintenance.unclaimed import TakenOut, UnclaimedFiles
+from sharedfs.maintenance.gone_names import TakenOut
+from sharedfs.maintenance.unclaimed import UnclaimedFiles
 from sharedfs.ops.content import Content
 from sharedfs.ops.namespace import Namespace
 from sharedfs.ops.recent_uses import RecentUses
@@ -300,7 +301,9 @@ def test_a_file_that_gives_way_is_freed_in_pieces_and_stays_until_the_kernel_for
     taken: list[TakenOut] = []
     device_fd = os.open(os.devnull, os.O_RDWR)
     spill = Spill(None, store, books)
-    unclaimed = UnclaimedFiles(store, books, namespace.names, RecentUses(store.lock), spill, Device(device_fd))
+    unclaimed = UnclaimedFiles(
+        store, books, namespace.names, RecentUses(store.lock), spill, Device(device_fd), taken.append
+    )
     giving_way = GivingWay(store, books, Content(store, spill), unclaimed, lambda: True, taken.append, reaper)
     used = store.tmpfs.used_bytes()
     free = os.statvfs(store.tmpfs.mount_fd).f_bavail * PAGE

@@ -276,3 +276,29 @@ def test_a_pool_at_dev_shm(tmp_path: Path, run_dir: Path, unique_name: str, plac
     (tmp_path / place).mkdir(parents=True)
     done = sharedfs("mount", "--check", str(tmp_path / place), "--name", unique_name, "--size", "16M")
     assert ("glibc before 2.34" in done.stderr) is warns
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_cost_the_pool_nothing(
+    run_dir: Path, unique_name: str, mount_options: list[str], closed: str
+) -> None:
+    """The keeper's log took the number of the pool's lock: a pool that served was taken for dead, and replaced."""
+    place = run_dir / "mnt"
+    place.mkdir()
+    command = [sys.executable, "-m", "sharedfs", "mount", str(place), "--name", unique_name, *mount_options]
+    mounted = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], timeout=60, check=False)
+    assert mounted.returncode == 0
+    try:
+        (place / "f").write_bytes(b"precious")
+        assert unique_name in sharedfs("status").stdout
+        second = run_dir / "second"
+        second.mkdir()
+        refused = sharedfs("mount", str(second), "--name", unique_name, *mount_options, check=False)
+        assert refused.returncode == 2, refused.stderr
+        sharedfs("reload", str(place))
+        with (place / "f").open("rb") as file:
+            in_use = sharedfs("umount", str(place), check=False)
+            assert in_use.returncode == 2
+            assert file.read() == b"precious"
+    finally:
+        sharedfs("umount", str(place))
