@@ -13,6 +13,7 @@ import mmap
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from errno import EFBIG, ENOMEM
 from itertools import chain
 
 from sharedfs.common.errors import HostFault
@@ -27,6 +28,10 @@ _OVERGROWN_BYTES = 64 << 10
 _OVERGROWN_TIMES = 4
 
 
+# Regions are files of 64 GiB, and addresses for them, which take no memory until they are used.
+_ADVICE = {EFBIG: ": `ulimit -f unlimited` first", ENOMEM: ": `ulimit -v unlimited` first"}
+
+
 class FileRegion:
     """A sparse file, mapped. Backed from its start on, so what it holds says how far."""
 
@@ -37,7 +42,8 @@ class FileRegion:
             os.ftruncate(self._fd, REGION_BYTES)
             self.view = memoryview(mmap.mmap(self._fd, REGION_BYTES))
         except OSError as error:
-            raise HostFault(f"the state of the books: cannot map {name}: {error.strerror}") from error
+            advice = _ADVICE.get(error.errno or 0, "")
+            raise HostFault(f"the state of the books: cannot map {name}: {error.strerror}{advice}") from error
         self.backed_bytes = os.fstat(self._fd).st_blocks * STAT_BLOCK_BYTES
 
     def back(self, size_bytes: int) -> None:

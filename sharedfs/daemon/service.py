@@ -374,7 +374,8 @@ def run(start: Start, kept: Mapping[str, int], keeper: socket.socket) -> int:
         cause = first_error(error)
         if not isinstance(cause, (CallerMistake, HostFault, OSError)):
             raise
-        log.exception("the pool cannot be served")
+        if start.resumes or isinstance(cause, OSError):  # else all is said in the line that the keeper shows
+            log.exception("the pool cannot be served")
         code = EXIT_CALLER_MISTAKE if isinstance(cause, CallerMistake) else EXIT_OUR_FAILURE
         keeper.send(Word.FAILED.message(f"{code} sharedfs: {' '.join(str(cause).split())}"))
         return code

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from errno import EBUSY
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 import psutil
@@ -81,6 +81,7 @@ def check(options: PoolOptions, *, handed_down: bool = False) -> None:
     if handed_down:
         return
     _check_mountpoint(options.mountpoint)
+    _check_parent(options.cgroup_parent)
     check_unclaimed(options)
     if options.spill_directory:
         _check_spill_directory(options)
@@ -104,6 +105,14 @@ def _check_size(size_bytes: int) -> None:
             f"a size of {format_size(size_bytes)} must be more than 0 and at most this host's memory, "
             f"{format_size(memory)}"
         )
+
+
+def _check_parent(parent: str) -> None:
+    """A cgroup that is not there is made; what is there must be one."""
+    hierarchy, path = find_memory_hierarchy(), PurePosixPath("/") / parent.strip("/")
+    for step in (path, *path.parents):
+        if hierarchy.directory(str(step)).is_file():
+            raise CallerMistake(f"{step} is a file of cgroups and no cgroup: choose another --cgroup-parent")
 
 
 def _check_spill_directory(options: PoolOptions) -> None:

@@ -98,6 +98,8 @@ class UnclaimedRule(StrEnum):
 
 
 _WORD = re.compile(r'(?:[^,"]|"[^"]*")+')
+MOST_INODES = 1 << 32
+"""Files of one pool: tmpfs takes more, and numbers them in 64 bits, but no host has memory for 6 TiB of inodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,9 +207,16 @@ def _tenant_rules(text: str) -> str:
 
 
 def _cgroup(text: str) -> str:
-    if '"' in text or ".." in text.split("/"):
-        raise ValueError(f'{text!r} must not contain .. or ": give a path of cgroups')
+    if '"' in text or ".." in text.split("/") or not text.isprintable():
+        raise ValueError(f'{text!r} must not contain .. or " or what cannot be printed: give a path of cgroups')
     return text
+
+
+def _inodes(text: str) -> int:
+    number = parse_size(text)
+    if number > MOST_INODES:
+        raise ValueError(f"{text} is more than the kernel can count: write at most {MOST_INODES}, or 0 for no bound")
+    return number
 
 
 SETTINGS: Mapping[str, Setting] = {
@@ -226,7 +235,7 @@ SETTINGS: Mapping[str, Setting] = {
     "gid": Setting("root_gid", _id, str),
     "tenant_cap": Setting("tenant_cap", parse_part, str, changes=True),
     "remainder": Setting("remainder", parse_part, str, changes=True),
-    "nr_inodes": Setting("inodes", parse_size, str, changes=True),
+    "nr_inodes": Setting("inodes", _inodes, str, changes=True),
 }
 _SWITCHES = {"passthrough": True, "no_passthrough": False}
 _SETTING_FIELDS = (*(setting.field for setting in SETTINGS.values()), "passthrough")

@@ -142,6 +142,9 @@ class Chaos:
         directory.mkdir()
         seed, operations = self._random.getrandbits(32), self._random.choice((50, 500, 3000))
         arguments = map(str, (_WORKER, directory, self._pool.path / "shared", place, seed, operations))
+        with (self._pool.path / "shared").open("r+b") as shared:  # who was there before left its bytes
+            shared.seek(place * SLICE_BYTES)
+            shared.write(bytes(SLICE_BYTES))
         process = subprocess.Popen(
             tenant.join([sys.executable, "-S", "-E", *arguments]),
             stdin=subprocess.PIPE,
@@ -150,9 +153,6 @@ class Chaos:
             text=True,
         )
         self._running[place] = _Running(tenant, directory, process)
-        with (self._pool.path / "shared").open("r+b") as shared:  # who was there before left its bytes
-            shared.seek(place * SLICE_BYTES)
-            shared.write(bytes(SLICE_BYTES))
 
     def _end(self, place: int) -> None:
         """The tenant's process ends; what it left is compared with what it says, and removed with its cgroup."""

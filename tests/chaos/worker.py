@@ -86,7 +86,11 @@ class Worker:
 
     def expect(self, found: object, expected: object, what: str) -> None:
         if found != expected:
-            raise AssertionError(f"{what}: {str(found)[:200]} is not {str(expected)[:200]}")
+            where = ""
+            if isinstance(found, bytes) and isinstance(expected, bytearray):
+                other = [at for at, (one, two) in enumerate(zip(found, expected, strict=False)) if one != two]
+                where = f", {len(other)} bytes differ from {other[:1]} to {other[-1:]} of {len(found)}, {len(expected)}"
+            raise AssertionError(f"{what}{where}: {str(found)[:200]} is not {str(expected)[:200]}")
 
     def create(self) -> None:
         if len(self.files) >= MOST_FILES:

@@ -10,7 +10,6 @@ from unittest.mock import patch
 
 import pytest
 
-from sharedfs.linux.cgroups import find_memory_hierarchy
 from sharedfs.linux.mountinfo import mount_at, mounts
 from sharedfs.mount import mount_helper, mounting
 from sharedfs.pool import registry
@@ -82,10 +81,20 @@ def test_what_cannot_be_mounted_is_a_mount_failure(
 def test_a_host_that_lets_us_not_is_a_system_error(
     mountpoint: Path, unique_name: str, nothing_left: Callable[[], None]
 ) -> None:
-    not_a_cgroup = find_memory_hierarchy().directory("/") / "cgroup.procs"
-    options = f"size=16m,cgroup_parent={not_a_cgroup.name}/x"
+    """Descriptors enough for the keeper, and address space too small for the books of the daemon."""
+    options = f"size=16m,cgroup_parent={unique_name}-pools"
+    mount = ["mount", "-t", "fuse.sharedfs", unique_name, str(mountpoint), "-o", options]
+    for limit, advice in ((f"--as={2 << 30}", "ulimit -v unlimited"), (f"--fsize={1 << 20}", "ulimit -f unlimited")):
+        refused(run("prlimit", limit, *mount), mount_helper.EXIT_SYSTEM, advice)
+        nothing_left()
+
+
+def test_a_parent_that_is_no_cgroup_is_a_mistake(
+    mountpoint: Path, unique_name: str, nothing_left: Callable[[], None]
+) -> None:
+    options = "size=16m,cgroup_parent=cgroup.procs/x"
     done = run("mount", "-t", "fuse.sharedfs", unique_name, str(mountpoint), "-o", options)
-    refused(done, mount_helper.EXIT_SYSTEM, "cgroup.procs")
+    refused(done, mount_helper.EXIT_MOUNT_FAILURE, "cgroup.procs is a file of cgroups")
     nothing_left()
 
 
