@@ -23,7 +23,7 @@ from rich.table import Table
 from sharedfs.linux.cgroup_memory import batch_bytes
 from sharedfs.linux.cgroups import CgroupVersion
 from tests.support.mount import MountedPool, mounted_pool
-from tests.support.pins import UNMAP, hold_in_pipes
+from tests.support.pins import UNMAP, hold_in_pipes, move_agent
 from tests.support.tenants import Tenant, Tenants, tenants_below
 
 _MIB = 1 << 20
@@ -126,9 +126,7 @@ def read_fast_by_another(place: Place) -> Paid:
     opener, reader = place.tenants.make("opener"), place.tenants.make("reader")
     agent = opener.agent()
     agent.do(f"fd = os.open('{place.file}', os.O_RDONLY)")
-    agent.do(f"open('{reader.directory}/cgroup.procs', 'w').write(str(os.getpid()))")
-    opener.agents.remove(agent)
-    reader.agents.append(agent)
+    move_agent(agent, opener, reader)
     agent.do(f"result = len(os.pread(fd, {SIZE}, 0))")
     return place.paid_by(reader)
 

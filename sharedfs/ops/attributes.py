@@ -86,8 +86,14 @@ class Attributes:
             os.chmod(self._store.descriptor_path(node), stat.S_IMODE(changes.mode))
             node.set_id = bool(changes.mode & SET_ID_BITS)
         if changes.size is not None:
-            cut = partial(self._sizes.change, by_handle=changes.by_handle)
-            return cut(node, changes.size, thread_id, slot, lambda: self._set_times(node, changes))
+            return self._sizes.change(
+                node,
+                changes.size,
+                thread_id,
+                slot,
+                partial(self._set_times, node, changes),
+                by_handle=changes.by_handle,
+            )
         self._set_times(node, changes)
         return None
 

@@ -51,30 +51,9 @@ def make_books() -> Books:
     return Books(find_memory_hierarchy(), os.sysconf("SC_PAGESIZE"), TenantRules("leaf"))
 
 
-def build_parts(
-    resources: ExitStack,
-    store: Store,
-    books: Books,
-    *,
-    ended: list[BaseException | None],
-    device_fd: int | None = None,
-    journal: Journal | None = None,
-    events: TaskEvents | None = None,
-    pool_inode: int = 0,
-    **options: Any,
-) -> Parts:
-    """Without `device_fd` nobody asks and nobody hears an answer. `ended` gets what the pumps or a part ended with."""
-    return build_all(
-        resources,
-        store,
-        books,
-        ended=ended,
-        device_fd=device_fd,
-        journal=journal,
-        events=events,
-        pool_inode=pool_inode,
-        **options,
-    )[0]
+def build_parts(resources: ExitStack, store: Store, books: Books, **given: Any) -> Parts:
+    """What serves requests, of `build_all`."""
+    return build_all(resources, store, books, **given)[0]
 
 
 def build_all(
@@ -90,7 +69,10 @@ def build_all(
     device: tuple[int, int] = _NO_MOUNT,
     **options: Any,
 ) -> tuple[Parts, UpkeepParts]:
-    """As `build_parts`, with what looks after pages. Processes are looked at for what they map of `device`."""
+    """Without `device_fd` nobody asks and nobody hears an answer. `ended` gets what the pumps or a part ended with.
+
+    Processes are looked at for what they map of `device`.
+    """
     if device_fd is None:
         device_fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         resources.callback(os.close, device_fd)
